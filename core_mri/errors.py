@@ -1,0 +1,99 @@
+"""The errors a user can meet, each with a stable code that documentation and logs may rely on.
+
+Library code raises these; only the `core-mri` command turns them into one line on stderr and an
+exit code.
+"""
+
+from __future__ import annotations
+
+CODES: dict[str, str] = {
+    "CONFIG-01": "a configuration holds an unknown key, lacks a key or has a wrong value",
+    "CONFIG-02": "a configuration file cannot be found or is not YAML",
+    "CONFIG-03": "the output folder is not empty and does not belong to this run",
+    "CONFIG-04": "a run was asked to resume with another configuration",
+    "CONFIG-05": "settings that are valid alone cannot work together or with this data",
+    "CONFIG-06": "an optional package is not installed",
+    "DATA-01": "nothing to read: no such path, or an empty folder",
+    "DATA-02": "a file is truncated or damaged",
+    "DATA-03": "a file is no image of a known format",
+    "DATA-04": "voxels are not finite",
+    "DATA-05": "an image is constant",
+    "DATA-06": "a label value is outside the list of the task",
+    "DATA-07": "the disk is full or a path cannot be written",
+    "DATA-08": "a registry is missing, damaged or of another schema version",
+    "DATA-09": "too few patients, volumes or slices for what was asked",
+    "DATA-10": "a file has no pixel data, or pixel data this installation cannot decode",
+    "DATA-11": "an identifier survived de-identification",
+    "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
+    "GEOMETRY-02": "the slices of a series do not form one regular volume",
+    "GEOMETRY-03": "two volumes that must share a grid do not",
+    "WEIGHTS-01": "a weights folder is missing, incomplete or does not match its hash",
+    "WEIGHTS-02": "tensors of a checkpoint do not fit the model",
+    "WEIGHTS-03": "no model of that name",
+    "RUN-01": "training diverged",
+    "RUN-02": "a worker process failed",
+    "RUN-03": "a checkpoint is damaged",
+}
+"""Every code and what it stands for; the tests check that each raised code is listed here."""
+
+
+class CoreMRIError(Exception):
+    """An error with a stable code and, where one is known, what to do next.
+
+    Args:
+        code: A key of :data:`CODES`.
+        message: What was got and what is allowed, naming the file (or its keyed id) and the values.
+        fix: What the user can do next, one sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str, *, fix: str = "") -> None:
+        self.code = code
+        self.message = message
+        self.fix = fix
+        super().__init__(code, message, fix)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" + (f" {self.fix}" if self.fix else "")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.code, self.message, self.fix)
+
+
+def _rebuild(cls: type[CoreMRIError], code: str, message: str, fix: str) -> CoreMRIError:
+    return cls(code, message, fix=fix)
+
+
+class ConfigError(CoreMRIError):
+    """A wrong configuration or wrong usage (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(CoreMRIError):
+    """Data that cannot be read, is not what it should be, or cannot be written."""
+
+
+class GeometryError(DataError):
+    """Geometry that is impossible or does not match."""
+
+
+class WeightsError(CoreMRIError):
+    """Weights that cannot be found, are damaged or do not fit."""
+
+
+class RunError(CoreMRIError):
+    """A run that failed while it ran: divergence, a lost worker, a damaged checkpoint."""
+
+
+class Interrupted(CoreMRIError):
+    """Ctrl-C or SIGTERM: the checkpoint is kept (exit code 130)."""
+
+    exit_code = 130
+
+    def __init__(self, message: str) -> None:
+        super().__init__("INTERRUPTED", message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Interrupted, (self.message,)

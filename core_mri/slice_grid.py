@@ -1,0 +1,53 @@
+"""The encoder's square grid of a slice, and the way back to the stored one.
+
+A slice [H, W] is padded with zeros to a centred square of side max(H, W) and resized to `size`
+pixels. Both directions share half-pixel centers (``align_corners=False``), so a point keeps its
+place; when the side equals `size` only padding is added and the way back is exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def image_to_square(slices: npt.NDArray[np.float32], size: int) -> Tensor:
+    """Slices [S, H, W] in [0, 1] to images [S, 1, size, size], bilinear with antialiasing."""
+    square = _pad(torch.from_numpy(np.ascontiguousarray(slices)))[:, None]
+    if square.shape[-1] == size:
+        return square
+    resized = functional.interpolate(
+        square, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized.clamp(0, 1)
+
+
+def mask_to_square(classes: npt.NDArray[np.uint8], size: int) -> Tensor:
+    """Classes [S, H, W] to int64 [S, size, size], nearest; to train with, never to score."""
+    square = _pad(torch.from_numpy(np.ascontiguousarray(classes)))[:, None]
+    return functional.interpolate(square, (size, size), mode="nearest-exact")[:, 0].long()
+
+
+def square_to_classes(logits: Tensor, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Logits [S, C, size, size] to the most likely class [S, rows, columns] on the stored grid.
+
+    Logits are interpolated, not classes: the boundary keeps its place between pixels.
+    """
+    side = max(rows, columns)
+    if logits.shape[-1] != side:
+        logits = functional.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    cropped = logits[..., top : top + rows, left : left + columns]
+    classes: npt.NDArray[np.uint8] = cropped.argmax(1).to(torch.uint8).cpu().numpy()
+    return classes
+
+
+def _pad(slices: Tensor) -> Tensor:
+    """[S, H, W] to [S, N, N], N = max(H, W), centred."""
+    rows, columns = slices.shape[-2:]
+    side = max(rows, columns)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    return functional.pad(slices, (left, side - columns - left, top, side - rows - top))

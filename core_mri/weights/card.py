@@ -1,0 +1,97 @@
+"""The model card, ``README.md`` of a weights folder: what it is, from what, how to load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from core_mri.version import __version__
+
+LIMITS = (
+    "Research use only; not a medical device.",
+    "Features and masks of scans unlike the training data may be wrong without warning.",
+)
+
+
+def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        config: The content of ``config.json`` with its hash.
+        facts: What the run knows. Known keys, each optional: ``summary`` (one sentence), ``data``
+            (mapping), ``sources`` (list of {name, licence, volumes}), ``training`` (mapping),
+            ``results`` (list of rows), ``licence``. A missing one is said to be missing.
+    """
+    licence = str(facts.get("licence", "not stated"))
+    encoder = config["encoder"]
+    window = config["input"]["window_percentiles"]
+    parts = [
+        "---",
+        f"license: {licence if licence != 'not stated' else 'unknown'}",
+        "library_name: core-mri",
+        "tags: [mri, medical-imaging, vision-transformer]",
+        "---",
+        "",
+        f"# {config['kind'].capitalize()} trained with core-mri {__version__}",
+        "",
+        str(facts.get("summary", "No summary was given when these weights were saved.")),
+        "",
+        "## How to load",
+        "",
+        "```python",
+        "import core_mri",
+        "",
+        "model = core_mri.load_model(PATH_OF_THIS_FOLDER)",
+        "```",
+        "",
+        "## Input",
+        "",
+        f"One channel. Intensities of a whole volume are clipped at its {window[0]} and "
+        f"{window[1]} percentiles and scaled to [0, 1]; mean {encoder['mean']} and standard "
+        f"deviation {encoder['std']} are applied inside. "
+        f"Image sides are multiples of {encoder['patch_size']} px.",
+        "",
+        "## Network",
+        "",
+        f"ViT, {encoder['depth']} blocks of width {encoder['embed_dim']}, "
+        f"patch {encoder['patch_size']}. "
+        f"SHA-256 of the tensors: `{config['sha256']}`.",
+        "",
+    ]
+    if config["kind"] == "segmenter":
+        parts += [
+            "Classes: " + ", ".join(f"{k} {v}" for k, v in config["labels"].items()) + ".",
+            "",
+        ]
+    for key, heading in (
+        ("data", "Training data"),
+        ("sources", "Sources"),
+        ("training", "Training"),
+        ("results", "Results"),
+    ):
+        parts += [f"## {heading}", "", *_section(facts.get(key)), ""]
+    parts += ["## Licence", "", f"{licence[:1].upper()}{licence[1:]}.", "", "## Limits", ""]
+    parts += [f"- {limit}" for limit in LIMITS]
+    return "\n".join(parts) + "\n"
+
+
+def _section(content: object) -> list[str]:
+    """A mapping as a list, rows as a table, nothing as a plain statement."""
+    if not content:
+        return ["Not recorded."]
+    if isinstance(content, Mapping):
+        return [f"- {key}: {_plain(value)}" for key, value in content.items()]
+    if isinstance(content, list | tuple) and all(isinstance(row, Mapping) for row in content):
+        columns = list(content[0])
+        lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        return lines + [
+            "| " + " | ".join(_plain(row.get(column, "")) for column in columns) + " |"
+            for row in content
+        ]
+    return [_plain(content)]
+
+
+def _plain(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text.replace("|", "/").replace("\n", " ")

@@ -1,0 +1,224 @@
+"""A weights folder is what one shares: ``config.json``, ``model.safetensors``, ``README.md``.
+
+``config.json`` holds what is needed to build the network and to use it rightly, and the SHA-256 of
+the tensors; loading is strict and reads no pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core_mri.errors import CoreMRIError, WeightsError
+from core_mri.models import MODELS
+from core_mri.models.registry import EncoderConfig
+from core_mri.runs import file_sha256, write_atomically, writing
+from core_mri.weights.card import model_card
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from core_mri.models.encoder import Encoder
+    from core_mri.models.segmenter import Segmenter
+
+CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+INPUT_CONTRACT = {
+    "channels": 1,
+    "range": [0.0, 1.0],
+    "window_percentiles": [0.5, 99.5],
+    "window_scope": "volume",
+}
+"""How images are prepared for every model of this project: one window per volume, then [0, 1]."""
+
+
+def save_model(
+    model: Encoder | Segmenter, folder: str | Path, card: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
+
+    Args:
+        model: An encoder or a segmenter.
+        folder: Created when missing; files of an older save are replaced.
+        card: Facts for the model card: see `core_mri.weights.card.model_card`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: DATA-07 when the folder cannot be written.
+        WeightsError: WEIGHTS-02 when the model is of a kind that has no folder layout.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    config = _describe(model)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".{TENSORS}.partial"
+        tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+        config["sha256"] = file_sha256(aside)
+        os.replace(aside, folder / TENSORS)  # noqa: PTH105
+        text = model_card(config, card or {})
+        write_atomically(folder / CARD, text.encode())
+        facts = json.dumps(config | {"card": dict(card or {})}, indent=2)
+        write_atomically(folder / CONFIG, f"{facts}\n".encode())
+    return folder
+
+
+def load_model(
+    source: str | Path, *, device: str = "auto", **options: object
+) -> Encoder | Segmenter:
+    """Load a model, in evaluation mode.
+
+    Args:
+        source: A weights folder, or a run folder that holds one in ``weights/``.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        **options: None is known for folders.
+
+    Returns:
+        An `Encoder` or a `Segmenter`; ``model.card`` holds the facts it was saved with.
+
+    Raises:
+        WeightsError: WEIGHTS-01 when the folder is missing, incomplete or damaged, WEIGHTS-02 when
+            a tensor is missing, unexpected or of another shape (each is named).
+        ConfigError: CONFIG-05 when the device does not exist.
+    """
+    from core_mri.devices import select_device
+
+    if options:
+        raise WeightsError(
+            "WEIGHTS-03", f"unknown option for {source}: {', '.join(sorted(options))}."
+        )
+    folder = _find(Path(source))
+    config = read_config(folder)
+    tensors = _read_tensors(folder, config["sha256"])
+    model = _build(folder, config)
+    _fill(model, tensors, folder)
+    model.card = config.get("card", {})
+    return model.to(select_device(device)).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``, checked for its format number.
+
+    Raises:
+        WeightsError: WEIGHTS-01 when it is missing, no JSON or of a newer format.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        number = config["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            "WEIGHTS-01", f"{folder / CONFIG}: not a configuration of a weights folder ({error})."
+        ) from None
+    if number != FORMAT:
+        raise WeightsError(
+            "WEIGHTS-01",
+            f"{folder / CONFIG}: format {number}, this version reads {FORMAT}.",
+            fix="Update core-mri.",
+        )
+    return dict(config)
+
+
+def _find(source: Path) -> Path:
+    for folder in (source, source / "weights"):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise WeightsError(
+        "WEIGHTS-01",
+        f"{source}: no weights folder (no {CONFIG} in it or in its `weights`).",
+        fix=f"Give a weights or run folder; for random weights use core_mri.create_model with "
+        f"one of {', '.join(sorted(MODELS))}.",
+    )
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    """What is needed to build `model` again."""
+    from core_mri.models.encoder import Encoder
+    from core_mri.models.segmenter import Segmenter
+
+    common: dict[str, Any] = {"format": FORMAT, "input": INPUT_CONTRACT}
+    if isinstance(model, Segmenter):
+        return common | {
+            "kind": "segmenter",
+            "encoder": dataclasses.asdict(model.encoder.config),
+            "head": model.head.arguments,
+            "depths": list(model.depths),
+            "labels": {str(index): name for index, name in model.labels.items()},
+            "image_size": model.image_size,
+        }
+    if isinstance(model, Encoder):
+        return common | {"kind": "encoder", "encoder": dataclasses.asdict(model.config)}
+    raise WeightsError(
+        "WEIGHTS-02",
+        f"a weights folder holds an Encoder or a Segmenter, got {type(model).__name__}.",
+    )
+
+
+def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter:
+    from core_mri.models.encoder import Encoder
+    from core_mri.models.heads import SegmentationHead
+    from core_mri.models.segmenter import Segmenter
+
+    try:
+        encoder = Encoder(EncoderConfig(**config["encoder"]))
+        if config["kind"] == "encoder":
+            return encoder
+        if config["kind"] == "segmenter":
+            return Segmenter(
+                encoder,
+                SegmentationHead(**config["head"]),
+                depths=config["depths"],
+                labels={int(index): name for index, name in config["labels"].items()},
+                image_size=config["image_size"],
+            )
+    except (KeyError, TypeError, ValueError, AttributeError, CoreMRIError) as error:
+        raise WeightsError(
+            "WEIGHTS-01", f"{folder / CONFIG}: does not describe a model ({error})."
+        ) from None
+    raise WeightsError("WEIGHTS-01", f"{folder / CONFIG}: unknown kind {config['kind']!r}.")
+
+
+def _read_tensors(folder: Path, expected: str) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / TENSORS
+    if not path.is_file():
+        raise WeightsError("WEIGHTS-01", f"{path}: no such file.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError("WEIGHTS-01", f"{path}: truncated or damaged ({error}).") from None
+    found = file_sha256(path)
+    if found != expected:
+        raise WeightsError(
+            "WEIGHTS-01",
+            f"{path}: SHA-256 {found[:12]}..., {CONFIG} says {expected[:12]}...",
+            fix="Copy the folder again from its source.",
+        )
+    return tensors
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Any], folder: Path) -> None:
+    """Strictly: every tensor of the model, no other, each of its shape."""
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {list(tensor.shape)}, expected {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:10]) + (
+            f"; and {len(problems) - 10} more" * (len(problems) > 10)
+        )
+        raise WeightsError("WEIGHTS-02", f"{folder / TENSORS}: {shown}.")
+    model.load_state_dict(dict(tensors))
