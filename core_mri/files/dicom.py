@@ -115,7 +115,7 @@ def read_series(series: SeriesFiles) -> Volume:
     """
     columns, rows, num_slices = series.shape
     dtype = _result_dtype(series.frames)
-    array = np.empty((num_slices, rows, columns), dtype=dtype)
+    array: npt.NDArray[np.generic] | None = None
     with quiet_pydicom():
         for path in series.files:
             places = [k for k, frame in enumerate(series.frames) if frame.path == path]
@@ -124,7 +124,12 @@ def read_series(series: SeriesFiles) -> Volume:
                 frame = series.frames[k]
                 if frame.index >= len(stored) or stored.shape[1:] != (rows, columns):
                     raise DataError("DATA-02", f"{path}: the pixel data does not fit its header.")
+                if array is None:
+                    # Not before a slice has been decoded: damaged headers state any size.
+                    array = np.empty((num_slices, rows, columns), dtype=dtype)
                 array[k] = _scaled(stored[frame.index], frame, dtype)
+    if array is None:
+        raise ValueError("a series has at least one slice")
     return Volume(array.transpose(2, 1, 0), series.affine, facts=series.facts)
 
 

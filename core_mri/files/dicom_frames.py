@@ -9,20 +9,28 @@ from __future__ import annotations
 import logging
 import math
 import re
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 from core_mri.errors import CoreMRIError, DataError, GeometryError
+from core_mri.files.dicom_header import (
+    FLOAT_PIXEL_DATA,
+    Header,
+    Values,
+    check_pixel_length,
+    first_number,
+    integer_of,
+    is_decodable,
+    item_of,
+    items_of,
+    numbers_of,
+    read_header,
+    text_of,
+)
 from core_mri.volume import FactValue
-
-if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
 
 FACTS: tuple[str, ...] = (
     "Modality", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength",
@@ -39,17 +47,13 @@ _MR_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.4.1": "enhanced",
     "1.2.840.10008.5.1.4.1.1.4.4": "enhanced",  # Legacy Converted Enhanced MR
 }
-_PIXEL_DATA = {0x7FE00010: "", 0x7FE00008: "f4", 0x7FE00009: "f8"}
-_UNDEFINED = 0xFFFFFFFF
-_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_NATIVE = (_IMPLICIT, _EXPLICIT, _DEFLATED, "1.2.840.10008.1.2.2")
 _SIEMENS_NUM_MOSAIC_IMAGES = 0x0019100A
 _SIEMENS_B_VALUE = 0x0019100C
 _GE_COMPONENT = 0x0043102F
 
-_KEYWORDS = (
-    *FACTS, "SOPInstanceUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
+_ELEMENTS: tuple[str | int, ...] = (
+    *FACTS, _SIEMENS_NUM_MOSAIC_IMAGES, _SIEMENS_B_VALUE, _GE_COMPONENT,
+    "SOPInstanceUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "PixelRepresentation", "NumberOfFrames", "RescaleSlope",
     "RescaleIntercept", "ModalityLUTSequence", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "InstanceNumber", "EchoNumbers",
@@ -135,96 +139,40 @@ def read_frames(path: Path) -> list[Frame]:
 
 def _read_frames(path: Path) -> list[Frame]:
     with path.open("rb") as file:
-        header, pixels = _read_header(path, file)
-        _check_is_mr_image(path, header)
-        if pixels is None:
+        header = read_header(path, file, _ELEMENTS)
+        values = header.values
+        _check_is_mr_image(path, values)
+        if header.pixels is None:
             raise DataError("DATA-10", f"{path}: has no pixel data.")
-        syntax = _transfer_syntax(header)
-        if not _decodable(syntax):
+        if not is_decodable(header.transfer_syntax):
             raise DataError(
-                "DATA-10", f"{path}: no decoder is installed for transfer syntax {syntax}."
+                "DATA-10",
+                f"{path}: no decoder is installed for transfer syntax {header.transfer_syntax}.",
             )
-        _check_pixel_length(path, header, file, syntax, pixels)
-    float_type = _PIXEL_DATA[pixels.tag]
-    shared = _Shared(path, header, syntax, float_type)
-    if _MR_CLASSES.get(str(header.get("SOPClassUID", ""))) == "enhanced":
-        return _enhanced_frames(shared)
-    if _integer(header, "NumberOfFrames", 1) > 1:
+        check_pixel_length(path, file, header, header.pixels)
+    maker = _FrameMaker(path, header, FLOAT_PIXEL_DATA.get(header.pixels.tag, ""))
+    if _MR_CLASSES.get(str(values.get("SOPClassUID", ""))) == "enhanced":
+        return _enhanced_frames(maker)
+    num_frames = integer_of(values, "NumberOfFrames", 1)
+    if num_frames > 1:
         raise GeometryError(
             "GEOMETRY-02",
-            f"{path}: {_integer(header, 'NumberOfFrames', 1)} frames in a classic MR object, which "
-            "states one position for all of them.",
+            f"{path}: {num_frames} frames in a classic MR object, which states one position for "
+            "all of them.",
         )
-    if "MOSAIC" in _text(header, "ImageType").split("\\") or (
-        _integer(header, _SIEMENS_NUM_MOSAIC_IMAGES, 1) > 1
-        and _text(header, "Manufacturer").upper().startswith("SIEMENS")
+    if "MOSAIC" in text_of(values, "ImageType").split("\\") or (
+        integer_of(values, _SIEMENS_NUM_MOSAIC_IMAGES, 1) > 1
+        and text_of(values, "Manufacturer").upper().startswith("SIEMENS")
     ):
         raise DataError(
             "DATA-10",
             f"{path}: a mosaic of slices in one picture, which is not read yet.",
             fix="Export the series as Enhanced MR or convert it to NIfTI first.",
         )
-    return [shared.frame(0, [header])]
+    return [maker.frame(0, [values])]
 
 
-@dataclass(frozen=True)
-class _PixelElement:
-    tag: int
-    offset: int
-    length: int
-
-
-def _read_header(path: Path, file: BinaryIO) -> tuple[Dataset, _PixelElement | None]:
-    """Elements before the pixel data and where that lies; DATA-02 when the file ends too early."""
-    from pydicom.errors import InvalidDicomError
-    from pydicom.filereader import read_partial
-    from pydicom.tag import BaseTag, Tag
-
-    size = file.seek(0, 2)
-    file.seek(0)
-    start = file.read(4)
-    file.seek(0)
-    if not start:
-        raise DataError("DATA-02", f"{path}: an empty file.")
-    found: _PixelElement | None = None
-    last = (0, 0)
-
-    def stop(tag: BaseTag, _: str | None, length: int) -> bool:
-        nonlocal found, last
-        last = (file.tell(), length)
-        if tag in _PIXEL_DATA:
-            found = _PixelElement(int(tag), file.tell(), length)
-        return found is not None
-
-    # Files of old archives have no preamble; they start with group 0002 or 0008.
-    bare = start[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
-    try:
-        header = read_partial(
-            file,
-            stop_when=stop,
-            force=bare,
-            specific_tags=[
-                *(Tag(keyword) for keyword in _KEYWORDS),
-                Tag(_SIEMENS_NUM_MOSAIC_IMAGES), Tag(_SIEMENS_B_VALUE), Tag(_GE_COMPONENT),
-            ],
-        )  # fmt: skip
-    except InvalidDicomError:
-        raise DataError("DATA-03", f"{path}: not a DICOM file.") from None
-    if bare and "SOPClassUID" not in header and "Modality" not in header:
-        raise DataError("DATA-03", f"{path}: not a DICOM file.")
-    deflated = _transfer_syntax(header) == _DEFLATED
-    offset, length = last
-    if length == _UNDEFINED and found is None:
-        file.seek(max(size - 8, 0))
-        ended = file.read(8) in (b"\xfe\xff\xdd\xe0\0\0\0\0", b"\xff\xfe\xe0\xdd\0\0\0\0")
-    else:
-        ended = offset + length == size
-    if not (found or ended or deflated):
-        raise DataError("DATA-02", f"{path}: the file ends inside its header.")
-    return header, found
-
-
-def _check_is_mr_image(path: Path, header: Dataset) -> None:
+def _check_is_mr_image(path: Path, header: Values) -> None:
     sop_class = str(header.get("SOPClassUID", ""))
     modality = str(header.get("Modality", ""))
     if sop_class and sop_class not in _MR_CLASSES:
@@ -236,70 +184,33 @@ def _check_is_mr_image(path: Path, header: Dataset) -> None:
     if modality != "MR":
         shown = modality if re.fullmatch("[A-Z]{2,4}", modality) else "none or unknown"
         raise DataError("DATA-03", f"{path}: the modality is {shown}, not MR.")
-    if _integer(header, "SamplesPerPixel", 1) != 1:
+    if integer_of(header, "SamplesPerPixel", 1) != 1:
         raise DataError("DATA-03", f"{path}: a color picture, not an MR image.")
-    photometric = _text(header, "PhotometricInterpretation") or "MONOCHROME2"
+    photometric = text_of(header, "PhotometricInterpretation") or "MONOCHROME2"
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise DataError("DATA-03", f"{path}: not a gray-scale image.")
     if "ModalityLUTSequence" in header:
         raise DataError("DATA-10", f"{path}: values pass through a lookup table, not supported.")
-    if min(_integer(header, "Rows", 0), _integer(header, "Columns", 0)) <= 0:
+    if min(integer_of(header, "Rows", 0), integer_of(header, "Columns", 0)) <= 0:
         raise DataError("DATA-10", f"{path}: states no rows and columns.")
 
 
-def _check_pixel_length(
-    path: Path, header: Dataset, file: BinaryIO, syntax: str, pixels: _PixelElement
-) -> None:
-    size = file.seek(0, 2)
-    if syntax == _DEFLATED:
-        size = _UNDEFINED
-    if pixels.length == _UNDEFINED:
-        file.seek(pixels.offset)
-        whole = _fragments_are_whole(file, size)
-    else:
-        expected = (
-            _integer(header, "Rows", 0)
-            * _integer(header, "Columns", 0)
-            * max(_integer(header, "NumberOfFrames", 1), 1)
-            * (_integer(header, "BitsAllocated", 16) // 8)
-        )
-        whole = pixels.offset + pixels.length <= size and pixels.length >= expected
-        if pixels.length == 0:
-            raise DataError("DATA-10", f"{path}: has no pixel data.")
-    if not whole:
-        raise DataError(
-            "DATA-02", f"{path}: truncated, the pixel data is shorter than the header says."
-        )
+class _FrameMaker:
+    """Makes frames from what all frames of a file have in common and what one has of its own."""
 
-
-def _fragments_are_whole(file: BinaryIO, size: int) -> bool:
-    """Walk the items of encapsulated pixel data (PS3.5 annex A.4) without reading them."""
-    while len(head := file.read(8)) == 8:
-        group, element, length = struct.unpack("<HHL", head)
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return True
-        if (group, element) != (0xFFFE, 0xE000) or file.seek(length, 1) > size:
-            return False
-    # Some writers leave out the closing delimiter; the decoder decides then.
-    return not head
-
-
-class _Shared:
-    """What all frames of a file have in common."""
-
-    def __init__(self, path: Path, header: Dataset, syntax: str, float_type: str) -> None:
+    def __init__(self, path: Path, header: Header, float_type: str) -> None:
         self.path = path
-        self.header = header
-        self.syntax = syntax
-        allocated = _integer(header, "BitsAllocated", 16)
-        sign = "i" if _integer(header, "PixelRepresentation", 0) == 1 else "u"
+        self.syntax = header.transfer_syntax
+        self.header = header.values
+        allocated = integer_of(self.header, "BitsAllocated", 16)
+        sign = "i" if integer_of(self.header, "PixelRepresentation", 0) == 1 else "u"
         self.dtype = float_type or f"{sign}{allocated // 8}"
         if not float_type and allocated not in (8, 16, 32):
             raise DataError("DATA-10", f"{path}: {allocated} bits per pixel are not supported.")
-        self.bits_stored = _integer(header, "BitsStored", allocated)
-        self.facts = _facts(header)
+        self.bits_stored = integer_of(self.header, "BitsStored", allocated)
+        self.facts = _facts(self.header)
 
-    def frame(self, index: int, groups: list[Dataset]) -> Frame:
+    def frame(self, index: int, groups: list[Values]) -> Frame:
         """The frame whose attributes are looked up in `groups`, first hit wins."""
         path = self.path
         position = _vector(groups, "ImagePositionPatient", 3)
@@ -323,22 +234,22 @@ class _Shared:
                 f"{path}: the pixel spacing must be two positive numbers of mm, got "
                 f"{'nothing usable' if spacing is None else spacing}.",
             )
-        slope = _first(groups, "RescaleSlope", 1.0)
-        intercept = _first(groups, "RescaleIntercept", 0.0)
+        slope = first_number(groups, "RescaleSlope", 1.0)
+        intercept = first_number(groups, "RescaleIntercept", 0.0)
         if slope == 0:
             raise DataError("DATA-02", f"{path}: the rescale slope is zero.")
-        thickness = _first(groups, "SliceThickness", 0.0)
+        thickness = first_number(groups, "SliceThickness", 0.0)
         if thickness <= 0:
-            thickness = max(_first(groups, "SpacingBetweenSlices", 0.0), 0.0)
+            thickness = max(first_number(groups, "SpacingBetweenSlices", 0.0), 0.0)
         return Frame(
             path=path,
             index=index,
             transfer_syntax=self.syntax,
             sop_uid=str(self.header.get("SOPInstanceUID", "")),
             series_uid=str(self.header.get("SeriesInstanceUID", "")),
-            instance=_integer(self.header, "InstanceNumber", 0),
-            rows=_integer(self.header, "Rows", 0),
-            columns=_integer(self.header, "Columns", 0),
+            instance=integer_of(self.header, "InstanceNumber", 0),
+            rows=integer_of(self.header, "Rows", 0),
+            columns=integer_of(self.header, "Columns", 0),
             position=(position[0], position[1], position[2]),
             row_direction=row_direction,
             column_direction=column_direction,
@@ -349,7 +260,7 @@ class _Shared:
             bits_stored=self.bits_stored,
             slope=slope,
             intercept=intercept,
-            inverted=_text(self.header, "PhotometricInterpretation") == "MONOCHROME1",
+            inverted=text_of(self.header, "PhotometricInterpretation") == "MONOCHROME1",
             traits=_traits(groups),
             facts=self.facts,
         )
@@ -363,33 +274,33 @@ _MACROS = (
 )  # fmt: skip
 
 
-def _enhanced_frames(shared: _Shared) -> list[Frame]:
+def _enhanced_frames(maker: _FrameMaker) -> list[Frame]:
     """Frames of an Enhanced MR object (PS3.3 C.7.6.16): own groups before shared ones."""
-    header = shared.header
-    num_frames = max(_integer(header, "NumberOfFrames", 1), 1)
-    own = list(header.get("PerFrameFunctionalGroupsSequence") or [])
-    common = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
+    header = maker.header
+    num_frames = max(integer_of(header, "NumberOfFrames", 1), 1)
+    own = list(items_of(header, "PerFrameFunctionalGroupsSequence"))
+    common = item_of(header, "SharedFunctionalGroupsSequence")
     if not own:
         raise GeometryError(
-            "GEOMETRY-02", f"{shared.path}: an Enhanced MR object without per-frame geometry."
+            "GEOMETRY-02", f"{maker.path}: an Enhanced MR object without per-frame geometry."
         )
     if len(own) != num_frames:
         raise DataError(
             "DATA-02",
-            f"{shared.path}: {num_frames} frames but {len(own)} per-frame functional groups.",
+            f"{maker.path}: {num_frames} frames but {len(own)} per-frame functional groups.",
         )
+    shared = {name: item_of(common, name) for name in _MACROS} if common else {}
     frames = []
     for index, group in enumerate(own):
-        macros = [
-            macro[0] for name in _MACROS for level in (group, *common) if (macro := level.get(name))
-        ]
+        found = [macro for name in _MACROS for macro in (item_of(group, name), shared.get(name))]
+        macros = [macro for macro in found if macro is not None]
         if index == 0:
-            shared.facts = {**shared.facts, **_enhanced_facts(macros, header)}
-        frames.append(shared.frame(index, [*macros, header]))
+            maker.facts = {**maker.facts, **_enhanced_facts(macros, header)}
+        frames.append(maker.frame(index, [*macros, header]))
     return frames
 
 
-def _enhanced_facts(macros: list[Dataset], header: Dataset) -> dict[str, FactValue]:
+def _enhanced_facts(macros: list[Values], header: Values) -> dict[str, FactValue]:
     """Facts that classic objects keep at the top and enhanced ones in functional groups."""
     names = {
         "EchoTime": "EffectiveEchoTime",
@@ -400,26 +311,26 @@ def _enhanced_facts(macros: list[Dataset], header: Dataset) -> dict[str, FactVal
     }
     facts: dict[str, FactValue] = {}
     for name, source in names.items():
-        value = _first(macros, source, math.nan)
+        value = first_number(macros, source, math.nan)
         if not math.isnan(value):
             facts[name] = value
-    if text := _text(header, "PulseSequenceName"):
+    if text := text_of(header, "PulseSequenceName"):
         facts["SequenceName"] = text
     return facts
 
 
-def _traits(groups: list[Dataset]) -> tuple[tuple[str, FactValue], ...]:
+def _traits(groups: list[Values]) -> tuple[tuple[str, FactValue], ...]:
     """In the order in which they are tried to tell repeated positions apart."""
     image_type = next(
-        (t for g in groups for k in ("FrameType", "ImageType") if (t := _text(g, k))), ""
+        (t for g in groups for k in ("FrameType", "ImageType") if (t := text_of(g, k))), ""
     )
-    component = next((t for g in groups if (t := _text(g, "ComplexImageComponent"))), "")
+    component = next((t for g in groups if (t := text_of(g, "ComplexImageComponent"))), "")
 
     def number(*names: str | int) -> float:
-        values = (_first(groups, name, math.nan) for name in names)
+        values = (first_number(groups, name, math.nan) for name in names)
         return next((round(v, 3) for v in values if not math.isnan(v)), 0.0)
 
-    stack = next((t for g in groups if (t := _text(g, "StackID"))), "")
+    stack = next((t for g in groups if (t := text_of(g, "StackID"))), "")
     return (
         ("image_type", image_type),
         ("component", component),
@@ -435,72 +346,22 @@ def _traits(groups: list[Dataset]) -> tuple[tuple[str, FactValue], ...]:
     )
 
 
-def _facts(header: Dataset) -> dict[str, FactValue]:
+def _facts(header: Values) -> dict[str, FactValue]:
     facts: dict[str, FactValue] = {}
     for keyword in FACTS:
-        try:
-            value = header.get(keyword)
-            if value is None or value == "":
-                continue
-            if isinstance(value, (int, float)):
-                number = float(value)
-                if math.isfinite(number):
-                    facts[keyword] = int(value) if isinstance(value, int) else number
-                continue
-        except (ValueError, TypeError, OverflowError):
-            continue
-        if text := _text(header, keyword):
+        value = header.get(keyword)
+        if isinstance(value, (int, float)):
+            if math.isfinite(value):
+                facts[keyword] = int(value) if isinstance(value, int) else float(value)
+        elif text := text_of(header, keyword):
             facts[keyword] = text
     return facts
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
-    """A value as text, several joined by a backslash as in the file; "" when absent or damaged."""
-    try:
-        value = dataset.get(keyword)
-    except Exception:
-        return ""
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return str(value).strip()
-    try:
-        return "\\".join(str(part).strip() for part in value)
-    except TypeError:
-        return str(value).strip()
-
-
-def _vector(groups: list[Dataset], keyword: str, length: int) -> tuple[float, ...] | None:
-    """`length` finite numbers from the first group that has the element; None when it has not."""
-    for group in groups:
-        if keyword not in group:
-            continue
-        try:
-            values = tuple(float(v) for v in group[keyword].value)
-        except (ValueError, TypeError):
-            return None
-        return values if len(values) == length and all(map(math.isfinite, values)) else None
-    return None
-
-
-def _first(groups: list[Dataset], key: str | int, default: float) -> float:
-    """The first finite number that a group states for an element, else `default`."""
-    for group in groups:
-        try:
-            value = group[key].value if key in group else None
-            if isinstance(value, bytes):
-                value = value.decode("ascii")
-            elif value is not None and not isinstance(value, (str, int, float)):
-                value = value[0]
-            if value is not None and math.isfinite(number := float(value)):
-                return number
-        except (ValueError, TypeError, IndexError, OverflowError):
-            continue
-    return default
-
-
-def _integer(dataset: Dataset, key: str | int, default: int) -> int:
-    return int(_first([dataset], key, default))
+def _vector(groups: list[Values], keyword: str, length: int) -> tuple[float, ...] | None:
+    """`length` numbers from the first group that has the element; None when it has not."""
+    numbers = next((numbers_of(group, keyword) for group in groups if keyword in group), [])
+    return tuple(numbers) if len(numbers) == length else None
 
 
 def _unit(vector: tuple[float, ...]) -> tuple[Vector, float]:
@@ -509,24 +370,3 @@ def _unit(vector: tuple[float, ...]) -> tuple[Vector, float]:
         return (0.0, 0.0, 0.0), 0.0
     x, y, z = (v / norm for v in vector)
     return (x, y, z), norm
-
-
-def _transfer_syntax(header: Dataset) -> str:
-    meta = getattr(header, "file_meta", None)
-    stated = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-    if stated:
-        return stated
-    implicit, little = header.original_encoding
-    return _IMPLICIT if implicit else _EXPLICIT if little else _NATIVE[3]
-
-
-@lru_cache(maxsize=64)
-def _decodable(syntax: str) -> bool:
-    from pydicom.pixels import get_decoder
-
-    if syntax in _NATIVE:
-        return True
-    try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        return False

@@ -197,6 +197,8 @@ def _affine(
     tilt = _rotation(np.clip(rng.normal(0, 4, size=3), -10, 10))
     fov = protocol.fov * rng.uniform(0.95, 1.08)
     across = np.clip(protocol.coverage / num_slices, *protocol.slice_spacing)
+    # Small matrices have wide pixels; slices stay thicker, so that the plane can be told.
+    across = max(across, 1.4 * fov / size)
     # Scanners state spacings with few decimals.
     spacing = np.round([fov / size, fov / size, across], 4)
     affine = np.eye(4)

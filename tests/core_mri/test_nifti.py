@@ -236,7 +236,7 @@ class TestDamage:
         content = (tmp_path / f"a{suffix}").read_bytes()
         for length in range(0, len(content), 7):
             (tmp_path / f"cut{suffix}").write_bytes(content[:length])
-            with pytest.raises(DataError, match="DATA-0[23]"):
+            with pytest.raises(DataError, match=r"DATA-0[23]"):
                 read_volume(tmp_path / f"cut{suffix}")
 
     def test_a_wrong_checksum_is_found(self, tmp_path: Path) -> None:
@@ -296,7 +296,8 @@ class TestDamage:
 class TestRealScans:
     def test_file_shipped_with_nibabel(self) -> None:
         spec = importlib.util.find_spec("nibabel")
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         path = Path(spec.origin).parent / "tests" / "data" / "anatomical.nii"
         volume = read_volume(path)
         other = nibabel.load(path)

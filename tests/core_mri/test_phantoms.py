@@ -48,6 +48,11 @@ class TestEveryRegion:
             found |= set(np.unique(label.array).tolist())
         assert found == {0, *LABELS[region]}
 
+    @pytest.mark.parametrize("size", [16, 40])
+    def test_small_ones_keep_their_plane(self, region: str, size: int) -> None:
+        image, _ = phantom_volume(region, 0, size=size, num_slices=3)
+        assert image.plane == PLANES.get(region, "axial")
+
     def test_structures_are_seen_in_the_image(self, region: str) -> None:
         """A label must differ in brightness from its surroundings in at least one sequence."""
         _, label = phantom_volume(region, 1)
