@@ -12,19 +12,20 @@ class SegmentationHead(nn.Module):
     """Patch tokens of several depths to per-pixel logits, by a small convolutional decoder.
 
     Each level is projected to `width` channels, levels are concatenated and mixed, then doubled in
-    size by transposed convolutions while the patch size allows it (patch 8: three times), so the
-    logits are drawn at pixel resolution rather than interpolated from patches. The design follows
-    UNETR (Hatamizadeh et al., arXiv 2103.10504) reduced to what a handful of labels can train.
+    size by transposed convolutions until a patch is its pixels again (patch 8: three times), and
+    joined by a shallow look at the image itself, whose edges are sharper than any token's. The
+    design follows UNETR (Hatamizadeh et al., arXiv 2103.10504) reduced to what a handful of labels
+    can train; most of its time goes to full resolution, hence the few channels there.
 
     Args:
         embed_dim: Width of the encoder's tokens, D.
         num_classes: Classes including background, C.
         num_levels: Number of depths fed in.
         patch_size: Patch side of the encoder, a power of two.
-        width: Channels at patch resolution; halved at each doubling, at least 16.
-        image_skip: Also feed the image itself at full resolution (its edges are sharper than any
-            token's).
+        width: Channels at patch resolution; halved at each doubling, at least `MIN_WIDTH`.
     """
+
+    MIN_WIDTH = 8
 
     def __init__(
         self,
@@ -33,8 +34,7 @@ class SegmentationHead(nn.Module):
         num_levels: int,
         *,
         patch_size: int = 16,
-        width: int = 64,
-        image_skip: bool = True,
+        width: int = 32,
     ) -> None:
         super().__init__()
         self.arguments = {
@@ -43,27 +43,33 @@ class SegmentationHead(nn.Module):
             "num_levels": num_levels,
             "patch_size": patch_size,
             "width": width,
-            "image_skip": image_skip,
         }
-        self.image_skip = image_skip
         self.project = nn.ModuleList(nn.Conv2d(embed_dim, width, 1) for _ in range(num_levels))
         self.mix = _conv_block(width * num_levels, width)
         channels = width
-        steps = []
+        steps: list[nn.Module] = []
         for _ in range(patch_size.bit_length() - 1):
-            smaller = max(16, channels // 2)
-            steps.append(
-                nn.Sequential(
-                    nn.ConvTranspose2d(channels, smaller, 2, stride=2),
-                    _conv_block(smaller, smaller),
-                )
-            )
+            smaller = max(self.MIN_WIDTH, channels // 2)
+            steps.append(nn.ConvTranspose2d(channels, smaller, 2, stride=2))
+            steps.append(_conv_block(smaller, smaller))
             channels = smaller
         self.upsample = nn.Sequential(*steps)
-        self.last = nn.Sequential(
-            _conv_block(channels + int(image_skip), channels),
-            nn.Conv2d(channels, num_classes, 1),
-        )
+        self.image = nn.Conv2d(1, self.MIN_WIDTH, 5, padding=2)
+        self.mix_image = _conv_block(channels + self.MIN_WIDTH, 2 * self.MIN_WIDTH)
+        self.classify = nn.Conv2d(2 * self.MIN_WIDTH, num_classes, 1)
+
+    @torch.no_grad()
+    def start_from(self, frequencies: Tensor) -> None:
+        """Let the untrained head answer with the class frequencies of the training pixels.
+
+        ``bias_c = log(max(f_c, 1e-4))``, the prior initialization of RetinaNet (Lin et al., arXiv
+        1708.02002) for several classes: otherwise the first hundred steps go to learning that most
+        of a slice is background, and small structures are lost on the way.
+
+        Args:
+            frequencies: [C], non-negative, sum 1.
+        """
+        self.classify.bias.copy_(frequencies.clamp_min(1e-4).log())
 
     def forward(self, levels: Sequence[Tensor], images: Tensor) -> Tensor:
         """Decode.
@@ -80,9 +86,8 @@ class SegmentationHead(nn.Module):
             for project, level in zip(self.project, levels, strict=True)
         ]
         features = self.upsample(self.mix(torch.cat(maps, 1)))
-        if self.image_skip:
-            features = torch.cat([features, images], 1)
-        return self.last(features)
+        joined = self.mix_image(torch.cat([features, self.image(images)], 1))
+        return self.classify(joined)
 
 
 def _conv_block(inputs: int, outputs: int) -> nn.Sequential:

@@ -91,9 +91,16 @@ class TestEncoder:
 
 
 class TestSegmenter:
-    @pytest.mark.parametrize("skip", [True, False])
-    def test_logits_at_pixel_resolution_with_gradients(self, encoder: Encoder, skip: bool) -> None:
-        head = SegmentationHead(128, 3, 2, patch_size=8, image_skip=skip)
+    def test_an_untrained_head_knows_the_frequencies(self) -> None:
+        head = SegmentationHead(16, 3, 1, patch_size=8)
+        torch.nn.init.zeros_(head.classify.weight)
+        head.start_from(torch.tensor([0.9, 0.1, 0.0]))
+        logits = head([torch.rand(1, 2, 2, 16)], torch.rand(1, 1, 16, 16))
+        expected = torch.tensor([0.9, 0.1, 1e-4])
+        assert torch.allclose(logits.softmax(1)[0, :, 3, 3], expected, atol=1e-3)
+
+    def test_logits_at_pixel_resolution_with_gradients(self, encoder: Encoder) -> None:
+        head = SegmentationHead(128, 3, 2, patch_size=8)
         model = Segmenter(
             encoder, head, depths=spread_depths(4, 2), labels={1: "a", 2: "b"}, image_size=64
         )

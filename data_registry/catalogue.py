@@ -1,0 +1,332 @@
+"""`Registry`: the folder that knows which scans exist (DuckDB) and holds their voxels (shards)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core_mri.errors import CODES, ConfigError, DataError
+from core_mri.volume import Volume
+from data_registry.schema import SCHEMA_VERSION, TABLES, VolumeRow, arrow_schema, from_table
+from data_registry.shards import PARTIAL, Array, ShardReader, cannot_write, fsync
+from data_registry.splits import DEFAULT_FRACTIONS, Fractions
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow
+
+REGISTRY_FILE = "registry.json"
+_FORMAT = "core-mri registry"
+
+_VIEWS = """
+CREATE VIEW volumes AS SELECT * FROM all_volumes AS v WHERE NOT EXISTS (
+    SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
+CREATE VIEW slices AS SELECT s.* FROM all_slices AS s
+    JOIN volumes AS v ON s.volume_id = v.volume_id AND s.commit = v.commit;
+CREATE VIEW splits AS SELECT * FROM all_splits;
+CREATE VIEW files AS SELECT * FROM all_files
+    QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;
+CREATE VIEW quarantine AS SELECT * FROM files WHERE code <> '';
+"""
+"""What callers may query: the newest state of each table of `schema.py`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryInfo:
+    """Content of `registry.json`."""
+
+    fractions: Fractions = DEFAULT_FRACTIONS
+    """Parts of the subjects that go to train, val and test."""
+    key_check: str = ""
+    """Keyed id of a fixed word: tells a wrong key before it splits one patient into two."""
+
+
+class Registry:
+    """A registry folder, open for reading; `data_registry.ingest` is what writes to it.
+
+    Cheap to make and to pickle: each process opens tables and shards for itself, on first use.
+
+    Args:
+        path: The folder; use `Registry.open` or `Registry.create`, which check it.
+        info: Content of its `registry.json`.
+    """
+
+    def __init__(self, path: Path, info: RegistryInfo) -> None:
+        self.path = path
+        self.info = info
+        self.shards = ShardReader(path / "shards")
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._commits: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, path: Path | str) -> Registry:
+        """Open an existing registry.
+
+        Raises:
+            DataError: DATA-08 when the folder is no registry, damaged, or of a newer schema.
+        """
+        path = Path(path)
+        try:
+            text = (path / REGISTRY_FILE).read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                "DATA-08",
+                f"{path} is no registry: it has no {REGISTRY_FILE}.",
+                fix=f"Make one with `core-mri data ingest PATH... --registry {path} "
+                "--source NAME --licence SPDX`.",
+            ) from None
+        try:
+            content = json.loads(text)
+            known = content["format"] == _FORMAT
+            schema = int(content["schema"])
+            train, val, test = (float(content["fractions"][s]) for s in ("train", "val", "test"))
+            info = RegistryInfo(fractions=(train, val, test), key_check=content["key_check"])
+        except (ValueError, KeyError, TypeError):
+            known, schema, info = False, 0, RegistryInfo()
+        if not known:
+            raise DataError("DATA-08", f"{path / REGISTRY_FILE} is damaged or of another program.")
+        if schema > SCHEMA_VERSION:
+            raise DataError(
+                "DATA-08",
+                f"{path} has schema {schema}, this core-mri reads up to {SCHEMA_VERSION}.",
+                fix="Install a newer core-mri.",
+            )
+        return cls(path, info)
+
+    @classmethod
+    def create(cls, path: Path | str, *, fractions: Fractions = DEFAULT_FRACTIONS) -> Registry:
+        """Make an empty registry, or open the one that is there.
+
+        Raises:
+            ConfigError: CONFIG-03 when the folder holds something else.
+            DataError: DATA-07 when the folder cannot be written, DATA-08 as `open`.
+        """
+        path = Path(path)
+        if (path / REGISTRY_FILE).is_file():
+            return cls.open(path)
+        try:
+            if path.exists() and (not path.is_dir() or _holds_data(path)):
+                raise ConfigError(
+                    "CONFIG-03",
+                    f"{path} is not empty and is no registry.",
+                    fix="Give --registry a new or empty folder.",
+                )
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(error, f"registry {path}") from error
+        registry = cls(path, RegistryInfo(fractions=fractions))
+        registry.save_info()
+        return registry
+
+    def save_info(self) -> None:
+        """Write `registry.json` aside and rename it.
+
+        Raises:
+            DataError: DATA-07 when it cannot be written.
+        """
+        content = {
+            "format": _FORMAT,
+            "schema": SCHEMA_VERSION,
+            "fractions": dict(zip(("train", "val", "test"), self.info.fractions, strict=True)),
+            "key_check": self.info.key_check,
+        }
+        aside = self.path / f"{PARTIAL}{REGISTRY_FILE}"
+        try:
+            aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            fsync(aside)
+            aside.rename(self.path / REGISTRY_FILE)
+        except OSError as error:
+            raise cannot_write(error, f"registry {self.path}") from error
+
+    def volumes(self, where: str = "", parameters: Sequence[object] = ()) -> list[VolumeRow]:
+        """Rows of the catalogue, in the order of their ids (the same on every machine).
+
+        Args:
+            where: SQL condition on the columns of `VolumeRow`, such as ``"region = ?"``.
+            parameters: Values of the question marks.
+        """
+        query = f"SELECT * FROM volumes {f'WHERE {where}' if where else ''} ORDER BY volume_id"
+        return from_table(VolumeRow, self.sql(query, parameters))
+
+    def sql(self, query: str, parameters: Sequence[object] = ()) -> pyarrow.Table:
+        """Answer of a query over the views volumes, slices, files, quarantine and splits.
+
+        Raises:
+            DataError: DATA-08 when a part of the catalogue is missing or damaged.
+            ConfigError: CONFIG-01 when the query is wrong.
+        """
+        with self._translated():
+            return self._connect().sql(query, params=list(parameters)).to_arrow_table()
+
+    def rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """Answer of a query row by row, for answers that need not fit into memory.
+
+        Raises:
+            DataError: As `sql`.
+            ConfigError: As `sql`.
+        """
+        with self._translated():
+            cursor = self._connect().cursor().execute(query)
+            while block := cursor.fetchmany(4096):
+                yield from block
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        import duckdb
+
+        try:
+            yield
+        except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
+            first = str(error).partition("\n")[0]
+            raise ConfigError("CONFIG-01", f"the query cannot be understood: {first}.") from error
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            first = str(error).partition("\n")[0]
+            raise DataError(
+                "DATA-08", f"the catalogue of {self.path} is damaged: {first}."
+            ) from error
+
+    def volume(self, volume_id: str) -> VolumeRow:
+        """The row of one volume.
+
+        Raises:
+            DataError: DATA-08 when there is none.
+        """
+        rows = self.volumes("volume_id = ?", [volume_id])
+        if not rows:
+            raise DataError("DATA-08", f"{self.path} has no volume {volume_id}.")
+        return rows[0]
+
+    def read(self, volume: VolumeRow | str) -> Volume:
+        """Voxels on the stored grid, ``[slice, row, column]`` of the volume's plane.
+
+        Raises:
+            DataError: DATA-08 when there is no such volume or its shard is missing or damaged.
+        """
+        row = self.volume(volume) if isinstance(volume, str) else volume
+        return Volume(
+            array=self.shards.read(row.shard, row.dataset),
+            affine=np.array(row.affine).reshape(4, 4),
+            kind=row.role,
+            facts=json.loads(row.facts, object_hook=_tuples),
+        )
+
+    def read_slice(self, volume: VolumeRow | str, index: int) -> Array:
+        """One slice ``[H, W]`` with its stored values; nothing but its chunk is read.
+
+        Raises:
+            DataError: As `read`.
+        """
+        row = self.volume(volume) if isinstance(volume, str) else volume
+        return self.shards.read_slice(row.shard, row.dataset, index)
+
+    def labels_of(self, volume: VolumeRow) -> list[VolumeRow]:
+        """Label maps of the same subject whose voxels are those of `volume`.
+
+        Grids are compared by their corners (0.01 mm), because the same geometry read from DICOM and
+        from NIfTI differs in its last digits.
+        """
+        labels = self.volumes(
+            "role = 'label' AND subject_id = ? AND num_slices = ? AND rows = ? AND columns = ?",
+            [volume.subject_id, volume.num_slices, volume.rows, volume.columns],
+        )
+        own = _corners(volume)
+        return [row for row in labels if np.abs(_corners(row) - own).max() <= 1e-2]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts: volumes, slices, subjects, by_region, by_sequence, by_source, quarantined.
+
+        All but `labels` (their number) count images. `quarantined` maps ``"CODE meaning"`` to the
+        number of series and single files.
+        """
+        total = self.sql(
+            "SELECT count(*) AS volumes, coalesce(sum(num_slices), 0)::BIGINT AS slices, "
+            "count(DISTINCT subject_id) AS subjects FROM volumes WHERE role = 'image'"
+        ).to_pylist()[0]
+        groups = {
+            f"by_{name}": self._counts(
+                f"SELECT {name}, count(*) AS n FROM volumes WHERE role = 'image' "
+                f"GROUP BY ALL ORDER BY n DESC, {name}"
+            )
+            for name in ("region", "sequence", "source", "split")
+        }
+        quarantined = self._counts(
+            "SELECT code, count(DISTINCT unit_id) AS n FROM quarantine GROUP BY ALL ORDER BY code"
+        )
+        return {
+            **total,
+            "labels": self.sql("SELECT count(*) AS n FROM volumes WHERE role = 'label'")
+            .column("n")[0]
+            .as_py(),
+            **groups,
+            "quarantined": {reason_of(code): n for code, n in quarantined.items()},
+        }
+
+    def commits(self) -> list[Path]:
+        """The complete commit folders, oldest first."""
+        folder = self.path / "commits"
+        if not folder.is_dir():
+            return []
+        return sorted(p for p in folder.iterdir() if not p.name.startswith(PARTIAL))
+
+    def _counts(self, query: str) -> dict[str, int]:
+        names, numbers = (column.to_pylist() for column in self.sql(query).columns)
+        return dict(zip(names, numbers, strict=True))
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        """The connection, with its views on the commits of this moment."""
+        commits = tuple(os.fspath(path) for path in self.commits())
+        if self._connection is not None and commits == self._commits:
+            return self._connection
+        import duckdb
+
+        self._connection = duckdb.connect()
+        for table, row in TABLES.items():
+            parts = [p for c in commits if (p := Path(c) / f"{table}.parquet").is_file()]
+            names = ", ".join("'" + os.fspath(p).replace("'", "''") + "'" for p in parts)
+            content = f"read_parquet([{names}])"
+            if not parts:
+                content = f"empty_{table}"
+                empty = arrow_schema(row).empty_table()
+                self._connection.from_arrow(empty).create(content)
+            self._connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
+        self._connection.execute(_VIEWS)
+        self._commits = commits
+        return self._connection
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "info": self.info}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["path"], state["info"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.path)!r})"
+
+
+def _holds_data(folder: Path) -> bool:
+    """Whether a folder holds more than what a killed first ingest leaves."""
+    return any(not path.name.startswith(PARTIAL) for path in folder.iterdir())
+
+
+def reason_of(code: str) -> str:
+    """A quarantine reason for people: the code and what it stands for; never text of a file."""
+    return f"{code} {CODES.get(code, 'unknown reason')}"
+
+
+def _corners(row: VolumeRow) -> np.ndarray:
+    affine = np.array(row.affine).reshape(4, 4)
+    shape = np.array([row.num_slices, row.rows, row.columns, 1.0])
+    ends = np.array([(i, j, k, 1) for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * shape
+    return np.asarray(ends @ affine.T)
+
+
+def _tuples(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where facts have tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}

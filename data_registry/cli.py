@@ -1,0 +1,315 @@
+"""`core-mri data`: ingest scans, and look at what a registry holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+
+from core_mri.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from data_registry.ingest import IngestReport
+
+VERBS: dict[str, tuple[str, str]] = {
+    "ingest": ("data_registry.cli:ingest_main", "read scans into a registry, de-identified"),
+    "stats": ("data_registry.cli:stats_main", "count what a registry holds"),
+    "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
+    "deidentify": (
+        "data_registry.deidentify.cli:main",
+        "copy DICOM files with de-identified headers",
+    ),
+}
+"""Verb -> ("module:function", one line of help). The function takes the words after the verb."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ingest:
+    """Read DICOM and NIfTI scans into a registry: checked, labeled, de-identified.
+
+    Running it again adds nothing. What cannot be read is quarantined with its reason and counted.
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders or files (not with --sources)."""
+    registry: Path
+    """Folder of the registry; made when it does not exist."""
+    source: str = ""
+    """Name of the source of PATH..., such as the hospital or the data set."""
+    licence: Annotated[str, tyro.conf.arg(aliases=["--license"])] = ""
+    """Its licence: an SPDX id (CC-BY-4.0), LicenseRef-NAME, or unknown."""
+    subject: str = ""
+    """Regular expression with a group (?P<subject>...) that finds the patient in a path."""
+    sources: str = ""
+    """Instead of PATH...: a source list (YAML file, or the name of a packaged one)."""
+    key_file: Path | None = None
+    """Project key of all ids; default REGISTRY.key beside it, made at the first ingest."""
+    jobs: int = 0
+    """Worker processes; 0 takes all cores."""
+    strict: bool = False
+    """Exit with 1 when anything is quarantined."""
+    retry: bool = False
+    """Look again at quarantined files that have not changed."""
+    json: bool = False
+    """Print a JSON object."""
+    private_log: Path | None = None
+    """Write which file each keyed id stands for, with the reason in full. Names patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stats:
+    """Count the volumes, slices and subjects of a registry, and what is in quarantine."""
+
+    registry: Path
+    """Folder of the registry."""
+    json: bool = False
+    """Print a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _List:
+    """List the volumes of a registry."""
+
+    registry: Path
+    """Folder of the registry."""
+    where: str = ""
+    """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
+    limit: int = 50
+    """Lines at most; 0 for all."""
+    json: bool = False
+    """Print one JSON object a volume, with all columns."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one verb of `core-mri data`.
+
+    Args:
+        arguments: Words after ``core-mri data``.
+
+    Returns:
+        The exit code.
+    """
+    words = list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    verbs = _available()
+    if words[0] not in verbs:
+        import difflib
+
+        close = difflib.get_close_matches(words[0], verbs, n=1)
+        raise ConfigError(
+            "CONFIG-01",
+            f"no verb {words[0]!r}; there are {', '.join(verbs)}.",
+            fix=f"Perhaps you meant {close[0]!r}." if close else "",
+        )
+    module, _, function = verbs[words[0]][0].partition(":")
+    run: Callable[[Sequence[str]], int] = getattr(importlib.import_module(module), function)
+    return run(words[1:])
+
+
+def ingest_main(arguments: Sequence[str]) -> int:
+    """`core-mri data ingest`."""
+    from data_registry.catalogue import Registry
+    from data_registry.ingest import IngestConfig, ingest
+    from data_registry.source_list import Source, load_sources
+
+    options = _parse(_Ingest, arguments, "ingest")
+    if bool(options.sources) == bool(options.paths):
+        raise ConfigError(
+            "CONFIG-05",
+            "give either PATH... with --source and --licence, or --sources FILE.yaml.",
+        )
+    if options.sources:
+        if options.source or options.licence or options.subject:
+            raise ConfigError(
+                "CONFIG-05",
+                "--source, --licence and --subject belong to PATH..., not to --sources.",
+            )
+        sources = load_sources(options.sources)
+    else:
+        if not options.source or not options.licence:
+            raise ConfigError(
+                "CONFIG-01",
+                "PATH... needs --source NAME and --licence SPDX.",
+                fix="Write --licence unknown if you do not know it.",
+            )
+        sources = tuple(
+            Source(
+                name=options.source,
+                licence=options.licence,
+                root=str(path),
+                role="by-name",
+                subject=options.subject,
+            )
+            for path in options.paths
+        )
+    config = IngestConfig(
+        registry=options.registry,
+        sources=sources,
+        key_file=options.key_file,
+        jobs=options.jobs,
+        private_log=options.private_log,
+        retry=options.retry,
+    )
+    with _progress() as on_progress:
+        report = ingest(config, on_progress)
+    stats = Registry.open(options.registry).stats()
+    if options.json:
+        print(json.dumps({**report.to_mapping(), "registry": stats}, indent=2))
+    else:
+        _show_report(report)
+        _show_stats(options.registry, stats)
+        print(f"\nNext: core-mri data ls --registry {options.registry}")
+    if options.strict and report.quarantined:
+        print(
+            f"core-mri: {sum(report.quarantined.values())} quarantined, and --strict was given.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def stats_main(arguments: Sequence[str]) -> int:
+    """`core-mri data stats`."""
+    from data_registry.catalogue import Registry
+
+    options = _parse(_Stats, arguments, "stats")
+    stats = Registry.open(options.registry).stats()
+    if options.json:
+        print(json.dumps(stats, indent=2))
+    else:
+        _show_stats(options.registry, stats)
+    return 0
+
+
+def ls_main(arguments: Sequence[str]) -> int:
+    """`core-mri data ls`."""
+    from data_registry.catalogue import Registry
+
+    options = _parse(_List, arguments, "ls")
+    rows = Registry.open(options.registry).volumes(options.where)
+    shown = rows[: options.limit] if options.limit else rows
+    if options.json:
+        for row in shown:
+            print(json.dumps(dataclasses.asdict(row)))
+        return 0
+    columns = ("subject", "split", "role", "region", "sequence", "plane", "size", "mm", "source")
+    lines = [
+        (
+            row.subject_id[:8],
+            row.split,
+            row.role,
+            row.region,
+            row.sequence,
+            row.plane,
+            f"{row.num_slices}x{row.rows}x{row.columns}",
+            "x".join(f"{s:.3g}" for s in row.spacing_mm),
+            row.source + (" (synthetic)" if row.synthetic else ""),
+        )
+        for row in shown
+    ]
+    _table(f"{len(shown)} of {len(rows)} volumes in {options.registry}", columns, lines)
+    return 0
+
+
+def _parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
+    return tyro.cli(
+        cls,
+        args=list(arguments),
+        prog=f"core-mri data {verb}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _available() -> dict[str, tuple[str, str]]:
+    """The verbs whose module is installed."""
+    return {
+        verb: (entry, line)
+        for verb, (entry, line) in VERBS.items()
+        if importlib.util.find_spec(entry.partition(":")[0]) is not None
+    }
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<12}{line}" for verb, (_, line) in _available().items())
+    return (
+        "core-mri data VERB --registry DIR ...: which scans exist, from where, for what.\n\n"
+        f"{verbs}\n\ncore-mri data VERB --help lists the flags of a verb."
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing in files."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading scans", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show_report(report: IngestReport) -> None:
+    lines = [
+        ("files found", report.files),
+        ("known and unchanged", report.files_known),
+        ("volumes added", report.volumes_added),
+        ("slices added", report.slices_added),
+        ("volumes known already", report.volumes_known),
+        ("volumes replaced", report.volumes_retired),
+        ("possible duplicates of another patient", report.possible_duplicates),
+        ("quarantined", sum(report.quarantined.values())),
+    ]
+    always = {"files found", "volumes added", "quarantined"}
+    _table("Ingest", ("", "count"), [(n, str(c)) for n, c in lines if c or n in always])
+    for reason, ids in report.examples.items():
+        more = ", ..." if report.quarantined[reason] > len(ids) else ""
+        print(f"  {report.quarantined[reason]} x {reason}: {', '.join(ids)}{more}")
+
+
+def _show_stats(registry: Path, stats: Mapping[str, Any]) -> None:
+    numbers = [f"{stats[k]} {k}" for k in ("volumes", "slices", "subjects", "labels")]
+    lines: list[tuple[str, str, str]] = []
+    for group in ("region", "sequence", "source", "split"):
+        for i, (name, count) in enumerate(stats[f"by_{group}"].items()):
+            lines.append((group if i == 0 else "", name, str(count)))
+    for i, (name, count) in enumerate(stats["quarantined"].items()):
+        lines.append(("quarantined" if i == 0 else "", name, str(count)))
+    _table(f"{registry}: {', '.join(numbers)}", ("by", "", "volumes"), lines)
+
+
+def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """A table: drawn on a terminal, aligned plain text elsewhere."""
+    print(title)
+    if not lines:
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, box=None)
+        for line in lines:
+            table.add_row(*map(Text, line))
+        Console().print(table)
+        return
+    widths = [max(len(row[i]) for row in (columns, *lines)) for i in range(len(columns))]
+    for row in (columns, *lines):
+        print("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,133 @@
+"""From results of workers to commits: what is new, in which split, and what it replaces."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_registry.catalogue import Registry, reason_of
+from data_registry.commits import commit
+from data_registry.schema import RetiredRow, SplitRow, VolumeRow
+from data_registry.shards import cannot_write
+
+if TYPE_CHECKING:
+    from data_registry.ingest import IngestReport
+    from data_registry.reading import BatchResult, UnitResult
+
+logger = logging.getLogger(__name__)
+
+
+class Committer:
+    """Turns results of workers into commits; lives in the one writing process.
+
+    Args:
+        registry: The registry, whose lock is held.
+        report: Counts what is committed.
+        log: Private log, or None.
+    """
+
+    def __init__(self, registry: Registry, report: IngestReport, log: Path | None) -> None:
+        self._registry = registry
+        self._report = report
+        self._log = log
+        self._splits = dict(registry.rows("SELECT subject_id, split FROM splits"))
+        self._ids: set[str] = set()
+        self._subject_of: dict[str, str] = {}
+        for volume_id, pixels, subject in registry.rows(
+            "SELECT volume_id, pixel_hash, subject_id FROM volumes"
+        ):
+            self._ids.add(volume_id)
+            self._subject_of[pixels] = subject
+
+    def add(self, result: BatchResult) -> None:
+        """Commit one batch, and drop its shard when nothing in it is new."""
+        tables: dict[str, list[object]] = {
+            name: [] for name in ("volumes", "slices", "files", "splits", "retired")
+        }
+        for unit in result.units:
+            tables["retired"] += self._outdated(unit)  # asked before its new volumes are known
+            tables["volumes"] += (fresh := self._fresh(unit, tables["splits"]))
+            kept = {row.volume_id for row in fresh}
+            slices = [row for row in unit.slices if row.volume_id in kept]
+            tables["slices"] += slices
+            tables["files"] += unit.files()
+            self._report.slices_added += len(slices)
+            self._report.volumes_known += len(unit.known)
+            for code in sorted({failure.code for failure in unit.failures}):
+                self._report.note(reason_of(code), unit.unit.unit_id)
+                logger.info("%s quarantined: %s", unit.unit.unit_id, reason_of(code))
+        shard = self._registry.path / "shards" / result.shard
+        try:
+            commit(self._registry, tables)
+        except BaseException:
+            if result.shard:
+                shard.unlink(missing_ok=True)
+            raise
+        if result.shard and not tables["volumes"]:
+            shard.unlink()
+        self._report.volumes_added += len(tables["volumes"])
+        self._report.volumes_retired += len(tables["retired"])
+        if self._log is not None:
+            write_private_log(self._log, result.units)
+
+    def _fresh(self, unit: UnitResult, new_splits: list[object]) -> list[VolumeRow]:
+        """The unit's volumes that no other batch has stored meanwhile, in their final splits."""
+        fresh = []
+        for row in unit.volumes:
+            if row.volume_id in self._ids:
+                unit.known.append(row.volume_id)
+                continue
+            self._ids.add(row.volume_id)
+            if row.subject_id not in self._splits:
+                self._splits[row.subject_id] = row.split
+                new_splits.append(SplitRow(subject_id=row.subject_id, split=row.split))
+            row = dataclasses.replace(row, split=self._splits[row.subject_id])
+            other = self._subject_of.setdefault(row.pixel_hash, row.subject_id)
+            if other != row.subject_id and row.role == "image":
+                self._report.possible_duplicates += 1
+            fresh.append(row)
+        return fresh
+
+    def _outdated(self, unit: UnitResult) -> list[object]:
+        """Earlier volumes of a changed file or series that were not found in it again."""
+        if not unit.unit.replaces or unit.failures:
+            return []
+        found = {row.volume_id for row in unit.volumes} | set(unit.known)
+        rows = self._registry.volumes(
+            "source = ? AND series_id = ?", [unit.unit.source.name, unit.unit.unit_id]
+        )
+        gone = [row.volume_id for row in rows if row.volume_id not in found]
+        self._ids.difference_update(gone)
+        return [RetiredRow(volume_id=volume_id) for volume_id in gone]
+
+
+def write_private_log(path: Path, units: Sequence[UnitResult]) -> None:
+    """Append which path each keyed id stands for, to a file that only its owner can read.
+
+    Raises:
+        DataError: DATA-07 when it cannot be written.
+    """
+
+    def private(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    try:
+        with open(path, "a", encoding="utf-8", errors="surrogateescape", opener=private) as log:
+            for unit in units:
+                why = {p: failure for failure in unit.failures for p in failure.paths}
+                for file in unit.unit.files:
+                    line = {
+                        "id": file.row.file_id,
+                        "unit": unit.unit.unit_id,
+                        "path": str(file.path),
+                        "code": why[file.path].code if file.path in why else "",
+                        "message": why[file.path].message if file.path in why else "",
+                    }
+                    log.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise cannot_write(error, "the private log") from error

@@ -1,0 +1,198 @@
+"""The rows of the catalogue: each table is one frozen dataclass, and so its schema.
+
+A registry folder holds `registry.json`, `shards/*.h5` (voxels) and `commits/NNNNNNNN/*.parquet`
+(everything else). A commit folder is immutable and appears by one rename; it holds the tables
+below, each with the extra column ``commit`` (its number): later rows win over earlier ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SCHEMA_VERSION = 1
+"""Written to `registry.json`; a registry of a newer version is refused with DATA-08."""
+
+Split = Literal["train", "val", "test"]
+Role = Literal["image", "label"]
+Row = TypeVar("Row")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VolumeRow:
+    """One stored volume: what it shows, where it came from, where its voxels lie."""
+
+    volume_id: str
+    """Hash of subject, role, voxels and geometry: a scan has one id wherever its files lie."""
+    subject_id: str
+    """Keyed pseudonym of the patient; splits follow it."""
+    study_id: str
+    """Keyed id of the examination, empty when the file names none."""
+    series_id: str
+    """Keyed id of the DICOM series or of the NIfTI file."""
+    source: str
+    """Name of the source list entry."""
+    licence: str
+    """SPDX id, ``LicenseRef-...`` or ``unknown``."""
+    role: Role
+    """``"image"``, or ``"label"``: an integer mask, which never becomes a pretraining slice."""
+    synthetic: bool
+    """Made by a program, not by a scanner."""
+    shard: str
+    """File name under `shards/`."""
+    dataset: str
+    """HDF5 dataset in the shard; frames of a 4D file end in ``-fNNNN``, their 0-based number."""
+    num_slices: int
+    """Size of the first stored axis."""
+    rows: int
+    """Size of the second stored axis."""
+    columns: int
+    """Size of the third stored axis."""
+    dtype: str
+    """NumPy name of the stored type, the one of the file."""
+    affine: tuple[float, ...]
+    """16 numbers, row by row: stored index (slice, row, column, 1) to RAS+ mm."""
+    spacing_mm: tuple[float, ...]
+    """Distance of voxel centers along slice, row, column."""
+    plane: str
+    """``axial``, ``coronal`` or ``sagittal``; the stored axes are `SLICE_ORIENTATION[plane]`."""
+    region: str
+    """Body region, or ``unknown``."""
+    region_by: str
+    """What the region was told from."""
+    region_confidence: float
+    """0 (guess) to 1 (certain)."""
+    sequence: str
+    """Sequence family such as ``T1``, or ``unknown``."""
+    sequence_by: str
+    """What the sequence was told from."""
+    sequence_confidence: float
+    """0 (guess) to 1 (certain)."""
+    vendor: str
+    """Maker of the scanner, or ``unknown``."""
+    field_strength_t: float | None
+    """Field strength in tesla, None when unknown."""
+    grid: str
+    """Hash of shape and affine (rounded to a micrometer): equal means the same voxels."""
+    split: Split
+    """The subject's part of the data."""
+    window_low: float
+    """0.5th percentile of the finite voxels (labels: 0)."""
+    window_high: float
+    """99.5th percentile of the finite voxels (labels: the largest value)."""
+    pixel_hash: str
+    """Hash of the stored voxels, their type and shape, without geometry."""
+    num_foreground_slices: int
+    """Slices with at least 2 % foreground (`SliceRow.foreground`)."""
+    facts: str = "{}"
+    """De-identified header facts as JSON, by DICOM keyword."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SliceRow:
+    """One slice of a volume, so that a loader can choose slices without reading voxels."""
+
+    volume_id: str
+    """The volume."""
+    index: int
+    """0-based position along the first stored axis."""
+    foreground: float
+    """Fraction of voxels brighter than a tenth of the volume's window (labels: not 0)."""
+    byte_start: int
+    """Where the stored slice begins in the shard file."""
+    num_bytes: int
+    """Stored (compressed) length."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileRow:
+    """One file that was looked at: the ledger that makes a second ingest fast."""
+
+    file_id: str
+    """Keyed id of the absolute path."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Time of the last change, ns since the epoch."""
+    source: str
+    """Name of the source."""
+    unit_id: str
+    """Keyed id of the series, or `file_id` of a file that stands alone."""
+    instance: str
+    """Short keyed id of the DICOM instance; copies of one image share it. Empty otherwise."""
+    code: str
+    """Error code when the file is quarantined, else empty."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitRow:
+    """The split of one subject, written once and never changed."""
+
+    subject_id: str
+    """The subject."""
+    split: Split
+    """Its split."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetiredRow:
+    """A volume of an earlier commit that its own, since changed, file no longer holds."""
+
+    volume_id: str
+    """The volume."""
+
+
+TABLES: dict[str, type] = {
+    "volumes": VolumeRow,
+    "slices": SliceRow,
+    "files": FileRow,
+    "splits": SplitRow,
+    "retired": RetiredRow,
+}
+"""Parquet file name (without suffix) in each commit folder -> its row."""
+
+
+def arrow_schema(row: type) -> pyarrow.Schema:
+    """Parquet schema of a row class, with ``commit`` behind its own fields."""
+    import pyarrow
+
+    scalars = {
+        str: pyarrow.string(),
+        bool: pyarrow.bool_(),
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+    }
+    columns = []
+    for name, hint in get_type_hints(row).items():
+        kind, inner = get_origin(hint), get_args(hint)
+        if kind is tuple:
+            columns.append((name, pyarrow.list_(scalars[inner[0]])))
+        elif kind is Literal:
+            columns.append((name, pyarrow.string()))
+        else:
+            columns.append((name, scalars[inner[0] if inner else hint]))
+    return pyarrow.schema([*columns, ("commit", pyarrow.int64())])
+
+
+def to_table(row: type, rows: Sequence[object], commit: int) -> pyarrow.Table:
+    """Rows as an Arrow table."""
+    import pyarrow
+
+    names = [field.name for field in dataclasses.fields(row)]
+    columns: dict[str, list[object]] = {n: [getattr(item, n) for item in rows] for n in names}
+    columns["commit"] = [commit] * len(rows)
+    return pyarrow.table(columns, schema=arrow_schema(row))
+
+
+def from_table(row: type[Row], table: pyarrow.Table) -> list[Row]:
+    """The inverse of `to_table`; columns that the row does not have are ignored."""
+    hints = get_type_hints(row)
+    columns: list[Iterable[object]] = []
+    for name, hint in hints.items():
+        values = table.column(name).to_pylist()
+        columns.append(map(tuple, values) if get_origin(hint) is tuple else values)
+    return [row(**dict(zip(hints, values, strict=True))) for values in zip(*columns, strict=True)]
