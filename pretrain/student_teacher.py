@@ -1,0 +1,177 @@
+"""Student and teacher: one forward pass from views to losses.
+
+Shapes: B images of this worker, L local views, S and s sides of global and local views, h x w
+patches, N masked patches, D width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from core_mri.models import create_model
+from core_mri.models.encoder import Encoder
+from core_mri.training.ema import update_ema
+from pretrain.config import PretrainConfig
+from pretrain.heads import ProjectionHead
+from pretrain.health import head_statistics, mean_cosine
+from pretrain.losses import (
+    SoftmaxCentering,
+    dino_loss,
+    ibot_loss,
+    koleo_loss,
+    mask_weights,
+    sinkhorn_knopp,
+)
+
+ENCODER, DINO, IBOT = "encoder", "dino", "ibot"
+
+
+class StudentTeacher(nn.Module):
+    """DINO on class tokens, iBOT on masked patches, KoLeo, with separate heads (DINOv2).
+
+    The student learns by gradients; the teacher follows as a moving average and never has
+    gradients, nor stochastic depth. Wrap it in DistributedDataParallel as it is: every parameter of
+    the student takes part in each forward pass, also where a worker has no masked patch.
+
+    Args:
+        config: Of the run; weights are random from torch's global generator.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__()
+        objective = config.objective
+        self.objective = objective
+        encoder = create_model(
+            config.model,
+            image_size=config.views.global_size,
+            drop_path=config.drop_path,
+            layer_scale=config.layer_scale,
+        )
+        heads = {
+            name: ProjectionHead(
+                encoder.embed_dim,
+                objective.num_prototypes,
+                hidden=objective.head_hidden,
+                bottleneck=objective.head_bottleneck,
+            )
+            for name in (DINO, IBOT)
+        }
+        self.student = nn.ModuleDict({ENCODER: encoder, **heads})
+        calm = create_model(
+            config.model,
+            image_size=config.views.global_size,
+            layer_scale=config.layer_scale,
+        )
+        calm.load_state_dict(encoder.state_dict())
+        self.teacher = nn.ModuleDict({ENCODER: calm, **copy.deepcopy(heads)})
+        self.teacher.requires_grad_(False).eval()
+        self.centers = nn.ModuleDict(
+            {
+                name: SoftmaxCentering(objective.num_prototypes, objective.center_momentum)
+                for name in (DINO, IBOT)
+            }
+            if objective.centering == "softmax"
+            else {}
+        )
+
+    @property
+    def teacher_encoder(self) -> Encoder:
+        """The encoder that is released."""
+        encoder = self.teacher[ENCODER]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def prototypes(self) -> list[nn.Parameter]:
+        """The last layers of the student's heads."""
+        return [self.student.get_parameter(f"{head}.prototypes.weight") for head in (DINO, IBOT)]
+
+    def train(self, mode: bool = True) -> StudentTeacher:
+        """Training mode for the student alone."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(
+        self,
+        global_views: Tensor,
+        local_views: Tensor,
+        masks: Tensor,
+        *,
+        teacher_temperature: float,
+        koleo_weight: float,
+    ) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            global_views: [B, 2, 1, S, S] in [0, 1].
+            local_views: [B, L, 1, s, s] in [0, 1]; L may be 0.
+            masks: Bool [B, 2, h, w], patches of the global views that the student does not see.
+            teacher_temperature: Of this step.
+            koleo_weight: Of this step.
+
+        Returns:
+            Scalars: ``loss`` (weighted sum, the only one with a gradient), ``dino``, ``ibot``,
+            ``koleo``, and the statistics of `pretrain.health`, named by head.
+        """
+        objective = self.objective
+        # Views come first from here on, so that a loss can leave out pairs: [2 * B, ...].
+        globals_ = global_views.transpose(0, 1).flatten(0, 1)
+        locals_ = local_views.transpose(0, 1).flatten(0, 1)
+        masks = masks.transpose(0, 1).flatten(0, 1)
+        num_images = len(global_views)
+
+        targets, patch_targets, teacher_cls = self._targets(globals_, masks, teacher_temperature)
+        seen = self.student[ENCODER](globals_, masks)
+        cls = [seen.cls]
+        if len(locals_):
+            cls.append(self.student[ENCODER](locals_).cls)
+        logits = self.student[DINO](torch.cat(cls)).unflatten(0, (-1, num_images))  # [2 + L, B, K]
+        patch_logits = self.student[IBOT](seen.patches[masks])  # [N, K]
+
+        dino = dino_loss(
+            logits, targets.unflatten(0, (2, num_images)), objective.student_temperature
+        )
+        ibot = ibot_loss(patch_logits, patch_targets, masks, objective.student_temperature)
+        koleo = torch.stack(
+            [koleo_loss(view, objective.koleo_group) for view in seen.cls.chunk(2)]
+        ).mean()
+        loss = objective.dino_weight * dino + objective.ibot_weight * ibot + koleo_weight * koleo
+        return {
+            "loss": loss,
+            "dino": dino.detach(),
+            "ibot": ibot.detach(),
+            "koleo": koleo.detach(),
+            **_named(DINO, head_statistics(targets, dino * len(targets))),
+            **_named(IBOT, head_statistics(patch_targets, ibot * len(masks), mask_weights(masks))),
+            "mean_cosine": mean_cosine(teacher_cls[:num_images]),
+        }
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """``teacher <- momentum * teacher + (1 - momentum) * student``."""
+        update_ema(self.teacher, self.student, momentum)
+
+    @torch.no_grad()
+    def _targets(
+        self, globals_: Tensor, masks: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets of class tokens [2 * B, K] and masked patches [N, K]; class tokens [2 * B, D]."""
+        cls, patches = self.teacher[ENCODER](globals_)
+        return (
+            self._sharpen(DINO, self.teacher[DINO](cls), temperature),
+            self._sharpen(IBOT, self.teacher[IBOT](patches[masks]), temperature),
+            cls,
+        )
+
+    def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Tensor:
+        if self.objective.centering == "sinkhorn":
+            return sinkhorn_knopp(logits, temperature, self.objective.sinkhorn_iterations)
+        probs: Tensor = self.centers[head](logits, temperature)
+        return probs
+
+
+def _named(head: str, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{head}_{name}": number for name, number in numbers.items()}
