@@ -69,7 +69,6 @@ def _run(config: PretrainConfig, options: RunOptions) -> int:
     print(f"report   {weights.parent / 'report.html'}")
     print(f"weights  {weights}")
     print("next:")
-    print(f"  core-mri embed {weights} IMAGE --out features.npz")
     print(f"  core-mri finetune CONFIG --weights {weights}")
     print(f"  tensorboard --logdir {weights.parent / 'tensorboard'}")
     return 0

@@ -92,6 +92,8 @@ def card(
             },
             "excluded": "all validation and test patients of the registry, by patient",
         },
+        # Pseudonyms, so that an evaluation can refuse test patients the encoder was trained on.
+        "subjects": sorted({row.subject_id for row in volumes}),
         "sources": [
             {"name": name, "licence": licence, "volumes": count}
             for (name, licence), count in sorted(sources.items())

@@ -69,7 +69,8 @@ class SegmentationHead(nn.Module):
         Args:
             frequencies: [C], non-negative, sum 1.
         """
-        self.classify.bias.copy_(frequencies.clamp_min(1e-4).log())
+        bias = self.classify.get_parameter("bias")
+        bias.copy_(frequencies.clamp_min(1e-4).log())
 
     def forward(self, levels: Sequence[Tensor], images: Tensor) -> Tensor:
         """Decode.

@@ -22,6 +22,8 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         facts: What the run knows. Known keys, each optional: ``summary`` (one sentence), ``data``
             (mapping), ``sources`` (list of {name, licence, volumes}), ``training`` (mapping),
             ``results`` (list of rows), ``licence``. A missing one is said to be missing.
+            ``subjects`` (pseudonyms of the training patients) stays in ``config.json``, where an
+            evaluation looks for its test patients.
     """
     licence = str(facts.get("licence", "not stated"))
     encoder = config["encoder"]

@@ -158,7 +158,6 @@ class TestWorkers:
         assert len({worker["pid"] for worker in workers}) == 2
 
     @pytest.mark.ray
-    @pytest.mark.slow
     @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
     def test_launchers_give_the_losses_of_one_process(self, tiny, registry, launcher):
         alone = tiny(registry=str(registry))
