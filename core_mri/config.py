@@ -106,7 +106,7 @@ def find_config(name: str, folder: Path) -> Path:
     raise ConfigError(
         "CONFIG-02",
         f"no configuration {name!r}: no such file, and packaged are {packaged}.",
-        fix=_suggest(name, packaged),
+        fix=_sentence(_suggest(name, packaged)),
     )
 
 
@@ -185,7 +185,7 @@ def _explain(cls: type, problem: Any) -> str:
     if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
         keys = _known_keys(cls, problem["loc"][:-1])
         hint = _suggest(str(problem["loc"][-1]), keys)
-        return f"unknown key `{location}` (allowed: {', '.join(keys)}){'. ' + hint if hint else ''}"
+        return f"unknown key `{location}` (allowed: {', '.join(keys)}){'; ' + hint if hint else ''}"
     if kind in {"missing", "missing_argument"}:
         return f"missing key `{location}`"
     return f"`{location}` = {problem['input']!r}: {problem['msg']}"
@@ -204,4 +204,8 @@ def _known_keys(cls: type, location: Sequence[Any]) -> list[str]:
 
 def _suggest(word: str, allowed: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"Perhaps you meant {close[0]!r}." if close else ""
+    return f"perhaps you meant {close[0]!r}" if close else ""
+
+
+def _sentence(clause: str) -> str:
+    return f"{clause[0].upper()}{clause[1:]}." if clause else ""

@@ -48,7 +48,7 @@ class DemoOptions:
     """Worker processes of pretraining."""
     ray: str | None = None
     """Address of a Ray cluster; by default one is started here for the run."""
-    steps: int = 100
+    steps: int = 80
     """Optimizer steps of pretraining."""
 
 
@@ -78,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
     _verb("finetune", "linear_probe", *transfer, "--out", str(out / "finetune-sequence"))
     _verb(
         *("evaluate", "demo", "--registry", registry, "--out", str(evaluation)),
-        *("--weights.demo-encoder", str(out / "pretrain")),
+        *("--weights.demo-encoder", str(out / "pretrain"), "--reuse"),
+        *(str(out / "finetune-organs"), str(out / "finetune-sequence")),
     )
     for name in ("results.json", "results.csv", "report.html"):
         shutil.copy(evaluation / name, out / name)

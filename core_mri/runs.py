@@ -123,8 +123,12 @@ class Run:
         if self._board is not None:
             self._board.close()
         if self._handler is not None:
-            if error is not None:
-                log.error("stopped: %s", error)
+            if error is not None:  # to the file alone: whoever catches it tells the user
+                self._handler.handle(
+                    logging.makeLogRecord(
+                        {"msg": f"stopped: {error}", "levelname": "ERROR", "levelno": logging.ERROR}
+                    )
+                )
             logging.getLogger().removeHandler(self._handler)
             self._handler.close()
 

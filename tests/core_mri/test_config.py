@@ -80,7 +80,7 @@ class TestErrors:
         assert "'registry'" in text
         assert "`steps` = 'many'" in text
         assert "'fast' or 'slow'" in text
-        assert "Perhaps you meant 'learning_rate'" in text
+        assert "perhaps you meant 'learning_rate'" in text
 
     @pytest.mark.parametrize("text", ["a: [1", "just words", "- 1\n- 2\n", "\x00"])
     def test_no_yaml_mapping(self, tmp_path: Path, text: str) -> None:
