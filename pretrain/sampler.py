@@ -92,8 +92,8 @@ def check_batch(num_slices: int, batch_size: int, world_size: int, group: int) -
             "CONFIG-05",
             f"{num_slices} slices and batch_size {batch_size} do not give {world_size} worker(s) "
             f"one group of objective.koleo_group = {group} each.",
-            fix=f"Ingest more slices, or take a multiple of {unit} as batch_size, fewer workers or a "
-            "smaller koleo_group.",
+            fix=f"Ingest more slices, take a multiple of {unit} as batch_size, or use fewer "
+            "workers or a smaller koleo_group.",
         )
     if batch_size > num_slices:
         raise ConfigError(
