@@ -1,0 +1,1 @@
+"""Classification of volumes from frozen features."""

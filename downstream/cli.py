@@ -1,0 +1,108 @@
+"""The verbs `core-mri finetune` and `core-mri evaluate`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core_mri.config import parse_command
+from core_mri.errors import ConfigError
+from downstream.config import FinetuneConfig, SuiteConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that change no result."""
+
+    dry_run: bool = False
+    """Check data, weights and draws, time a few steps, write nothing."""
+    resume: bool = False
+    """Demand that the output folder holds an unfinished run."""
+
+    def __post_init__(self) -> None:
+        if self.dry_run and self.resume:
+            raise ConfigError("CONFIG-05", "--dry-run and --resume exclude each other.")
+
+
+def finetune_main(arguments: Sequence[str]) -> int:
+    """Adapt an encoder to a task with a few labels: ``CONFIG [flags] [--dry-run | --resume]``."""
+    config, options = parse_command(
+        FinetuneConfig, Options, arguments, program="core-mri finetune", folder=CONFIGS
+    )
+    return _main("finetune", config, options)
+
+
+def evaluate_main(arguments: Sequence[str]) -> int:
+    """Weights x tasks to one report: ``SUITE.yaml [flags] [--dry-run | --resume]``."""
+    config, options = parse_command(
+        SuiteConfig, Options, arguments, program="core-mri evaluate", folder=CONFIGS / "suites"
+    )
+    return _main("evaluate", config, options)
+
+
+def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> int:
+    from downstream.evaluation.suite import evaluate, finetune, rehearse
+
+    logging.getLogger("downstream").setLevel(logging.INFO)
+    tasks = [config.task] if isinstance(config, FinetuneConfig) else list(config.tasks)
+    weights = config.weights if isinstance(config, FinetuneConfig) else ", ".join(config.weights)
+    print(
+        f"{verb}: {weights} on {', '.join(task.name for task in tasks)}; {config.adaptation}, "
+        f"{config.steps} steps, seed {config.seed}, device {config.device}\noutput: {config.out}",
+        file=sys.stderr,
+    )
+    if options.dry_run:
+        print("\n".join(rehearse(config)))
+        return 0
+    if isinstance(config, FinetuneConfig):
+        out = finetune(config, resume=options.resume)
+    else:
+        out = evaluate(config, resume=options.resume)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    print(table(results["summary"]))
+    num_failed = len(results["failed"])
+    if num_failed:
+        cells = "cell" if num_failed == 1 else "cells"
+        print(f"{num_failed} {cells} failed: see {out / 'report.html'}; run again to retry them.")
+    print(
+        f"\nreport: {out / 'report.html'}\nresults: {out / 'results.json'}, results.csv, "
+        "summary.csv"
+    )
+    print("next:\n" + "\n".join(f"  {line}" for line in _next(config, out)))
+    return 1 if num_failed else 0
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The summary of ``results.json`` as aligned text."""
+    names = "task|weights|method|k|metric|mean|95 % interval|patients|p (Holm)"
+    header = names.split("|")
+    lines = [header]
+    for row in rows:
+        interval = "-" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
+        p = "-" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
+        cells = [row["task"], row["weights"], row["method"], row["k"], row["metric"]]
+        lines.append([*map(str, cells), f"{row['mean']:.3f}", interval, str(row["n"]), p])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _next(config: FinetuneConfig | SuiteConfig, out: Path) -> list[str]:
+    folder = shlex.quote(str(out))
+    if isinstance(config, SuiteConfig):
+        return [f"core-mri evaluate {folder}/config.yaml", f"tensorboard --logdir {folder}/cells"]
+    lines = ["core-mri evaluate SUITE.yaml  # several encoders and tasks in one report"]
+    if config.task.kind == "segmentation":
+        more = f"core-mri finetune {folder}/config.yaml --k {2 * config.k} --out {folder}-more"
+        lines = [more, *lines, f"tensorboard --logdir {folder}"]
+    return lines

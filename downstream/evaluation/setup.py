@@ -1,0 +1,155 @@
+"""Who competes, on which cells: encoders, their random twins, and what must hold before a start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from core_mri.devices import select_device
+from core_mri.errors import ConfigError, CoreMRIError
+from core_mri.models.registry import EncoderConfig
+from core_mri.weights import load_model
+from data_registry.catalogue import Registry
+from downstream.adapt import architecture, encoder_of, random_twin, weights_fingerprint
+from downstream.classification.probe import LabelledVolumes
+from downstream.config import FinetuneConfig, Recipe, SuiteConfig
+from downstream.evaluation.cells import Cell, Contender, TaskData, prepare
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task or an encoder that could not be set up; its cells fail with this error."""
+
+    name: str
+    error: Exception
+
+
+def as_suite(config: FinetuneConfig) -> SuiteConfig:
+    """The suite of one encoder and one task; the encoder is called after its folder."""
+    parts = [part for part in Path(config.weights).parts if part not in ("weights", "/", ".", "..")]
+    name = parts[-1] if parts else config.weights
+    return SuiteConfig(
+        registry=config.registry,
+        out=config.out,
+        weights={name: config.weights},
+        tasks=(config.task,),
+        k=(config.k,),
+        draws=config.draws,
+        seed=config.seed,
+        steps=config.steps,
+        adaptation=config.adaptation,
+        recipe=config.recipe,
+        device=config.device,
+        allow_overlap=config.allow_overlap,
+    )
+
+
+def prepared(config: SuiteConfig, registry: Registry) -> list[TaskData | Failed]:
+    """The scans of every task, or why there are none."""
+    found: list[TaskData | Failed] = []
+    for task in config.tasks:
+        try:
+            found.append(prepare(registry, task))
+        except CoreMRIError as error:
+            found.append(Failed(task.name, error))
+    return found
+
+
+def contenders(config: SuiteConfig) -> Iterator[Contender | Failed]:
+    """Each encoder, then the random twin of each architecture, one at a time in memory."""
+    twins: dict[EncoderConfig, Contender] = {}
+    for name, source in config.weights.items():
+        try:
+            model = load_model(source, device=str(select_device(config.device)))
+        except CoreMRIError as error:
+            yield Failed(name, error)
+            continue
+        encoder = encoder_of(model)
+        twin_name = f"random {architecture(encoder)}"
+        if encoder.config not in twins and any(t.name == twin_name for t in twins.values()):
+            twin_name += f" of {name}"
+        elif encoder.config in twins:
+            twin_name = twins[encoder.config].name
+        patients = getattr(model, "card", {}).get("subjects")
+        yield Contender(
+            name,
+            twin_name,
+            encoder,
+            weights_fingerprint(encoder),
+            None if patients is None else frozenset(patients),
+        )
+        if encoder.config not in twins:
+            twin = random_twin(encoder, config.seed)
+            twins[encoder.config] = Contender(
+                twin_name, "", twin, weights_fingerprint(twin), frozenset()
+            )
+    yield from twins.values()
+
+
+def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[Cell]:
+    """Segmentation: every k and draw; classification: one cell with all training volumes."""
+    given = {
+        "task": data.task,
+        "weights": contender.name,
+        "against": contender.against,
+        "fingerprint": contender.fingerprint,
+        "scans": data.scans,
+        "seed": config.seed,
+    }
+    if isinstance(data.data, LabelledVolumes):
+        recipe = Recipe(image_size=config.recipe.image_size)
+        return [Cell(**given, k=len(data.data.train), recipe=recipe)]  # type: ignore[arg-type]
+    given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": config.recipe}
+    return [
+        Cell(**given, k=k, draw=number)  # type: ignore[arg-type]
+        for k in config.k
+        for number in range(config.draws)
+    ]
+
+
+def check_leakage(contender: Contender, data: TaskData, allow_overlap: str) -> str:
+    """What is known about test patients among the pretraining patients, one sentence.
+
+    Raises:
+        ConfigError: CONFIG-05 when some are, and no reason to allow it was given.
+    """
+    test = {row.subject_id for row in data.rows if row.split == "test"}
+    if not contender.against:
+        return "Random weights have seen nobody."
+    if contender.pretraining_patients is None:
+        return "Not checked: the card of the weights lists no pretraining patients."
+    seen = sorted(test & contender.pretraining_patients)
+    if not seen:
+        return (
+            f"Checked: none of the {len(test)} test patients is among the "
+            f"{len(contender.pretraining_patients)} pretraining patients."
+        )
+    if not allow_overlap:
+        raise ConfigError(
+            "CONFIG-05",
+            f"task {data.task.name}: {len(seen)} of {len(test)} test patients were pretraining "
+            f"patients of {contender.name}, such as {seen[0]}.",
+            fix="Pretrain without the test split, or give a reason with allow_overlap.",
+        )
+    return (
+        f"OVERLAP: {len(seen)} of {len(test)} test patients were seen in pretraining; allowed: "
+        f"{allow_overlap}"
+    )
+
+
+def describe(found: TaskData | Failed) -> str:
+    """Volumes and patients of a task by split, one line."""
+    if isinstance(found, Failed):
+        return f"task {found.name}: {found.error}"
+    by_split = {"train": 0, "val": 0, "test": 0}
+    patients: dict[str, set[str]] = {split: set() for split in by_split}
+    for row in found.rows:
+        by_split[row.split] += 1
+        patients[row.split].add(row.subject_id)
+    counts = ", ".join(
+        f"{split} {count} volumes of {len(patients[split])} patients"
+        for split, count in by_split.items()
+    )
+    synthetic = " (synthetic)" if all(row.synthetic for row in found.rows) else ""
+    return f"task {found.task.name}: {counts}{synthetic}"

@@ -1,0 +1,311 @@
+"""Run the cells of an evaluation, keep what is finished, and write results and report.
+
+A fine-tuning run is an evaluation of one encoder on one task that also keeps model and masks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core_mri.config import to_mapping
+from core_mri.errors import CoreMRIError, Interrupted
+from core_mri.runs import Run
+from core_mri.weights import save_model
+from data_registry.catalogue import Registry
+from downstream.adapt import architecture
+from downstream.classification.probe import LabelledVolumes
+from downstream.config import FinetuneConfig, SuiteConfig
+from downstream.evaluation.cells import (
+    Cell,
+    Contender,
+    TaskData,
+    draw,
+    make_trainer,
+    prepare,
+    run_cell,
+)
+from downstream.evaluation.report import build_report
+from downstream.evaluation.results import Outcome, load_outcome, save_outcome, write_results
+from downstream.evaluation.setup import (
+    Failed,
+    as_suite,
+    cells_of,
+    check_leakage,
+    contenders,
+    describe,
+    prepared,
+)
+from downstream.evaluation.summary import summarize
+
+log = logging.getLogger(__name__)
+
+TIMED_STEPS = 3
+
+
+def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
+    """Adapt an encoder to a task and compare it with its random-initialised twin.
+
+    The run folder gets ``results.json``, ``results.csv``, ``report.html`` and, for a segmentation
+    task, ``weights/`` (the model of the first draw) and ``predictions/*.nii.gz`` (its masks of the
+    test volumes on their stored grid).
+
+    Args:
+        config: What to do.
+        resume: Demand that the folder holds an unfinished run.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        CoreMRIError: What went wrong, with its code; finished cells are kept.
+    """
+    study = _Study.of(as_suite(config), keep_model=True)
+    with Run.open(config.out, config, resume=resume) as run:
+        return _run(study, run)
+
+
+def evaluate(config: SuiteConfig, *, resume: bool = False) -> Path:
+    """Compare encoders on tasks, each beside its random-initialised twin.
+
+    Finished cells of an earlier start are not computed again as long as nothing they depend on has
+    changed: settings, weights, scans. A failed cell is recorded and tried again at the next start.
+
+    Args:
+        config: What to do.
+        resume: Demand that the folder holds an earlier start.
+
+    Returns:
+        The folder with ``results.json``, ``results.csv`` and ``report.html``.
+
+    Raises:
+        CoreMRIError: When the registry or the folder cannot be used.
+    """
+    study = _Study.of(config, keep_model=False)
+    with Run.open(config.out, config, resume=resume) as run:
+        return _run(study, run)
+
+
+def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
+    """Check data, weights and draws and time a few steps; nothing is written.
+
+    Returns:
+        Lines for the start screen.
+
+    Raises:
+        CoreMRIError: The first thing that would make a cell fail.
+    """
+    suite = as_suite(config) if isinstance(config, FinetuneConfig) else config
+    registry = Registry.open(suite.registry)
+    tasks = [prepare(registry, task) for task in suite.tasks]
+    lines = [describe(data) for data in tasks]
+    num_cells, seconds = 0, 0.0
+    for contender in contenders(suite):
+        if isinstance(contender, Failed):
+            raise contender.error
+        encoder = contender.encoder
+        lines.append(
+            f"weights {contender.name}: {architecture(encoder)} on {encoder.mask_token.device}"
+        )
+        for data in tasks:
+            check_leakage(contender, data, suite.allow_overlap)
+            cells = cells_of(suite, contender, data)
+            num_cells += len(cells)
+            seconds += len(cells) * suite.steps * _step_seconds(cells[0], contender, data, registry)
+    return [*lines, f"{num_cells} cells; training steps alone take about {seconds:.0f} s here"]
+
+
+def _run(study: _Study, run: Run) -> Path:
+    """All cells, then the files."""
+    config = study.config
+    for data in study.tasks:
+        log.info("%s", describe(data))
+    outcomes = list(study.outcomes(run))
+    summary, comparisons = summarize(outcomes, seed=config.seed)
+    write_results(run.out, outcomes, summary)
+    folders = [folder / "cells" for folder in (run.out, *config.reuse)]
+    report = build_report(config, outcomes, summary, comparisons, folders)
+    report.write(run.out / "report.html")
+    return run.out
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The cells of one evaluation, in order."""
+
+    config: SuiteConfig
+    registry: Registry
+    tasks: Sequence[TaskData | Failed]
+    contenders: Iterator[Contender | Failed]
+    keep_model: bool
+    """The first cell is the main one, whose model is kept; errors are raised, not recorded."""
+
+    @classmethod
+    def of(cls, config: SuiteConfig, *, keep_model: bool) -> _Study:
+        """Look at the inputs, so that wrong ones are refused before a folder is made."""
+        registry = Registry.open(config.registry)
+        tasks = prepared(config, registry)
+        found = contenders(config)
+        first = next(found)
+        if keep_model:
+            for part in (*tasks, first):
+                if isinstance(part, Failed):
+                    raise part.error
+        return cls(config, registry, tasks, itertools.chain([first], found), keep_model)
+
+    def outcomes(self, run: Run) -> Iterator[Outcome]:
+        """Every cell's outcome: an earlier one that still holds, or a new one."""
+        first = True
+        for contender in self.contenders:
+            for data in self.tasks:
+                if isinstance(contender, Failed) or isinstance(data, Failed):
+                    yield _failed_setup(contender, data)
+                    continue
+                for cell in cells_of(self.config, contender, data):
+                    yield self._outcome(cell, contender, data, run, first and self.keep_model)
+                    first = False
+                    _stop_if_asked(run)
+
+    def _outcome(
+        self, cell: Cell, contender: Contender, data: TaskData, run: Run, main: bool
+    ) -> Outcome:
+        """An earlier outcome, a new one, or with its error a failed one."""
+        try:
+            leakage = check_leakage(contender, data, self.config.allow_overlap)
+            outcome = self._earlier(cell, run)
+            if outcome is None:
+                outcome = self._fit(cell, contender, data, run, main, leakage)
+            return _named(outcome, cell, leakage)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if self.keep_model:
+                raise
+            log.exception("cell %s failed", cell.key)
+            failed = _failure(cell.key, cell.task.name, contender, cell.k, cell.draw, error)
+            save_outcome(failed, run.out / "cells")
+            return failed
+
+    def _earlier(self, cell: Cell, run: Run) -> Outcome | None:
+        for folder in (run.out, *self.config.reuse):
+            outcome = load_outcome(folder / "cells", cell.key)
+            if outcome is not None:
+                log.info("cell %s: finished before", cell.key)
+                return outcome
+        return None
+
+    def _fit(
+        self,
+        cell: Cell,
+        contender: Contender,
+        data: TaskData,
+        run: Run,
+        main: bool,
+        leakage: str,
+    ) -> Outcome:
+        log.info("cell %s: %s", cell.key, cell.weights)
+        outcome, model = run_cell(cell, contender, data, self.registry, run, main=main)
+        if main and model is not None:
+            save_model(model, run.out / "weights", _card(cell, contender, outcome, leakage))
+        save_outcome(outcome, run.out / "cells")
+        _log_outcome(outcome)
+        return outcome
+
+
+def _failed_setup(contender: Contender | Failed, data: TaskData | Failed) -> Outcome:
+    """One failed cell stands for all those of an encoder or a task that cannot be set up."""
+    culprit = contender if isinstance(contender, Failed) else data
+    assert isinstance(culprit, Failed)
+    task = data.name if isinstance(data, Failed) else data.task.name
+    key = f"{task}-{contender.name}-not-set-up"
+    log.error("cell %s: %s", key, culprit.error)
+    return _failure(key, task, contender, 0, 0, culprit.error)
+
+
+def _stop_if_asked(run: Run) -> None:
+    if run.stop_requested:
+        raise Interrupted(
+            f"stopped between cells; finished ones are kept in {run.out / 'cells'}. Run the same "
+            "command again with --resume to continue."
+        )
+
+
+def _named(outcome: Outcome, cell: Cell, leakage: str) -> Outcome:
+    """The outcome under the names of this run, whatever run it comes from."""
+    scores = tuple(
+        replace(score, weights=cell.weights, twin=not cell.against) for score in outcome.scores
+    )
+    return replace(
+        outcome, weights=cell.weights, against=cell.against, leakage=leakage, scores=scores
+    )
+
+
+def _failure(
+    key: str, task: str, contender: Contender | Failed, k: int, number: int, error: Exception
+) -> Outcome:
+    against = contender.against if isinstance(contender, Contender) else "its random twin"
+    text = str(error) if isinstance(error, CoreMRIError) else f"{type(error).__name__}: {error}"
+    return Outcome(
+        key=key, task=task, weights=contender.name, against=against, k=k, draw=number, error=text
+    )
+
+
+def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> dict[str, object]:
+    """Facts for the model card of a fine-tuned segmenter."""
+    values = [score.value for score in outcome.scores if score.value is not None]
+    synthetic = " All scans are synthetic." if outcome.synthetic else ""
+    seen = contender.pretraining_patients
+    training = set(outcome.patients["train"]) | set(outcome.patients["val"])
+    return {
+        "summary": f"Segments {', '.join(cell.task.labels)} (task {cell.task.name}), fine-tuned "
+        f"from {cell.weights} with {cell.k} labelled {cell.recipe.shots_unit}.{synthetic}",
+        "data": {
+            "sources": list(outcome.sources),
+            "patients": {split: len(found) for split, found in outcome.patients.items()},
+            "leakage": leakage,
+        },
+        "training": {
+            "seed": cell.seed,
+            "steps": cell.steps,
+            "adaptation": cell.adaptation,
+            "recipe": to_mapping(cell.recipe),
+        },
+        "results": [
+            {
+                "task": cell.task.name,
+                "metric": "Dice per patient, mean over structures",
+                "mean": round(sum(values) / len(values), 4),
+                "test patients": len(outcome.patients["test"]),
+            }
+        ],
+        "label_values": dict(cell.task.labels),
+        "subjects": None if seen is None else sorted(seen | training),
+    }
+
+
+def _log_outcome(outcome: Outcome) -> None:
+    if outcome.error:
+        return
+    by_metric: dict[str, list[float]] = {}
+    for score in outcome.scores:
+        if score.value is not None:
+            by_metric.setdefault(f"{score.method} {score.metric}", []).append(score.value)
+    means = ", ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in by_metric.items())
+    log.info("cell %s: %s (%.1f CPU-s)", outcome.key, means, outcome.cpu_seconds)
+
+
+def _step_seconds(cell: Cell, contender: Contender, data: TaskData, registry: Registry) -> float:
+    """Seconds of a training step of a segmentation cell, 0 for a classification cell."""
+    if isinstance(data.data, LabelledVolumes):
+        return 0.0
+    shots, validation = draw(cell, data.data, registry)
+    trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
+    num_steps = min(TIMED_STEPS, cell.steps)
+    started = time.perf_counter()
+    for index in range(num_steps):
+        trainer.step(index)
+    return (time.perf_counter() - started) / num_steps

@@ -1,0 +1,246 @@
+"""From scores of cells to means with intervals, and from pairs of models to differences.
+
+The unit is the patient: draws of a patient are averaged first, then patients are resampled. A model
+is compared with its random twin on the same patients and the same draws. With fewer than
+`MIN_PATIENTS` test patients numbers are descriptive and carry no p-value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from core_mri.metrics import (
+    Interval,
+    auroc,
+    balanced_accuracy,
+    bootstrap_interval,
+    holm,
+    paired_permutation,
+)
+from downstream.evaluation.results import Outcome, Probed
+
+MIN_PATIENTS = 8
+NUM_RESAMPLES = 2000
+CLASSIFICATION_RESAMPLES = 1000
+
+Group = tuple[str, str, str, int]
+"""(task, weights, method, k)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRow:
+    """One metric of one model on one task."""
+
+    task: str
+    weights: str
+    method: str
+    k: int
+    metric: str
+    """dice (mean over structures), dice:STRUCTURE, balanced_accuracy or auroc."""
+    mean: float
+    n: int
+    """Test patients."""
+    ci_low: float
+    """95 % interval over patients; nan with one patient."""
+    ci_high: float
+    p: float | None = None
+    """Paired permutation test against the random twin, for dice and balanced_accuracy."""
+    p_holm: float | None = None
+    """Adjusted for all tests of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model minus its random twin, same patients and draws."""
+
+    task: str
+    weights: str
+    twin: str
+    method: str
+    k: int
+    metric: str
+    difference: Interval
+    p: float | None
+    p_holm: float | None = None
+
+    @property
+    def group(self) -> Group:
+        """Which model, on which task."""
+        return (self.task, self.weights, self.method, self.k)
+
+    @property
+    def descriptive(self) -> bool:
+        """Too few patients for a claim."""
+        return self.difference.n < MIN_PATIENTS
+
+
+def summarize(
+    outcomes: Iterable[Outcome], *, seed: int
+) -> tuple[list[SummaryRow], list[Comparison]]:
+    """Summary rows and comparisons of all finished cells, whatever order they come in."""
+    finished = sorted((o for o in outcomes if not o.error), key=lambda o: (o.task, o.twin, o.key))
+    rows: list[SummaryRow] = []
+    comparisons: list[Comparison] = []
+    groups: dict[Group, list[Outcome]] = {}
+    for outcome in finished:
+        for method in sorted({score.method for score in outcome.scores}):
+            key = (outcome.task, outcome.weights, method, outcome.k)
+            groups.setdefault(key, []).append(outcome)
+    for key, own in groups.items():
+        rows += _rows(key, own, seed)
+        twin_key = (key[0], own[0].against, key[2], key[3])
+        if twin_key in groups:
+            comparison = _compare(key, own, groups[twin_key], seed)
+            comparisons += [comparison] if comparison else []
+    comparisons = _adjusted(comparisons)
+    tests = {(*c.group, c.metric): c for c in comparisons}
+    return [_with_test(row, tests) for row in rows], comparisons
+
+
+def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow]:
+    common = dict(zip(("task", "weights", "method", "k"), key, strict=True))
+    intervals: dict[str, Interval] = {}
+    if outcomes[0].classes:
+        table = _Table(outcomes[0], key[2])
+        intervals["balanced_accuracy"] = table.interval(lambda t, i: [t.accuracy(i)], seed)
+        intervals["auroc"] = table.interval(lambda t, i: [t.area(i)], seed)
+    else:
+        structures = sorted({score.structure for o in outcomes for score in o.scores})
+        intervals["dice"] = _dice_interval(_per_patient(outcomes, key[2], structures), seed)
+        for structure in structures:
+            values = _per_patient(outcomes, key[2], [structure])
+            intervals[f"dice:{structure}"] = _dice_interval(values, seed)
+    return [
+        SummaryRow(
+            **common,  # type: ignore[arg-type]
+            metric=metric,
+            mean=found.mean,
+            n=found.n,
+            ci_low=found.low,
+            ci_high=found.high,
+        )
+        for metric, found in intervals.items()
+    ]
+
+
+def _compare(
+    key: Group, own: Sequence[Outcome], twins: Sequence[Outcome], seed: int
+) -> Comparison | None:
+    """None when model and twin share no finished draw."""
+    draws = {o.draw for o in own} & {o.draw for o in twins}
+    own = [o for o in own if o.draw in draws]
+    twins = [o for o in twins if o.draw in draws]
+    if not draws:
+        return None
+    if own[0].classes:
+        metric = "balanced_accuracy"
+        table, other = _Table(own[0], key[2]), _Table(twins[0], key[2])
+        difference = table.interval(lambda t, i: [t.accuracy(i), -other.accuracy(i)], seed)
+        a, b = table.contributions(), other.contributions()
+    else:
+        metric = "dice"
+        structures = sorted({score.structure for o in own for score in o.scores})
+        ours, theirs = (_per_patient(found, key[2], structures) for found in (own, twins))
+        a, b = (np.array([values[p] for p in sorted(ours)]) for values in (ours, theirs))
+        difference = bootstrap_interval(a - b, num_resamples=NUM_RESAMPLES, seed=seed)
+    p = paired_permutation(a, b, seed=seed) if difference.n >= MIN_PATIENTS else None
+    return Comparison(
+        task=key[0],
+        weights=key[1],
+        twin=twins[0].weights,
+        method=key[2],
+        k=key[3],
+        metric=metric,
+        difference=difference,
+        p=p,
+    )
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Holm over every test of the run."""
+    tested = [c.p for c in comparisons if c.p is not None]
+    adjusted = iter(holm(tested).tolist())
+    return [c if c.p is None else replace(c, p_holm=next(adjusted)) for c in comparisons]
+
+
+def _with_test(
+    row: SummaryRow, tests: Mapping[tuple[str, str, str, int, str], Comparison]
+) -> SummaryRow:
+    test = tests.get((row.task, row.weights, row.method, row.k, row.metric))
+    return row if test is None else replace(row, p=test.p, p_holm=test.p_holm)
+
+
+def _per_patient(
+    outcomes: Sequence[Outcome], method: str, structures: Sequence[str]
+) -> dict[str, float]:
+    """Patient to the mean over draws and structures."""
+    values: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for score in outcome.scores:
+            wanted = score.method == method and score.structure in structures
+            if wanted and score.metric == "dice" and score.value is not None:
+                values.setdefault(score.patient, []).append(score.value)
+    return {patient: math.fsum(found) / len(found) for patient, found in sorted(values.items())}
+
+
+def _dice_interval(values: dict[str, float], seed: int) -> Interval:
+    return bootstrap_interval(list(values.values()), num_resamples=NUM_RESAMPLES, seed=seed)
+
+
+class _Table:
+    """Test volumes of one classifier, by patient; tables of the same volumes are in one order."""
+
+    def __init__(self, outcome: Outcome, method: str) -> None:
+        rows: list[Probed] = [row for row in outcome.probed if row.method == method]
+        self.truth = np.array([row.truth for row in rows])
+        self.scores = np.array([row.scores for row in rows], dtype=np.float64)  # [M, C]
+        self.estimate = self.scores.argmax(1)
+        names = np.array([row.patient for row in rows])
+        self.volumes = [np.flatnonzero(names == patient) for patient in np.unique(names)]
+
+    def accuracy(self, index: npt.NDArray[np.intp]) -> float:
+        return balanced_accuracy(self.truth[index], self.estimate[index])
+
+    def area(self, index: npt.NDArray[np.intp]) -> float:
+        return auroc(self.truth[index], self.scores[index])
+
+    def contributions(self) -> npt.NDArray[np.float64]:
+        """One number per patient, which sum to the balanced accuracy.
+
+        Exchanging two classifiers on a patient exchanges these numbers, so the sign-flip test on
+        them is exact.
+        """
+        classes, counts = np.unique(self.truth, return_counts=True)
+        share = dict(zip(classes.tolist(), (1 / (len(classes) * counts)).tolist(), strict=True))
+        worth = np.array([share[t] for t in self.truth.tolist()]) * (self.truth == self.estimate)
+        return np.array([worth[index].sum() for index in self.volumes])
+
+    def interval(
+        self, parts: Callable[[_Table, npt.NDArray[np.intp]], list[float]], seed: int
+    ) -> Interval:
+        """Percentile bootstrap of ``sum(parts)``; patients are drawn with all their volumes.
+
+        Resamples in which a metric is not defined are left out.
+        """
+        n = len(self.volumes)
+        value = math.fsum(parts(self, np.concatenate(self.volumes)))
+        if n == 1:
+            return Interval(value, math.nan, math.nan, 1)
+        rng = np.random.default_rng(seed)
+        resampled = np.array(
+            [
+                math.fsum(
+                    parts(self, np.concatenate([self.volumes[p] for p in rng.integers(n, size=n)]))
+                )
+                for _ in range(CLASSIFICATION_RESAMPLES)
+            ]
+        )
+        if np.isnan(resampled).all():
+            return Interval(value, math.nan, math.nan, n)
+        low, high = np.nanquantile(resampled, (0.025, 0.975))
+        return Interval(value, float(low), float(high), n)

@@ -1,0 +1,1 @@
+"""Few-shot segmentation: an encoder, a light decoder, a handful of labelled scans."""

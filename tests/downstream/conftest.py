@@ -1,0 +1,210 @@
+"""A small registry of synthetic abdomens, ingested once, and a micro encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core_mri import save_model, write_volume
+from core_mri.config import load_config
+from core_mri.models.encoder import Encoder
+from core_mri.models.registry import EncoderConfig
+from core_mri.physics.phantoms import LABELS, phantom_volume
+from core_mri.volume import Volume
+from data_registry.catalogue import Registry
+from data_registry.ingest import IngestConfig, ingest
+from data_registry.source_list import Source
+from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
+from downstream.evaluation.results import Outcome, Score
+
+SIZE = 32
+NUM_SUBJECTS = 24
+SEQUENCES = ("T1", "T2")
+
+
+def write_abdomens(folder: Path, num_subjects: int, *, shift_labels_mm: float = 0.0) -> None:
+    """`folder`/{T1,T2}/s00.nii.gz and `folder`/labels/s00.nii.gz."""
+    for name in (*SEQUENCES, "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for subject in range(num_subjects):
+        for sequence in SEQUENCES:
+            image, label = phantom_volume(
+                "abdomen", subject, sequence, size=SIZE, num_slices=6, seed=0
+            )
+            write_volume(image, folder / sequence / f"s{subject:02d}.nii.gz")
+        affine = np.array(label.affine)
+        affine[0, 3] += shift_labels_mm
+        moved = Volume(label.array, affine, kind="label")
+        write_volume(moved, folder / "labels" / f"s{subject:02d}.nii.gz")
+
+
+def ingest_abdomens(folder: Path, registry: Path) -> Registry:
+    """One source `phantoms`; a fixed key makes the splits the same in every test run."""
+    key = registry.with_name("fixed.key")
+    key.write_text("5a" * 32 + "\n")
+    key.chmod(0o600)
+    facts = {
+        "name": "phantoms",
+        "licence": "CC0-1.0",
+        "synthetic": True,
+        "region": "abdomen",
+        "subject": "(?P<subject>s[0-9]+)",
+    }
+    sources = [Source(root=str(folder / s), sequence=s, **facts) for s in SEQUENCES]
+    sources.append(Source(root=str(folder / "labels"), role="label", **facts))
+    Registry.create(registry, fractions=(0.4, 0.2, 0.4))
+    ingest(IngestConfig(registry=registry, sources=tuple(sources), key_file=key, jobs=1))
+    return Registry.open(registry)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole runs need no fine intervals."""
+    for name in ("CLASSIFICATION_RESAMPLES", "NUM_RESAMPLES"):
+        monkeypatch.setattr(f"downstream.evaluation.summary.{name}", 50)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    folder = tmp_path_factory.mktemp("abdomens")
+    write_abdomens(folder / "files", NUM_SUBJECTS)
+    return ingest_abdomens(folder / "files", folder / "registry")
+
+
+@pytest.fixture
+def make_registry(tmp_path: Path) -> Callable[..., Registry]:
+    """Ingest another registry of a few subjects; keyword arguments as `write_abdomens`."""
+
+    def make(num_subjects: int, **changes: float) -> Registry:
+        write_abdomens(tmp_path / "files", num_subjects, **changes)
+        return ingest_abdomens(tmp_path / "files", tmp_path / "registry")
+
+    return make
+
+
+@pytest.fixture
+def organs() -> Task:
+    return Task(
+        name="organs",
+        kind="segmentation",
+        where="sequence = 'T1'",
+        labels={name: value for value, name in LABELS["abdomen"].items()},
+    )
+
+
+@pytest.fixture
+def sequences() -> Task:
+    return Task(name="sequence", kind="classification", target="sequence")
+
+
+@pytest.fixture(scope="session")
+def micro() -> Encoder:
+    """Random weights too, but not those of any twin in these tests."""
+    import torch
+
+    torch.manual_seed(1234)
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32}
+    return Encoder(EncoderConfig(**sizes, layer_scale=0.0)).eval()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory, micro: Encoder) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "micro"
+    return save_model(micro, folder, {"subjects": ["somebody-else"]})
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe(
+        image_size=32,
+        num_validation=2,
+        validate_every=2,
+        batch_size=4,
+        num_levels=2,
+        head_width=16,
+        augmented_copies=1,
+    )
+
+
+@pytest.fixture
+def finetune_config(registry, weights, organs, recipe, tmp_path, few_resamples):
+    """Build a FinetuneConfig of a few steps; keyword arguments change it."""
+
+    def make(**changes) -> FinetuneConfig:
+        values = {
+            "registry": registry.path,
+            "out": tmp_path / "run",
+            "weights": str(weights),
+            "task": organs,
+            "k": 2,
+            "steps": 4,
+            "device": "cpu",
+            "recipe": recipe,
+        }
+        return FinetuneConfig(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def suite_config(registry, weights, organs, sequences, recipe, tmp_path, few_resamples):
+    """Build a SuiteConfig of two tasks; keyword arguments change it."""
+
+    def make(**changes) -> SuiteConfig:
+        values = {
+            "registry": registry.path,
+            "out": tmp_path / "suite",
+            "weights": {"micro": str(weights)},
+            "tasks": (organs, sequences),
+            "k": (1, 2),
+            "draws": 2,
+            "steps": 2,
+            "device": "cpu",
+            "recipe": recipe,
+        }
+        return SuiteConfig(**(values | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def packaged():
+    """Every packaged configuration with its class."""
+    from downstream.cli import CONFIGS
+
+    found = [(path, FinetuneConfig) for path in sorted(CONFIGS.glob("*.yaml"))]
+    found += [(path, SuiteConfig) for path in sorted((CONFIGS / "suites").glob("*.yaml"))]
+    return [(path, load_config(cls, path)) for path, cls in found]
+
+
+@pytest.fixture(scope="session")
+def segmented():
+    def make(values, weights="ours", against="twin", draw=0, task="organs") -> Outcome:
+        """A segmentation cell of `values`: patient -> structure -> Dice."""
+        common = {"task": task, "weights": weights, "k": 5, "draw": draw}
+        scores = tuple(
+            Score(
+                **common, twin=not against, method="frozen", seed=0, patient=patient,
+                structure=structure, metric="dice", value=value, unit="1",
+            )
+            for patient, by_structure in values.items()
+            for structure, value in by_structure.items()
+        )  # fmt: skip
+        return Outcome(key=f"{weights}{draw}", against=against, scores=scores, **common)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_values():
+    def make(num_patients, seed, better=0.0):
+        rng = np.random.default_rng(seed)
+        return {
+            f"p{i}": {s: float(rng.uniform(0.2, 0.6) + better) for s in ("liver", "spleen")}
+            for i in range(num_patients)
+        }
+
+    return make
