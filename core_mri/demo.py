@@ -13,6 +13,7 @@ import json
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,9 +84,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     for name in ("results.json", "results.csv", "report.html"):
         shutil.copy(evaluation / name, out / name)
-    print(
-        _ending(out, json.loads((out / "results.json").read_text()), time.perf_counter() - started)
-    )
+    verdict = json.loads((out / "results.json").read_text(encoding="utf-8"))["verdict"]
+    print(_ending(out, verdict, time.perf_counter() - started))
     return 0
 
 
@@ -222,21 +222,15 @@ def _source_list() -> str:
     return yaml.safe_dump({"sources": [*abdomens, organs, series, tissue]}, sort_keys=False)
 
 
-def _ending(out: Path, results: dict[str, Any], seconds: float) -> str:
+def _ending(out: Path, verdict: str, seconds: float) -> str:
     """The verdict, where the report is, and what to type next."""
-    lines = ["", f"Done in {seconds:.0f} s."]
-    for row in results["summary"]:
-        interval = (
-            f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if row["ci_low"] is not None else ""
-        )
-        lines.append(
-            f"  {row['task']:<16} {row['weights']:<22} {row['metric']:<18} "
-            f"{row['mean']:.3f}{interval}  n={row['n']}"
-        )
     own = "--registry runs/registry"
     return "\n".join(
         [
-            *lines,
+            "",
+            f"Done in {seconds:.0f} s.",
+            "",
+            *textwrap.wrap(verdict, 88),
             "",
             f"Report: {out / 'report.html'}",
             "",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SegmentationHead(nn.Module):
@@ -13,9 +14,11 @@ class SegmentationHead(nn.Module):
 
     Each level is projected to `width` channels, levels are concatenated and mixed, then doubled in
     size by transposed convolutions until a patch is its pixels again (patch 8: three times), and
-    joined by a shallow look at the image itself, whose edges are sharper than any token's. The
-    design follows UNETR (Hatamizadeh et al., arXiv 2103.10504) reduced to what a handful of labels
-    can train; most of its time goes to full resolution, hence the few channels there.
+    joined by a shallow look at the image itself, whose edges are sharper than any token's. A linear
+    path from patch resolution, interpolated, is added to the logits: it finds a structure in a few
+    steps, and the rest learns its outline. The design follows UNETR (Hatamizadeh et al., arXiv
+    2103.10504) reduced to what a handful of labels can train; most of its time goes to full
+    resolution, hence the few channels there.
 
     Args:
         embed_dim: Width of the encoder's tokens, D.
@@ -57,6 +60,7 @@ class SegmentationHead(nn.Module):
         self.image = nn.Conv2d(1, self.MIN_WIDTH, 5, padding=2)
         self.mix_image = _conv_block(channels + self.MIN_WIDTH, 2 * self.MIN_WIDTH)
         self.classify = nn.Conv2d(2 * self.MIN_WIDTH, num_classes, 1)
+        self.coarse = nn.Conv2d(width, num_classes, 1, bias=False)
 
     @torch.no_grad()
     def start_from(self, frequencies: Tensor) -> None:
@@ -86,9 +90,12 @@ class SegmentationHead(nn.Module):
             project(level.permute(0, 3, 1, 2))  # [B, h, w, D] -> [B, width, h, w]
             for project, level in zip(self.project, levels, strict=True)
         ]
-        features = self.upsample(self.mix(torch.cat(maps, 1)))
-        joined = self.mix_image(torch.cat([features, self.image(images)], 1))
-        return self.classify(joined)
+        mixed = self.mix(torch.cat(maps, 1))
+        joined = self.mix_image(torch.cat([self.upsample(mixed), self.image(images)], 1))
+        coarse = functional.interpolate(
+            self.coarse(mixed), images.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return self.classify(joined) + coarse
 
 
 def _conv_block(inputs: int, outputs: int) -> nn.Sequential:

@@ -159,7 +159,9 @@ def load_outcome(folder: Path, key: str) -> Outcome | None:
     return None if outcome.error else outcome
 
 
-def write_results(out: Path, outcomes: Sequence[Outcome], summary: Sequence[SummaryRow]) -> Path:
+def write_results(
+    out: Path, outcomes: Sequence[Outcome], summary: Sequence[SummaryRow], verdict: str
+) -> Path:
     """Write ``results.json``, ``results.csv`` (one score a line) and ``summary.csv``.
 
     Nothing in them depends on time, order of work or machine.
@@ -186,6 +188,7 @@ def write_results(out: Path, outcomes: Sequence[Outcome], summary: Sequence[Summ
     failed = sorted((o.key, o.error) for o in outcomes if o.error)
     content = {
         "schema": SCHEMA,
+        "verdict": verdict,
         "cells": cells,
         "summary": rows,
         "failed": [{"cell": key, "error": error} for key, error in failed],

@@ -126,9 +126,9 @@ def _run(study: _Study, run: Run) -> Path:
         log.info("%s", describe(data))
     outcomes = list(study.outcomes(run))
     summary, comparisons = summarize(outcomes, seed=config.seed)
-    write_results(run.out, outcomes, summary)
     folders = [folder / "cells" for folder in (run.out, *config.reuse)]
     report = build_report(config, outcomes, summary, comparisons, folders)
+    write_results(run.out, outcomes, summary, report.verdict)
     report.write(run.out / "report.html")
     return run.out
 

@@ -94,6 +94,7 @@ class TestSegmenter:
     def test_an_untrained_head_knows_the_frequencies(self) -> None:
         head = SegmentationHead(16, 3, 1, patch_size=8)
         torch.nn.init.zeros_(head.classify.weight)
+        torch.nn.init.zeros_(head.coarse.weight)
         head.start_from(torch.tensor([0.9, 0.1, 0.0]))
         logits = head([torch.rand(1, 2, 2, 16)], torch.rand(1, 1, 16, 16))
         expected = torch.tensor([0.9, 0.1, 1e-4])

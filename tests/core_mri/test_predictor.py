@@ -11,7 +11,6 @@ from core_mri.models.heads import SegmentationHead
 from core_mri.models.segmenter import Segmenter
 from core_mri.physics.phantoms import phantom_volume
 from core_mri.predictor import Predictor
-from core_mri.slice_grid import image_to_square, mask_to_square, square_to_classes
 
 
 class Threshold(nn.Module):
@@ -67,19 +66,3 @@ class TestEmbed:
     def test_sizes_that_patches_do_not_tile(self) -> None:
         with pytest.raises(ConfigError, match="patch size 8"):
             Predictor(core_mri.create_model("vit_micro_patch8"), image_size=60)
-
-
-class TestSliceGrid:
-    @pytest.mark.parametrize(("rows", "columns"), [(40, 64), (64, 40), (64, 64), (63, 64)])
-    def test_padding_alone_is_exact(self, rows: int, columns: int) -> None:
-        classes = np.random.default_rng(0).integers(0, 3, (4, rows, columns)).astype(np.uint8)
-        square = mask_to_square(classes, 64)
-        logits = nn.functional.one_hot(square, 3).permute(0, 3, 1, 2).float()
-        assert np.array_equal(square_to_classes(logits, rows, columns), classes)
-
-    def test_resizing_keeps_places(self) -> None:
-        slices = np.zeros((1, 50, 90), np.float32)
-        slices[0, 10:20, 60:80] = 1
-        image = image_to_square(slices, 180)
-        back = square_to_classes(torch.cat([1 - image, image], 1), 50, 90)
-        assert np.array_equal(back[0] == 1, slices[0] == 1)
