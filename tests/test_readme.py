@@ -45,7 +45,10 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files git tracks, with this checkout's environment beside them."""
+    """The files git tracks, with this checkout's environment beside them.
+
+    Times are copied too, else make would set the environment up again for newer files.
+    """
     copy = tmp_path_factory.mktemp("checkout")
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -56,7 +59,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in listed.stdout.splitlines():
         target = copy / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target)
+        shutil.copy2(ROOT / name, target)
     (copy / ".venv").symlink_to(ROOT / ".venv", target_is_directory=True)
     return copy
 
