@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -132,13 +132,6 @@ def deidentify_dataset(
     clean.preamble = bytes(128)
     clean.file_meta = _file_meta(clean, UID(transfer_syntax(dataset)))
     return clean
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command `core-mri data deidentify`; see `data_registry.deidentify.cli`."""
-    from data_registry.deidentify.cli import main as command
-
-    return command(arguments)
 
 
 def transfer_syntax(dataset: Dataset) -> str:
