@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Event
 from types import TracebackType
@@ -46,10 +48,12 @@ class WorkerPool:
         tasks: Iterable[Task],
         parts: Callable[[Task], list[Task]] = lambda task: [task],
     ) -> Iterator[tuple[Task, Result | None]]:
-        """Results in order of completion, each with its task.
+        """Results in the order of the tasks, each with its task.
 
-        When a process dies (crashing decoder, no memory), the tasks in flight are cut into `parts`
-        and tried again one at a time: the part that kills its process again has result None.
+        The order makes what a killed caller has used a beginning of the whole, whatever the number
+        of processes. When a process dies (crashing decoder, no memory), the tasks in flight are cut
+        into `parts` and tried again one at a time: the part that kills its process again has result
+        None.
 
         Args:
             function: A module-level function.
@@ -60,42 +64,51 @@ class WorkerPool:
             yield from ((task, function(task)) for task in tasks)
             return
         waiting = iter(tasks)
-        pending: dict[Future[Result], Task] = {}
-        lost: list[Task] = []
-        exhausted = False
-        while pending or lost or not exhausted:
-            while not exhausted and not lost and len(pending) < _IN_FLIGHT * self._jobs:
-                try:
-                    task = next(waiting)
-                except StopIteration:
-                    exhausted = True
-                    break
-                try:
-                    pending[self._running().submit(function, task)] = task
-                except BrokenProcessPool:
-                    lost.append(task)
-            # After a crash every pending future ends at once, so the wait below drains them all.
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                task = pending.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool:
-                    lost.append(task)
-                else:
-                    yield task, result
-            if lost and not pending:
-                self._discard()
-                for part in (part for task in lost for part in parts(task)):
-                    yield part, self._alone(function, part)
-                lost = []
+        pending: deque[tuple[Task, Future[Result]]] = deque()
+        while True:
+            for task in itertools.islice(waiting, _IN_FLIGHT * self._jobs - len(pending)):
+                pending.append((task, self._submit(function, task)))
+            if not pending:
+                return
+            task, future = pending.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                yield from self._one_by_one(function, task, parts)
+                self._resubmit(function, pending)
+            else:
+                yield task, result
 
-    def _alone(self, function: Callable[[Task], Result], task: Task) -> Result | None:
+    def _one_by_one(
+        self,
+        function: Callable[[Task], Result],
+        task: Task,
+        parts: Callable[[Task], list[Task]],
+    ) -> Iterator[tuple[Task, Result | None]]:
+        self._discard()
+        for part in parts(task):
+            try:
+                yield part, self._submit(function, part).result()
+            except BrokenProcessPool:
+                self._discard()
+                yield part, None
+
+    def _resubmit(
+        self, function: Callable[[Task], Result], pending: deque[tuple[Task, Future[Result]]]
+    ) -> None:
+        """Hand out again what a broken pool lost; what it finished before is kept."""
+        for place, (task, future) in enumerate(pending):
+            if isinstance(future.exception(), BrokenProcessPool):
+                pending[place] = (task, self._submit(function, task))
+
+    def _submit(self, function: Callable[[Task], Result], task: Task) -> Future[Result]:
+        """A future; a broken pool refuses new tasks, so that one is broken from the start."""
         try:
-            return self._running().submit(function, task).result()
-        except BrokenProcessPool:
-            self._discard()
-            return None
+            return self._running().submit(function, task)
+        except BrokenProcessPool as error:
+            future: Future[Result] = Future()
+            future.set_exception(error)
+            return future
 
     def _running(self) -> ProcessPoolExecutor:
         if self._executor is None:

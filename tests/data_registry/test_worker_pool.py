@@ -17,6 +17,11 @@ class TestWorkerPool:
             results = dict(pool.each(eval, tasks))
         assert results == {f"{i} * {i}": i * i for i in range(20)}
 
+    def test_results_come_in_the_order_of_the_tasks(self) -> None:
+        tasks = [f"__import__('time').sleep({0.2 if i % 3 == 0 else 0}) or {i}" for i in range(9)]
+        with WorkerPool(2) as pool:
+            assert [result for _, result in pool.each(eval, tasks)] == list(range(9))
+
     def test_tasks_are_drawn_as_workers_become_free(self) -> None:
         drawn = []
 
@@ -36,8 +41,9 @@ class TestWorkerPool:
     def test_a_crash_costs_one_task(self) -> None:
         tasks = ["1", "2", CRASH, "3", "4", "5"]
         with WorkerPool(2) as pool:
-            results = dict(pool.each(eval, tasks))
-        assert results == {"1": 1, "2": 2, CRASH: None, "3": 3, "4": 4, "5": 5}
+            results = list(pool.each(eval, tasks))
+        expected = [("1", 1), ("2", 2), (CRASH, None), ("3", 3), ("4", 4), ("5", 5)]
+        assert results == expected
 
     def test_a_crash_costs_one_part_of_a_task(self) -> None:
         with WorkerPool(2) as pool:
