@@ -1,6 +1,6 @@
 """Scores of an estimate against a reference, and how sure a mean over patients is.
 
-Importing this package is light: every name loads its module, which needs numpy only, on first use.
+Importing this package is light: every name loads its module, on first use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from core_mri.metrics.classification import auroc, balanced_accuracy
+    from core_mri.metrics.image import nmse, psnr, ssim
     from core_mri.metrics.intervals import Interval, bootstrap_interval, holm, paired_permutation
     from core_mri.metrics.segmentation import dice, hausdorff95, surface_dice
 
@@ -21,7 +22,10 @@ _HOME = {
     "dice": "segmentation",
     "hausdorff95": "segmentation",
     "holm": "intervals",
+    "nmse": "image",
     "paired_permutation": "intervals",
+    "psnr": "image",
+    "ssim": "image",
     "surface_dice": "segmentation",
 }
 
@@ -33,7 +37,10 @@ __all__ = [
     "dice",
     "hausdorff95",
     "holm",
+    "nmse",
     "paired_permutation",
+    "psnr",
+    "ssim",
     "surface_dice",
 ]
 
