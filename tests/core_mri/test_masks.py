@@ -75,7 +75,8 @@ class TestProperties:
             assert drawn.mask.shape == (1, 1, 1, 101)
             assert drawn.mask.dtype == torch.bool
             assert torch.equal(drawn.mask, again.mask)
-            assert center_lines(drawn.mask) >= drawn.num_low_frequencies - 1
+            # The center lies up to a line beside n // 2, as fastMRI rounds it.
+            assert center_lines(drawn.mask) >= drawn.num_low_frequencies - 2
 
     @pytest.mark.parametrize("kind", ["random", "equispaced_fraction", "magic_fraction"])
     def test_mean_acceleration_is_the_one_asked_for(self, kind: Any) -> None:
@@ -87,11 +88,9 @@ class TestProperties:
         assert 368 / np.mean(lines) == pytest.approx(4, rel=0.1)
 
     def test_the_global_generator_is_left_alone(self) -> None:
-        np.random.seed(3)
-        expected = np.random.rand()
-        np.random.seed(3)
+        before = np.random.get_state()[1].copy()  # noqa: NPY002
         undersampling_mask("random", (1, 9), center_fractions=[0.2], accelerations=[2], seed=0)
-        assert np.random.rand() == expected
+        np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
     def test_without_seed_masks_differ(self) -> None:
         masks = [
