@@ -119,12 +119,18 @@ def open_ismrmrd(
             Cartesian or does not fit the header.
     """
     with damage_of(path):
-        raw = group["xml"][0]
-        xml = parse_xml(path, raw)
-        table = group["data"]
-        if table.dtype.names is None or not {"head", "data"} <= set(table.dtype.names):
-            raise DataError("DATA-03", f"{path}: `data` is no table of readouts.")
-        heads: Any = table.fields("head")[:] if len(table) else np.empty(0)
+        return _open(path, file, group, whiten, remove_oversampling)
+
+
+def _open(
+    path: Path, file: h5py.File, group: h5py.Group, whiten: bool, remove_oversampling: bool
+) -> KSpace:
+    raw = group["xml"][0]
+    xml = parse_xml(path, raw)
+    table = group["data"]
+    if table.dtype.names is None or not {"head", "data"} <= set(table.dtype.names):
+        raise DataError("DATA-03", f"{path}: `data` is no table of readouts.")
+    heads: Any = table.fields("head")[:] if len(table) else np.empty(0)
     if xml.trajectory != "cartesian":
         raise DataError(
             "DATA-14", f"{path}: the trajectory is not Cartesian.", fix="Grid it first."
@@ -145,7 +151,7 @@ def open_ismrmrd(
         heads=heads,
         matrix=xml.encoded_matrix,
         keep_x=keep or xml.encoded_matrix[0],
-        centers=(xml.phase_center, xml.partition_center),
+        centers=(xml.line_center, xml.partition_center),
         whitener=_whitener(path, table, heads, numbers, int(coils[0]), xml) if whiten else None,
         num_coils=int(coils[0]),
     )

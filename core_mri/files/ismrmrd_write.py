@@ -20,7 +20,8 @@ def write_ismrmrd(kspace: KSpace, path: Path) -> None:
     """Write all volumes; see `core_mri.files.kspace.write_kspace`.
 
     Samples stay as they are: a user parameter tells our reader that the readout is already as it
-    shall be. Lines that the mask switches off are not written. Times of day are zero.
+    shall be. Lines are numbered from 0, with the center in the middle; those that the mask switches
+    off are not written. Times of day are zero.
 
     Raises:
         DataError: DATA-07 when it cannot be written.
@@ -36,7 +37,9 @@ def write_ismrmrd(kspace: KSpace, path: Path) -> None:
             group = file.create_group("dataset")
             text = h5py.special_dtype(vlen=bytes)
             xml = group.create_dataset("xml", (1,), text)
-            xml[0] = build_xml(kspace.header, num_coils, num_slices, kspace.num_volumes).encode()
+            xml[0] = build_xml(
+                kspace.header, num_coils, num_slices, kspace.num_volumes, kspace.shape[3]
+            ).encode()
             table = group.create_dataset(
                 "data", (0,), hdf5.acquisition_dtype, maxshape=(None,), chunks=True
             )
@@ -56,19 +59,15 @@ def write_ismrmrd(kspace: KSpace, path: Path) -> None:
 def _readouts(kspace: KSpace, index: int, volume: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The table rows of one slice."""
     samples = kspace.read_slice(index, volume)
-    num_coils, readout, phase = samples.shape
-    mask = kspace.mask(volume)
-    if mask is None:
-        lines = np.arange(phase)
-    else:
-        lines = np.flatnonzero(mask if mask.ndim == 1 else mask.any(axis=0))
+    num_coils, readout, _ = samples.shape
+    lines = np.flatnonzero(_acquired(kspace, samples, volume))
     rows = np.zeros(len(lines), dtype=dtype)
     head = rows["head"]
     head["version"] = 1
     head["number_of_samples"] = readout
     head["available_channels"] = head["active_channels"] = num_coils
     head["center_sample"] = readout // 2
-    head["idx"]["kspace_encode_step_1"] = lines - phase // 2 + kspace.header.phase_center
+    head["idx"]["kspace_encode_step_1"] = lines
     head["idx"]["slice"] = index
     head["idx"]["repetition"] = volume
     for name, value in _geometry(kspace, index).items():
@@ -78,6 +77,18 @@ def _readouts(kspace: KSpace, index: int, volume: int, dtype: np.dtype[Any]) -> 
         rows["data"][row] = values
         rows["traj"][row] = np.zeros(0, dtype=np.float32)
     return rows
+
+
+def _acquired(
+    kspace: KSpace, samples: npt.NDArray[np.complex64], volume: int
+) -> npt.NDArray[np.bool_]:
+    """Lines of the mask; without one, all but the zero padding that the header states."""
+    mask = kspace.mask(volume)
+    if mask is not None:
+        return mask if mask.ndim == 1 else np.asarray(mask.any(axis=0))
+    lines = np.arange(samples.shape[2])
+    inside = (lines >= kspace.header.padding_left) & (lines < kspace.header.padding_right)
+    return np.asarray(inside | (samples != 0).any(axis=(0, 1)))
 
 
 def _geometry(kspace: KSpace, index: int) -> dict[str, npt.NDArray[np.float64]]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _MAX_XML_BYTES = 1 << 24
 KEEP_READOUT = "core_mri_keep_readout"
 """User parameter of files that we write: the readout is stored as it shall be read."""
+PHASE_CENTER, PHASE_COUNT = "core_mri_phase_center", "core_mri_phase_count"
+"""Likewise: limits of the phase encoding before lines were numbered anew from 0."""
 
 _FACTS = {
     "Manufacturer": "acquisitionSystemInformation/systemVendor",
@@ -58,6 +60,8 @@ class MrdXml:
     recon_fov_mm: tuple[float, float, float]
     phase_center: int
     phase_count: int
+    line_center: int
+    """Number of the line that holds the center of k-space."""
     partition_center: int
     trajectory: str
     acceleration: float
@@ -89,10 +93,7 @@ def parse_xml(path: Path, xml: bytes | str) -> MrdXml:
         element.tag = element.tag.rpartition("}")[2]
 
     def number(where: str, default: float) -> float:
-        try:
-            return float(root.findtext(where) or default)
-        except ValueError:
-            return default
+        return number_of(root.findtext(where), default)
 
     def triple(where: str) -> tuple[float, float, float]:
         x, y, z = (number(f"encoding/{where}/{axis}", 0) for axis in "xyz")
@@ -113,30 +114,46 @@ def parse_xml(path: Path, xml: bytes | str) -> MrdXml:
             facts[keyword] = number(where, 0.0)
         elif value:
             facts[keyword] = value
-    keep = [
-        item.findtext("value")
+    own = {
+        item.findtext("name"): int(number_of(item.findtext("value"), 0))
         for item in root.iterfind("userParameters/userParameterLong")
-        if item.findtext("name") == KEEP_READOUT
-    ]
+    }
+    center = int(number(limits.format(1, "center"), encoded[1] // 2))
+    count = int(number(limits.format(1, "maximum"), encoded[1] - 1)) + 1
     return MrdXml(
         encoded_matrix=encoded,
         recon_matrix=matrix("reconSpace"),
         encoded_fov_mm=triple("encodedSpace/fieldOfView_mm"),
         recon_fov_mm=triple("reconSpace/fieldOfView_mm"),
-        phase_center=int(number(limits.format(1, "center"), encoded[1] // 2)),
-        phase_count=int(number(limits.format(1, "maximum"), encoded[1] - 1)) + 1,
+        phase_center=own.get(PHASE_CENTER, center),
+        phase_count=own.get(PHASE_COUNT, count),
+        line_center=center,
         partition_center=int(number(limits.format(2, "center"), encoded[2] // 2)),
         trajectory=(root.findtext("encoding/trajectory") or "cartesian").strip().lower(),
         acceleration=number(
             "encoding/parallelImaging/accelerationFactor/kspace_encoding_step_1", 1.0
         ),
         noise_bandwidth=number("acquisitionSystemInformation/relativeReceiverNoiseBandwidth", 1.0),
-        keep_readout=bool(keep) and keep[0] == "1",
+        keep_readout=own.get(KEEP_READOUT) == 1,
         facts=facts,
     )
 
 
-def build_xml(header: KSpaceHeader, num_coils: int, num_slices: int, num_volumes: int) -> str:
+def number_of(text: str | None, default: float) -> float:
+    """A number from text; `default` when it is none."""
+    try:
+        return float(text or default)
+    except ValueError:
+        return default
+
+
+def build_xml(
+    header: KSpaceHeader,
+    num_coils: int,
+    num_slices: int,
+    num_volumes: int,
+    num_lines: int | None = None,
+) -> str:
     """A valid ISMRMRD header with technical content only.
 
     Args:
@@ -144,6 +161,8 @@ def build_xml(header: KSpaceHeader, num_coils: int, num_slices: int, num_volumes
         num_coils: receiverChannels.
         num_slices: Slices of a volume.
         num_volumes: Repetitions.
+        num_lines: Lines are numbered from 0 to this, the center in the middle; None keeps the
+            limits of the header.
     """
     from ismrmrd import xsd
 
@@ -151,7 +170,8 @@ def build_xml(header: KSpaceHeader, num_coils: int, num_slices: int, num_volumes
         matrix: tuple[int, int, int], fov: tuple[float, float, float]
     ) -> xsd.encodingSpaceType:
         return xsd.encodingSpaceType(
-            matrixSize=xsd.matrixSizeType(*matrix), fieldOfView_mm=xsd.fieldOfViewMm(*fov)
+            matrixSize=xsd.matrixSizeType(**dict(zip("xyz", matrix, strict=True))),
+            fieldOfView_mm=xsd.fieldOfViewMm(**dict(zip("xyz", fov, strict=True))),
         )
 
     def limit(maximum: int, center: int = 0) -> xsd.limitType:
@@ -165,6 +185,13 @@ def build_xml(header: KSpaceHeader, num_coils: int, num_slices: int, num_volumes
         value = header.facts.get(keyword)
         return str(value) if value else None
 
+    own = {KEEP_READOUT: 1}
+    matrix = header.encoded_matrix
+    lines = limit(header.phase_count - 1, header.phase_center)
+    if num_lines is not None:
+        own |= {PHASE_CENTER: header.phase_center, PHASE_COUNT: header.phase_count}
+        matrix = (matrix[0], num_lines, matrix[2])
+        lines = limit(num_lines - 1, num_lines // 2)
     field = header.facts.get("MagneticFieldStrength")
     field_t = float(field) if isinstance(field, (int, float)) else None
     document = xsd.ismrmrdHeader(
@@ -179,10 +206,10 @@ def build_xml(header: KSpaceHeader, num_coils: int, num_slices: int, num_volumes
         ),
         encoding=[
             xsd.encodingType(
-                encodedSpace=space(header.encoded_matrix, header.encoded_fov_mm),
+                encodedSpace=space(matrix, header.encoded_fov_mm),
                 reconSpace=space(header.recon_matrix, header.recon_fov_mm),
                 encodingLimits=xsd.encodingLimitsType(
-                    kspace_encoding_step_1=limit(header.phase_count - 1, header.phase_center),
+                    kspace_encoding_step_1=lines,
                     kspace_encoding_step_2=limit(0),
                     slice=limit(num_slices - 1),
                     repetition=limit(num_volumes - 1),
@@ -203,7 +230,9 @@ def build_xml(header: KSpaceHeader, num_coils: int, num_slices: int, num_volumes
             flipAngle_deg=times("FlipAngle"),
         ),
         userParameters=xsd.userParametersType(
-            userParameterLong=[xsd.userParameterLongType(name=KEEP_READOUT, value=1)]
+            userParameterLong=[
+                xsd.userParameterLongType(name=name, value=value) for name, value in own.items()
+            ]
         ),
     )
     return str(xsd.ToXML(document))
