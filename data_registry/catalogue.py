@@ -14,13 +14,21 @@ import numpy as np
 
 from core_mri.errors import CODES, ConfigError, DataError
 from core_mri.volume import Volume
-from data_registry.schema import SCHEMA_VERSION, TABLES, VolumeRow, arrow_schema, from_table
+from data_registry.schema import (
+    PAIR_NAME,
+    SCHEMA_VERSION,
+    TABLES,
+    VolumeRow,
+    arrow_schema,
+    from_table,
+)
 from data_registry.shards import PARTIAL, Array, ShardReader, cannot_write, fsync
 from data_registry.splits import DEFAULT_FRACTIONS, Fractions
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow
+    from core_mri.files.kspace import KSpace
 
 REGISTRY_FILE = "registry.json"
 _FORMAT = "core-mri registry"
@@ -207,9 +215,16 @@ class Registry:
         """Voxels on the stored grid, ``[slice, row, column]`` of the volume's plane.
 
         Raises:
+            ConfigError: CONFIG-05 for raw data, which `read_kspace` reads.
             DataError: DATA-08 when there is no such volume or its shard is missing or damaged.
         """
         row = self.volume(volume) if isinstance(volume, str) else volume
+        if row.role == "kspace":
+            raise ConfigError(
+                "CONFIG-05",
+                f"volume {row.volume_id} is raw data, not an image.",
+                fix="Use Registry.read_kspace.",
+            )
         return Volume(
             array=self.shards.read(row.shard, row.dataset),
             affine=np.array(row.affine).reshape(4, 4),
@@ -226,24 +241,55 @@ class Registry:
         row = self.volume(volume) if isinstance(volume, str) else volume
         return self.shards.read_slice(row.shard, row.dataset, index)
 
+    def read_kspace(self, volume: VolumeRow | str) -> KSpace:
+        """Raw data, to be read slice by slice.
+
+        Raises:
+            ConfigError: CONFIG-05 when the volume is no raw data.
+            DataError: As `read`.
+        """
+        from data_registry.raw_data import open_kspace
+
+        row = self.volume(volume) if isinstance(volume, str) else volume
+        if row.role != "kspace":
+            raise ConfigError(
+                "CONFIG-05",
+                f"volume {row.volume_id} is an {row.role}, not raw data.",
+                fix="Use Registry.read.",
+            )
+        return open_kspace(self.shards, row)
+
     def labels_of(self, volume: VolumeRow) -> list[VolumeRow]:
         """Label maps of the same subject whose voxels are those of `volume`.
+
+        Single pictures, which state no place in the patient, must also have the name of the image.
 
         Grids are compared by their corners (0.01 mm), because the same geometry read from DICOM and
         from NIfTI differs in its last digits.
         """
-        labels = self.volumes(
-            "role = 'label' AND subject_id = ? AND num_slices = ? AND rows = ? AND columns = ?",
-            [volume.subject_id, volume.num_slices, volume.rows, volume.columns],
+        return self._partners(volume, "label")
+
+    def images_of(self, label: VolumeRow) -> list[VolumeRow]:
+        """The other way round: images of the same subject whose voxels a label map describes."""
+        return self._partners(label, "image")
+
+    def _partners(self, volume: VolumeRow, role: str) -> list[VolumeRow]:
+        others = self.volumes(
+            "role = ? AND subject_id = ? AND num_slices = ? AND rows = ? AND columns = ?",
+            [role, volume.subject_id, volume.num_slices, volume.rows, volume.columns],
         )
         own = _corners(volume)
-        return [row for row in labels if np.abs(_corners(row) - own).max() <= 1e-2]
+        return [
+            row
+            for row in others
+            if np.abs(_corners(row) - own).max() <= 1e-2 and _pair_name(row) == _pair_name(volume)
+        ]
 
     def stats(self) -> dict[str, Any]:
         """Counts: volumes, slices, subjects, by_region, by_sequence, by_source, quarantined.
 
-        All but `labels` (their number) count images. `quarantined` maps ``"CODE meaning"`` to the
-        number of series and single files.
+        All but `labels` and `kspace` (their numbers) count images. `quarantined` maps ``"CODE
+        meaning"`` to the number of series and single files.
         """
         total = self.sql(
             "SELECT count(*) AS volumes, coalesce(sum(num_slices), 0)::BIGINT AS slices, "
@@ -259,11 +305,11 @@ class Registry:
         quarantined = self._counts(
             "SELECT code, count(DISTINCT unit_id) AS n FROM quarantine GROUP BY ALL ORDER BY code"
         )
+        roles = self._counts("SELECT role, count(*) AS n FROM volumes GROUP BY ALL")
         return {
             **total,
-            "labels": self.sql("SELECT count(*) AS n FROM volumes WHERE role = 'label'")
-            .column("n")[0]
-            .as_py(),
+            "labels": roles.get("label", 0),
+            "kspace": roles.get("kspace", 0),
             **groups,
             "quarantined": {reason_of(code): n for code, n in quarantined.items()},
         }
@@ -318,6 +364,10 @@ def _holds_data(folder: Path) -> bool:
 def reason_of(code: str) -> str:
     """A quarantine reason for people: the code and what it stands for; never text of a file."""
     return f"{code} {CODES.get(code, 'unknown reason')}"
+
+
+def _pair_name(row: VolumeRow) -> str:
+    return str(json.loads(row.facts).get(PAIR_NAME, ""))
 
 
 def _corners(row: VolumeRow) -> np.ndarray:

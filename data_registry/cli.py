@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from core_mri.errors import ConfigError
+from data_registry.export import Format
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ingest": ("data_registry.cli:ingest_main", "read scans into a registry, de-identified"),
     "stats": ("data_registry.cli:stats_main", "count what a registry holds"),
     "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
+    "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy DICOM files with de-identified headers",
@@ -38,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class _Ingest:
-    """Read DICOM and NIfTI scans into a registry: checked, labeled, de-identified.
+    """Read scans of every known format into a registry: checked, labeled, de-identified.
 
     Running it again adds nothing. What cannot be read is quarantined with its reason and counted.
     """
@@ -47,6 +49,8 @@ class _Ingest:
     """Folders or files (not with --sources)."""
     registry: Path
     """Folder of the registry; made when it does not exist."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Distance of columns, rows and slices in pictures and .npy files, which state none."""
     source: str = ""
     """Name of the source of PATH..., such as the hospital or the data set."""
     licence: Annotated[str, tyro.conf.arg(aliases=["--license"])] = ""
@@ -75,6 +79,25 @@ class _Stats:
 
     registry: Path
     """Folder of the registry."""
+    json: bool = False
+    """Print a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """Write volumes of a registry as files: NIfTI, BIDS, or raw data as fastMRI or ISMRMRD HDF5.
+
+    Interrupted, the same command goes on where it was.
+    """
+
+    format: Annotated[Format, tyro.conf.Positional]
+    """nifti and bids hold images and label maps, fastmri and ismrmrd raw data."""
+    registry: Path
+    """Folder of the registry."""
+    out: Path
+    """Folder to write; new or empty."""
+    where: str = ""
+    """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
     json: bool = False
     """Print a JSON object."""
 
@@ -134,10 +157,11 @@ def ingest_main(arguments: Sequence[str]) -> int:
             "give either PATH... with --source and --licence, or --sources FILE.yaml.",
         )
     if options.sources:
-        if options.source or options.licence or options.subject:
+        if options.source or options.licence or options.subject or options.spacing_mm:
             raise ConfigError(
                 "CONFIG-05",
-                "--source, --licence and --subject belong to PATH..., not to --sources.",
+                "--source, --licence, --subject and --spacing-mm belong to PATH..., not to "
+                "--sources.",
             )
         sources = load_sources(options.sources)
     else:
@@ -154,6 +178,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
                 root=str(path),
                 role="by-name",
                 subject=options.subject,
+                spacing_mm=options.spacing_mm,
             )
             for path in options.paths
         )
@@ -226,6 +251,26 @@ def ls_main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def export_main(arguments: Sequence[str]) -> int:
+    """`core-mri data export`."""
+    from data_registry.export import ExportConfig, export
+
+    options = _parse(_Export, arguments, "export")
+    config = ExportConfig(
+        registry=options.registry, out=options.out, format=options.format, where=options.where
+    )
+    with _progress("writing files") as on_progress:
+        report = export(config, on_progress)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report), indent=2))
+        return 0
+    print(f"{report.written} files written to {options.out}, {report.kept} were there already.")
+    if report.other_roles:
+        print(f"{report.other_roles} volumes of roles that {options.format} cannot hold left out.")
+    print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
+    return 0
+
+
 def _parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
     return tyro.cli(
         cls,
@@ -253,7 +298,7 @@ def _help() -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
+def _progress(what: str = "reading scans") -> Iterator[Callable[[int, int], None] | None]:
     """A bar on a terminal, nothing in files."""
     if not sys.stderr.isatty():
         yield None
@@ -262,7 +307,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading scans", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -275,17 +320,21 @@ def _show_report(report: IngestReport) -> None:
         ("volumes known already", report.volumes_known),
         ("volumes replaced", report.volumes_retired),
         ("possible duplicates of another patient", report.possible_duplicates),
+        ("series UIDs shared by several patients", report.shared_series),
         ("quarantined", sum(report.quarantined.values())),
+        ("files left out by the source list", sum(report.left_out.values())),
     ]
     always = {"files found", "volumes added", "quarantined"}
     _table("Ingest", ("", "count"), [(n, str(c)) for n, c in lines if c or n in always])
+    if report.left_out:
+        print(f"  left out: {', '.join(f'{n} x {kind}' for kind, n in report.left_out.items())}")
     for reason, ids in report.examples.items():
         more = ", ..." if report.quarantined[reason] > len(ids) else ""
         print(f"  {report.quarantined[reason]} x {reason}: {', '.join(ids)}{more}")
 
 
 def _show_stats(registry: Path, stats: Mapping[str, Any]) -> None:
-    numbers = [f"{stats[k]} {k}" for k in ("volumes", "slices", "subjects", "labels")]
+    numbers = [f"{stats[k]} {k}" for k in ("volumes", "slices", "subjects", "labels", "kspace")]
     lines: list[tuple[str, str, str]] = []
     for group in ("region", "sequence", "source", "split"):
         for i, (name, count) in enumerate(stats[f"by_{group}"].items()):

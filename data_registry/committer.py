@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ from data_registry.schema import RetiredRow, SplitRow, VolumeRow
 from data_registry.shards import cannot_write
 
 if TYPE_CHECKING:
+    from data_registry.batches import BatchResult, UnitResult
     from data_registry.ingest import IngestReport
-    from data_registry.reading import BatchResult, UnitResult
 
 logger = logging.getLogger(__name__)
 
@@ -112,22 +112,42 @@ def write_private_log(path: Path, units: Sequence[UnitResult]) -> None:
     Raises:
         DataError: DATA-07 when it cannot be written.
     """
+    lines = []
+    for unit in units:
+        why = {p: failure for failure in unit.failures for p in failure.paths}
+        for file in unit.unit.files:
+            lines.append(
+                {
+                    "id": file.row.file_id,
+                    "unit": unit.unit.unit_id,
+                    "path": str(file.path),
+                    "code": why[file.path].code if file.path in why else "",
+                    "message": why[file.path].message if file.path in why else "",
+                }
+            )
+    _append(path, lines)
 
+
+def log_left_out(path: Path, files: Iterable[tuple[str, Path]]) -> None:
+    """Append the files that no source takes: keyed id and path.
+
+    Raises:
+        DataError: DATA-07 when it cannot be written.
+    """
+    message = "left out: no entry of the source list takes it"
+    _append(
+        path,
+        ({"id": i, "unit": "", "path": str(p), "code": "", "message": message} for i, p in files),
+    )
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, str]]) -> None:
     def private(name: str, flags: int) -> int:
         return os.open(name, flags, 0o600)
 
     try:
         with open(path, "a", encoding="utf-8", errors="surrogateescape", opener=private) as log:
-            for unit in units:
-                why = {p: failure for failure in unit.failures for p in failure.paths}
-                for file in unit.unit.files:
-                    line = {
-                        "id": file.row.file_id,
-                        "unit": unit.unit.unit_id,
-                        "path": str(file.path),
-                        "code": why[file.path].code if file.path in why else "",
-                        "message": why[file.path].message if file.path in why else "",
-                    }
-                    log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            for line in lines:
+                log.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as error:
         raise cannot_write(error, "the private log") from error

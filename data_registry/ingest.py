@@ -17,9 +17,9 @@ from data_registry.shards import Compression
 from data_registry.source_list import Source
 
 if TYPE_CHECKING:
+    from data_registry.batches import Batch, BatchResult
     from data_registry.catalogue import Registry
     from data_registry.inventory import Inventory, Unit
-    from data_registry.reading import Batch, BatchResult
 
 _EXAMPLES = 3
 _MAX_UNITS = 256
@@ -78,6 +78,10 @@ class IngestReport:
     """Volumes that no longer are in their file, which has changed."""
     possible_duplicates: int = 0
     """New images with the same voxels as one of another subject."""
+    shared_series: int = 0
+    """Series UIDs that files of several patients state; each patient's files were kept apart."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files below the roots that no source takes, by kind of name."""
     quarantined: dict[str, int] = field(default_factory=dict)
     """Reason -> series and single files that could not be stored, now or before."""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -121,11 +125,12 @@ def ingest(
             registry is damaged, of a newer version or being written by another process.
     """
     from core_mri.devices import available_cores
+    from data_registry.batches import Batch
     from data_registry.catalogue import Registry, reason_of
     from data_registry.commits import sole_writer, sweep
-    from data_registry.committer import Committer
+    from data_registry.committer import Committer, log_left_out
     from data_registry.inventory import Inventory
-    from data_registry.reading import Batch, read_batch
+    from data_registry.reading import read_batch
     from data_registry.worker_pool import WorkerPool
 
     for source in config.sources:
@@ -141,6 +146,10 @@ def ingest(
         log = config.private_log
         _take_stock(inventory, config, jobs, [config.registry, key_file, *([log] if log else [])])
         report.files = inventory.num_files()
+        report.shared_series = inventory.num_shared_series()
+        report.left_out = inventory.count_left_out()
+        if log is not None:
+            log_left_out(log, inventory.left_out())
         report.files_known, quarantined = inventory.known()
         for code, units in quarantined.items():
             for unit_id in units:
@@ -165,7 +174,7 @@ def _take_stock(
     inventory: Inventory, config: IngestConfig, jobs: int, skip: Sequence[Path]
 ) -> None:
     """List all files, and tell the series of those that are new."""
-    from data_registry.inventory import Header, look_at
+    from data_registry.first_look import Header, look_at
     from data_registry.worker_pool import WorkerPool
 
     for entry, source in enumerate(config.sources):
@@ -181,7 +190,7 @@ def _batches(
     inventory: Inventory, config: IngestConfig, registry: Registry, key: bytes, jobs: int
 ) -> Iterator[Batch]:
     """Units in batches of one shard's size, small enough that every worker has some."""
-    from data_registry.reading import Batch
+    from data_registry.batches import Batch
 
     most = max(1, min(_MAX_UNITS, math.ceil(inventory.num_units() / (4 * jobs))))
 
@@ -207,7 +216,7 @@ def _batches(
 
 def _crashed(batch: Batch) -> BatchResult:
     """The result of a unit whose worker process died twice."""
-    from data_registry.reading import BatchResult, Failure, UnitResult
+    from data_registry.batches import BatchResult, Failure, UnitResult
 
     message = "the process that read it died"
     return BatchResult(

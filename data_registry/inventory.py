@@ -1,7 +1,8 @@
 """What an ingest has to read: every file found, minus what the ledger knows, grouped into units.
 
-A unit is one DICOM series or one NIfTI file. Files of a series may lie anywhere in a source, so the
-grouping is done in a private temporary database on disk: memory stays flat for millions of files.
+A unit is one DICOM series, one image or raw data file with what belongs to it, or one folder of
+pictures. Files of a series may lie anywhere in a source, so the grouping is done in a private
+temporary database on disk: memory stays flat for millions of files.
 """
 
 from __future__ import annotations
@@ -10,31 +11,34 @@ import logging
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
 from data_registry.deidentify.identifiers import file_id, pseudonym
+from data_registry.first_look import Header, UnitKind, is_scan, kind_of, walk
 from data_registry.schema import FileRow
 from data_registry.source_list import Source
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-COMPANION_SUFFIXES = (".json", ".tsv", ".bval", ".bvec")
-"""Side files of BIDS; neither read nor quarantined."""
-
 _CHUNK = 512
+_KNOWN_SUFFIXES = (
+    ".txt", ".md", ".json", ".tsv", ".csv", ".xml", ".html", ".pdf", ".yaml", ".yml", ".py", ".m",
+    ".mat", ".log", ".bval", ".bvec", ".zip", ".tar", ".gz", ".nii", ".nrrd", ".mha", ".mhd",
+    ".raw", ".png", ".jpg", ".jpeg", ".dcm", ".ima", ".h5", ".npy", ".npz", ".dat",
+)  # fmt: skip
+_LEFT_OUT = "(SELECT * FROM others WHERE file_id NOT IN (SELECT file_id FROM files))"
 logger = logging.getLogger(__name__)
 _SCHEMA = """
 PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;
 CREATE TABLE ledger (file_id TEXT, source TEXT, size INT, mtime_ns INT, unit_id TEXT,
     instance TEXT, code TEXT, PRIMARY KEY (file_id, source)) WITHOUT ROWID;
 CREATE TABLE files (number INTEGER PRIMARY KEY, entry INT, source TEXT, path BLOB, relative TEXT,
-    file_id TEXT, size INT, mtime_ns INT, state TEXT, unit_id TEXT, instance TEXT, code TEXT,
-    UNIQUE (file_id, source));
+    file_id TEXT, size INT, mtime_ns INT, state TEXT, unit_id TEXT, instance TEXT,
+    code TEXT, series TEXT, UNIQUE (file_id, source));
 CREATE INDEX units ON files (source, unit_id);
+CREATE TABLE others (file_id TEXT PRIMARY KEY, path BLOB, kind TEXT) WITHOUT ROWID;
 """
 
 
@@ -51,12 +55,13 @@ class UnitFile:
 
 @dataclass(frozen=True)
 class Unit:
-    """One DICOM series or one NIfTI file that has to be read."""
+    """One DICOM series, image, folder of pictures or raw data file that has to be read."""
 
     unit_id: str
     source: Source
-    kind: Literal["dicom", "nifti"]
+    kind: UnitKind
     files: tuple[UnitFile, ...]
+    """The file that leads comes first, such as the header before its voxels."""
     replaces: bool
     """Some of its files were read before and then changed, or got company."""
 
@@ -64,15 +69,6 @@ class Unit:
     def size(self) -> int:
         """Bytes on disk."""
         return sum(file.row.size for file in self.files)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a first look at a DICOM file tells; empty when it is none."""
-
-    patient: str = ""
-    series: str = ""
-    instance: str = ""
 
 
 class Inventory:
@@ -115,8 +111,31 @@ class Inventory:
             )
         for path in walk(root, {os.fspath(p.resolve()) for p in skip}, self._unlisted):
             below = path.relative_to(root).as_posix() if path != root else path.name
-            if source.takes(below):
+            if is_scan(path) and source.takes(below):
                 self._add_file(entry, source, path, f"{root.name}/{below}")
+            else:
+                self._database.execute(
+                    "INSERT OR IGNORE INTO others VALUES (?, ?, ?)",
+                    (file_id(self._key, path), os.fsencode(path), _kind_left_out(path)),
+                )
+
+    def left_out(self) -> Iterator[tuple[str, Path]]:
+        """Files below the roots that no source takes: keyed id and path."""
+        rows = self._database.execute(f"SELECT file_id, path FROM {_LEFT_OUT} ORDER BY path")
+        yield from ((own, Path(os.fsdecode(path))) for own, path in rows)
+
+    def count_left_out(self) -> dict[str, int]:
+        """How many there are, by kind of name."""
+        query = f"SELECT kind, count(*) FROM {_LEFT_OUT} GROUP BY kind ORDER BY count(*) DESC, kind"
+        return dict(self._database.execute(query))
+
+    def num_shared_series(self) -> int:
+        """Series UIDs under which files of more than one patient were found."""
+        query = (
+            "SELECT 1 FROM files WHERE series <> '' GROUP BY source, series "
+            "HAVING count(DISTINCT unit_id) > 1"
+        )
+        return int(self._database.execute(f"SELECT count(*) FROM ({query})").fetchone()[0])
 
     def unknown(self) -> Iterator[list[tuple[int, Path]]]:
         """New or changed files that may be DICOM, in chunks of (number, path)."""
@@ -133,19 +152,27 @@ class Inventory:
             yield [(number, Path(os.fsdecode(path))) for number, path in rows]
 
     def describe(self, headers: list[tuple[int, Header]], sources: Sequence[Source]) -> None:
-        """Note the series of files; a file without one is a unit of its own."""
+        """Note what belongs together; a file of which nothing is known is a unit of its own."""
         for number, header in headers:
-            entry, own = self._database.execute(
-                "SELECT entry, file_id FROM files WHERE number = ?", (number,)
+            entry, own, path = self._database.execute(
+                "SELECT entry, file_id, path FROM files WHERE number = ?", (number,)
             ).fetchone()
-            namespace = sources[entry].subject_namespace or sources[entry].name
-            unit = own
+            source = sources[entry]
+            namespace = source.subject_namespace or source.name
+            unit, series = own, ""
             if header.series:
                 unit = pseudonym(self._key, "series", namespace, header.patient, header.series)
+                series = pseudonym(self._key, "series", namespace, header.series)
+            elif header.leader is not None:
+                unit = file_id(self._key, header.leader)
+            elif source.stack:
+                unit = pseudonym(
+                    self._key, "stack", file_id(self._key, Path(os.fsdecode(path)).parent)
+                )
             instance = pseudonym(self._key, "instance", header.instance) if header.instance else ""
             self._database.execute(
-                "UPDATE files SET unit_id = ?, instance = ? WHERE number = ?",
-                (unit, instance, number),
+                "UPDATE files SET unit_id = ?, instance = ?, series = ? WHERE number = ?",
+                (unit, instance, series, number),
             )
 
     def num_files(self) -> int:
@@ -207,12 +234,14 @@ class Inventory:
                 states = {state for _, state in files}
                 if states == {"known"}:
                     continue
-                nifti = files[0][0].path.name.lower().endswith(NIFTI_SUFFIXES)
+                members = sorted(
+                    (file for file, _ in files), key=lambda f: f.row.file_id != unit_id
+                )
                 yield Unit(
                     unit_id=unit_id,
                     source=sources[entry],
-                    kind="nifti" if nifti else "dicom",
-                    files=tuple(file for file, _ in files),
+                    kind=_unit_kind(members, sources[entry]),
+                    files=tuple(members),
                     replaces=len(copies) == 1 and states != {"new"},
                 )
 
@@ -243,8 +272,6 @@ class Inventory:
             state = "known" if same else "changed"
             if same:
                 _, _, unit_id, instance, code = known
-        if unit_id is None and path.name.lower().endswith(NIFTI_SUFFIXES):
-            unit_id = own
         self._database.execute(
             "INSERT OR IGNORE INTO files (entry, source, path, relative, file_id, size, mtime_ns, "
             "state, unit_id, instance, code) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -264,53 +291,22 @@ class Inventory:
         )
 
 
-def walk(
-    root: Path, skip: set[str], on_error: Callable[[OSError], None] | None = None
-) -> Iterator[Path]:
-    """Files below a folder in a fixed order, or the file itself.
-
-    Hidden files, `DICOMDIR` and the companions of BIDS are left out; links to folders are not
-    followed, links to files are.
-    """
-    if root.is_file():
-        yield root
-        return
-    for folder, subfolders, names in os.walk(root, onerror=on_error):
-        subfolders[:] = sorted(
-            n for n in subfolders if not n.startswith(".") and f"{folder}/{n}" not in skip
-        )
-        for name in sorted(names):
-            path = f"{folder}/{name}"
-            if (
-                not name.startswith(".")
-                and name != "DICOMDIR"
-                and not name.lower().endswith(COMPANION_SUFFIXES)
-                and path not in skip
-            ):
-                yield Path(path)
-
-
-def look_at(files: list[tuple[int, Path]]) -> list[tuple[int, Header]]:
-    """Patient, series and instance of each file that is DICOM; runs in worker processes."""
-    from core_mri.files.dicom_frames import quiet_pydicom
-
-    with quiet_pydicom():
-        return [(number, _header(path)) for number, path in files]
-
-
-def _header(path: Path) -> Header:
-    import pydicom
-
-    tags = [
-        "PatientID", "SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber",
-        "ImagePositionPatient",
-    ]  # fmt: skip
+def _unit_kind(members: Sequence[UnitFile], source: Source) -> UnitKind:
     try:
-        with path.open("rb") as file:
-            bare = file.read(2) in (b"\x08\x00", b"\x02\x00", b"\x00\x08")  # no preamble
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=bare)
-        patient, series, *instance = (str(found.get(tag, "")).strip() for tag in tags)
-    except Exception:
-        return Header()  # no DICOM, or a damaged one; reading it will tell the reason
-    # As in `core_mri.files.dicom`: careless tools give all slices of a series one instance UID.
-    return Header(patient, series, " ".join(instance) if instance[0] else "")
+        kind = kind_of(members[0].path)
+    except OSError:
+        return "dicom"  # gone or not readable: reading it tells which
+    if kind == "image" and source.stack and len(members) > 1:
+        return "stack"
+    if kind == "image" and source.role == "kspace":
+        return "kspace"
+    return kind
+
+
+def _kind_left_out(path: Path) -> str:
+    """A name for reports that can hold nobody's: a well-known ending, or "other"."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.name == "DICOMDIR":
+        return "DICOMDIR"
+    return path.suffix.lower() if path.suffix.lower() in _KNOWN_SUFFIXES else "other"

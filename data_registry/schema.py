@@ -18,8 +18,11 @@ SCHEMA_VERSION = 1
 """Written to `registry.json`; a registry of a newer version is refused with DATA-08."""
 
 Split = Literal["train", "val", "test"]
-Role = Literal["image", "label"]
+Role = Literal["image", "label", "kspace"]
 Row = TypeVar("Row")
+
+PAIR_NAME = "PairName"
+"""Fact of single pictures: keyed name of the file, which an image shares with its labels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,8 @@ class VolumeRow:
     licence: str
     """SPDX id, ``LicenseRef-...`` or ``unknown``."""
     role: Role
-    """``"image"``, or ``"label"``: an integer mask, which never becomes a pretraining slice."""
+    """``"image"``; ``"label"``, an integer mask; ``"kspace"``, raw data. Only images become slices
+    for pretraining."""
     synthetic: bool
     """Made by a program, not by a scanner."""
     shard: str
@@ -49,9 +53,9 @@ class VolumeRow:
     num_slices: int
     """Size of the first stored axis."""
     rows: int
-    """Size of the second stored axis."""
+    """Size of the last stored axis but one (k-space: readout)."""
     columns: int
-    """Size of the third stored axis."""
+    """Size of the last stored axis (k-space: phase encode); coils lie between slices and rows."""
     dtype: str
     """NumPy name of the stored type, the one of the file."""
     affine: tuple[float, ...]

@@ -11,7 +11,7 @@ import errno
 import io
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,12 +74,57 @@ class ShardWriter:
             array: Voxels, shape ``(slices, rows, columns)``; integers and float32 keep their type.
             affine: ``(4, 4)``, kept beside the voxels: a shard can be read without catalogue.
         """
-        import h5py
+        file = self._open()
+        layout = self._layout(array.shape)
+        stored = file.create_dataset(dataset, data=np.ascontiguousarray(array), **layout)
+        stored.attrs["affine"] = affine
+        self._flush()
+
+    def stream(
+        self,
+        dataset: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[np.generic],
+        slices: Iterable[Array],
+    ) -> None:
+        """Append a volume that is never in memory whole.
+
+        Args:
+            dataset: Its name in the shard.
+            shape: Slices first.
+            dtype: Type of the voxels.
+            slices: One array of ``shape[1:]`` a slice, in order.
+        """
+        stored = self._open().create_dataset(dataset, shape, dtype, **self._layout(shape))
+        for index, voxels in enumerate(slices):
+            stored[index] = voxels
+            self._raise_if_full()
+        self._flush()
+
+    def name(self, old: str, new: str, attributes: Mapping[str, object]) -> None:
+        """Rename a dataset and note attributes beside it."""
+        file = self._open()
+        file.move(old, new)
+        for key, value in attributes.items():
+            file[new].attrs[key] = value
+        self._flush()
+
+    def discard(self, dataset: str) -> None:
+        """Drop a dataset; what is written next takes its place in the file."""
+        file = self._open()
+        if dataset in file:
+            del file[dataset]
+
+    def _layout(self, shape: tuple[int, ...]) -> dict[str, Any]:
         import hdf5plugin
 
-        layout: dict[str, Any] = {}
-        if self._compression != "none":
-            layout = {"chunks": (1, *array.shape[1:]), **hdf5plugin.Bitshuffle(cname="lz4")}
+        if self._compression == "none":
+            return {}
+        return {"chunks": (1, *shape[1:]), **hdf5plugin.Bitshuffle(cname="lz4")}
+
+    def _open(self) -> h5py.File:
+        import h5py
+
         try:
             if self._sink is None:
                 self.path.parent.mkdir(exist_ok=True)
@@ -88,9 +133,11 @@ class ShardWriter:
             raise cannot_write(error, "a shard") from error
         if self._file is None:
             self._file = h5py.File(self._sink, "w", libver="latest")
-        stored = self._file.create_dataset(dataset, data=np.ascontiguousarray(array), **layout)
-        stored.attrs["affine"] = affine
-        self._file.flush()
+        return self._file
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            self._file.flush()
         self._raise_if_full()
 
     def finish(self) -> dict[str, list[StoredSlice]]:
@@ -149,7 +196,7 @@ class ShardReader:
         self._forget()
 
     def read(self, shard: str, dataset: str) -> Array:
-        """All voxels of a dataset, ``(slices, rows, columns)``.
+        """All voxels of a dataset, ``(slices, rows, columns)``; k-space has coils before rows.
 
         Raises:
             DataError: DATA-08 when the shard or the dataset is missing or damaged.
@@ -159,7 +206,7 @@ class ShardReader:
             return array
 
     def read_slice(self, shard: str, dataset: str, index: int) -> Array:
-        """One slice, ``(rows, columns)``: one chunk is read, nothing else.
+        """One slice, ``(rows, columns)`` or ``(coils, rows, columns)``: one chunk, nothing else.
 
         Raises:
             DataError: DATA-08 as `read`.
@@ -167,18 +214,45 @@ class ShardReader:
         """
         with _readable(shard, dataset):
             stored = self._stored(shard, dataset)
-            num_slices, rows, columns = stored.shape
+            num_slices, *rest = stored.shape
             if not 0 <= index < num_slices:
                 raise IndexError(f"slice {index} of a volume of {num_slices}")
             if stored.byte_start is None:
                 compressed: Array = stored.dataset[index]
                 return compressed
             # Uncompressed slices need nothing of HDF5: twice as fast as through the library.
-            array = np.empty((rows, columns), stored.dtype)
+            array = np.empty(rest, stored.dtype)
             start = stored.byte_start + index * array.nbytes
             if os.preadv(stored.descriptor, [array.data], start) != array.nbytes:
                 raise OSError("the file is too short")
             return array
+
+    def attributes(self, shard: str, dataset: str) -> dict[str, Any]:
+        """What is noted beside a dataset.
+
+        Raises:
+            DataError: DATA-08 as `read`.
+        """
+        with _readable(shard, dataset):
+            return dict(self._stored(shard, dataset).dataset.attrs)
+
+    def shape(self, shard: str, dataset: str) -> tuple[int, ...]:
+        """Shape of a dataset, slices first.
+
+        Raises:
+            DataError: DATA-08 as `read`.
+        """
+        with _readable(shard, dataset):
+            return self._stored(shard, dataset).shape
+
+    def has(self, shard: str, dataset: str) -> bool:
+        """Whether a shard holds a dataset.
+
+        Raises:
+            DataError: DATA-08 when the shard is missing or damaged.
+        """
+        with _readable(shard, dataset):
+            return dataset in self._file(shard)
 
     def _stored(self, shard: str, dataset: str) -> _Stored:
         if self._process != os.getpid():
@@ -233,7 +307,7 @@ class _Stored:
 
     def __init__(self, dataset: h5py.Dataset, descriptor: int) -> None:
         self.dataset = dataset
-        self.shape: tuple[int, int, int] = dataset.shape
+        self.shape: tuple[int, ...] = dataset.shape
         self.dtype: np.dtype[np.generic] = dataset.dtype
         self.descriptor = descriptor
         self.byte_start: int | None = None if dataset.chunks else dataset.id.get_offset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +16,6 @@ from typing import Literal
 from core_mri.config import find_config, load_config
 from core_mri.errors import ConfigError
 from core_mri.volume import FactValue
-from data_registry.schema import Role
 
 PACKAGED = Path(__file__).parent / "sources"
 """Folder of the source lists that come with core-mri."""
@@ -46,9 +46,16 @@ class Source:
     ``**/`` is any number of folders, and a pattern without ``/`` means the file name."""
     exclude: tuple[str, ...] = ()
     """Patterns of files to leave out."""
-    role: Literal["image", "label", "by-name"] = "image"
-    """``by-name``: NIfTI files are labels when their name holds, or a folder above them starts
-    with, label, mask or seg; everything else is an image."""
+    role: Literal["image", "label", "kspace", "by-name"] = "image"
+    """``by-name``: files other than DICOM are labels when their name holds, or a folder above them
+    starts with, label, mask or seg. ``kspace`` says that ``.npy`` files are raw data; HDF5, vendor
+    raw data and complex ``.npy`` files are seen as such under every role but ``label``."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Distance of voxel centers (columns, rows, slices) in formats that state none: pictures and
+    ``.npy``. It is never guessed: without it such files are quarantined with GEOMETRY-01."""
+    stack: bool = False
+    """The pictures of one folder are the slices of one volume, in the natural order of their names;
+    otherwise each is a volume of one slice."""
     subject: str = ""
     """Regular expression with a group ``(?P<subject>...)``, searched in the path below the root.
     Where it matches it decides; otherwise see `subject_of`."""
@@ -72,6 +79,13 @@ class Source:
                 "CONFIG-01",
                 f"{where}: licence {self.licence!r} is no SPDX id.",
                 fix="Use an id such as CC-BY-4.0 or MIT, LicenseRef-NAME, or unknown.",
+            )
+        if self.spacing_mm is not None and not all(
+            math.isfinite(s) and s > 0 for s in self.spacing_mm
+        ):
+            raise ConfigError(
+                "CONFIG-01",
+                f"{where}: spacing_mm must be three positive numbers, got {self.spacing_mm}.",
             )
         if bool(self.root) == bool(self.package):
             raise ConfigError("CONFIG-05", f"{where}: give either root or package.")
@@ -114,11 +128,11 @@ class Source:
             return False
         return not any(_glob(p).fullmatch(relative) for p in self.exclude)
 
-    def role_of(self, relative: str) -> Role:
-        """Role of a NIfTI file."""
+    def voxels_of(self, relative: str) -> Literal["image", "label"]:
+        """What the voxels of a file that is neither DICOM nor raw data mean."""
         if self.role == "by-name":
             return "label" if _LABEL_NAME.search(relative) else "image"
-        return self.role
+        return "label" if self.role == "label" else "image"
 
     def subject_of(self, relative: str, facts: Mapping[str, FactValue]) -> tuple[str, str]:
         """Who the patient is: namespace and raw id, to be turned into a keyed pseudonym.

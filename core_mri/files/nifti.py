@@ -10,18 +10,22 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import CoreMRIError, DataError, GeometryError
+from core_mri.files.hdf5 import MAX_RATIO, MAX_UNBELIEVED_BYTES
+from core_mri.files.label_values import as_classes
 from core_mri.volume import FactValue, Volume
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
 log = logging.getLogger(__name__)
+
+_MAX_TAIL_MB = 16
 
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """By the spatial code of ``xyzt_units``: unknown (taken as mm), meter, mm, micron."""
@@ -41,16 +45,16 @@ def read_nifti(path: Path, kind: Literal["image", "label"] = "image") -> Volume:
 
     Raises:
         DataError: DATA-01 cannot be opened, DATA-02 truncated or damaged, DATA-03 no NIfTI, not
-            scalar voxels, or a label map with values that are no classes.
+            scalar voxels, or a label map with values that are no classes, DATA-13 a file that would
+            unpack to far more than it stores or than its header says.
         GeometryError: GEOMETRY-01 impossible spacing, GEOMETRY-02 not 3 or 4 dimensions.
     """
     path = Path(path)
     try:
-        with path.open("rb") as raw, _unpacked(raw) as file, _quiet_nibabel():
+        with path.open("rb") as raw, _unpacked(raw) as file, quiet_nibabel():
             array, affine, assumed = _read(path, file)
-            # Reading to the end makes gzip compare its checksum.
-            while isinstance(file, gzip.GzipFile) and file.read(1 << 20):
-                pass
+            if isinstance(file, gzip.GzipFile):
+                _read_to_the_end(path, file)
     except CoreMRIError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile):
@@ -61,7 +65,7 @@ def read_nifti(path: Path, kind: Literal["image", "label"] = "image") -> Volume:
         # nibabel raises many kinds of exceptions on damaged headers.
         raise DataError("DATA-02", f"{path}: damaged header ({type(error).__name__}).") from None
     if kind == "label":
-        array = _as_classes(path, array)
+        array = as_classes(path, array)
     facts: dict[str, FactValue] = {"assumed_geometry": True} if assumed else {}
     if assumed:
         log.warning("a NIfTI file states no orientation; voxels are placed by spacing alone")
@@ -93,7 +97,7 @@ def _unpacked(raw: BinaryIO) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _quiet_nibabel() -> Iterator[None]:
+def quiet_nibabel() -> Iterator[None]:
     """Header problems that nibabel reports on stderr are judged here instead."""
     from nibabel import imageglobals
 
@@ -165,6 +169,7 @@ def _voxels(path: Path, file: BinaryIO, header: Nifti1Header) -> npt.NDArray[np.
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     offset = int(header["vox_offset"])
     skip = offset - header.sizeof_hdr
+    _check_size(path, offset + num_bytes, isinstance(file, gzip.GzipFile))
     if skip < 0 or len(file.read(skip)) < skip:
         raise DataError("DATA-02", f"{path}: the file ends before its voxels.")
     data = file.read(num_bytes)
@@ -174,6 +179,29 @@ def _voxels(path: Path, file: BinaryIO, header: Nifti1Header) -> npt.NDArray[np.
         )
     stored = np.frombuffer(data, dtype).reshape(shape, order="F")
     return _scaled(stored.astype(dtype.newbyteorder("="), copy=False), *_scaling(header))
+
+
+def _check_size(path: Path, expected: int, packed: bool) -> None:
+    """Refuse sizes that a file cannot hold, before memory is taken for them."""
+    stored = path.stat().st_size
+    # Deflate packs at most 1032 bytes into one.
+    if expected > stored * (1040 if packed else 1):
+        raise DataError("DATA-02", f"{path}: truncated, {expected} bytes expected.")
+    if expected > MAX_UNBELIEVED_BYTES and expected > MAX_RATIO * stored:
+        raise DataError(
+            "DATA-13",
+            f"{path}: {stored} bytes would unpack to {expected}, more than {MAX_RATIO} times as "
+            "many.",
+            fix="Store it uncompressed if it is what it says.",
+        )
+
+
+def _read_to_the_end(path: Path, file: gzip.GzipFile) -> None:
+    """Make gzip compare its checksum; what follows the voxels may be short only."""
+    for _ in range(_MAX_TAIL_MB):
+        if not file.read(1 << 20):
+            return
+    raise DataError("DATA-13", f"{path}: unpacks to far more than its header says.")
 
 
 def _scaling(header: Nifti1Header) -> tuple[float, float]:
@@ -200,21 +228,6 @@ def _scaled(
             return wide.astype(dtype)
     values = stored.astype(np.float64) * slope + intercept
     return values if stored.dtype.itemsize > 4 else values.astype(np.float32)
-
-
-def _as_classes(path: Path, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    if array.dtype.kind == "f":
-        values = cast("npt.NDArray[np.floating[Any]]", array)
-        if not np.isfinite(values).all() or (values != np.rint(values)).any():
-            raise DataError(
-                "DATA-03",
-                f"{path}: holds values that are no whole numbers, so it is no label map.",
-                fix="Pass it as an image, or round probabilities to classes first.",
-            )
-        array = values.astype(np.int64)
-    low, high = int(array.min()), int(array.max())
-    dtype = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-    return array.astype(dtype)
 
 
 def write_nifti(volume: Volume, path: Path) -> None:

@@ -1,49 +1,123 @@
-"""Any scan on disk to a `Volume` and back; the format is seen from the content or the name."""
+"""Any scan on disk to a `Volume` and back."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from core_mri.errors import DataError, GeometryError
 from core_mri.files.dicom import SeriesScan, group_series, read_series
+from core_mri.files.formats import NIFTI_SUFFIXES, Format, companions, image_format
+from core_mri.files.label_values import as_classes
 from core_mri.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_NIFTI = (".nii", ".nii.gz")
 
+def read_volume(
+    path: Path | str | Iterable[Path],
+    *,
+    kind: Literal["image", "label"] = "image",
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Volume:
+    """Read one volume of any known format; content decides, not the name.
 
-def read_volume(path: Path | str | Iterable[Path]) -> Volume:
-    """Read one volume.
+    DICOM (classic, enhanced, mosaic, segmentations), NIfTI, NRRD, MetaImage, Analyze, PAR/REC,
+    MINC, pictures and ``.npy``. Raw data is read by `core_mri.files.read_kspace`.
 
     Args:
-        path: A NIfTI file, a DICOM file, a folder with the files of one DICOM series (searched with
-            its subfolders), or the files of one series.
+        path: A file, a folder that holds one volume (searched with its subfolders), or the files of
+            one DICOM series or of one stack of pictures.
+        kind: ``"label"`` demands whole numbers and gives the smallest type that holds them.
+        spacing_mm: Distance of voxels along the axes of the array, for pictures (columns, rows,
+            slices) and ``.npy``, which state none; without effect on other formats.
 
     Raises:
         DataError: DATA-01 nothing there, DATA-02 a truncated or damaged file, DATA-03 no image or
-            more than one volume, DATA-10 pixel data that cannot be decoded.
-        GeometryError: GEOMETRY-01 impossible spacing, GEOMETRY-02 slices that form no volume.
+            more than one volume, DATA-10 pixel data that cannot be decoded, DATA-13 a file that
+            points at others or unpacks to far more than it stores.
+        GeometryError: GEOMETRY-01 impossible or no spacing, GEOMETRY-02 slices that form no volume.
     """
     if isinstance(path, (str, Path)):
         path = Path(path)
-        if path.is_dir():
-            name, files = str(path), sorted(f for f in path.rglob("*") if f.is_file())
-        elif path.exists():
-            if path.name.lower().endswith(_NIFTI):
-                from core_mri.files.nifti import read_nifti
-
-                return read_nifti(path)
-            name, files = str(path), [path]
-        else:
+        if not path.exists():
             raise DataError("DATA-01", f"{path}: no such file or folder.")
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        name = str(path)
     else:
         files = [Path(file) for file in path]
         name = f"{len(files)} files"
     if not files:
         raise DataError("DATA-01", f"{name}: the folder is empty.")
+    known = _known(files)
+    others = [(file, form) for file, form in known if form != "dicom"]
+    if not others:
+        volume = _read_dicom(name, files)
+    elif all(form == "picture" for _, form in others):
+        from core_mri.files.pictures_and_arrays import read_pictures
+
+        return read_pictures([f for f, _ in others], spacing_mm=spacing_mm, kind=kind)
+    elif len(known) > 1:
+        listing = ", ".join(file.name for file, _ in known[:5])
+        raise DataError(
+            "DATA-03",
+            f"{name}: holds {len(known)} images, expected one: {listing}"
+            f"{' ...' if len(known) > 5 else ''}.",
+            fix="Pass one file.",
+        )
+    else:
+        return _read_file(*others[0], kind, spacing_mm)
+    if kind == "label" and volume.kind != "label":
+        return Volume(as_classes(files[0], volume.array), volume.affine, kind, volume.facts)
+    return volume
+
+
+def _known(files: list[Path]) -> list[tuple[Path, Format]]:
+    """Files of known formats, without those that hold the voxels of another."""
+    beside = {companion for file in files for companion in companions(file)}
+    found = []
+    for file in files:
+        if file in beside:
+            continue
+        try:
+            form = image_format(file)
+        except OSError as error:
+            raise DataError("DATA-01", f"{file}: cannot be opened ({error.strerror}).") from None
+        if form is not None:
+            found.append((file, form))
+    return found
+
+
+def _read_file(
+    path: Path,
+    form: Format,
+    kind: Literal["image", "label"],
+    spacing_mm: tuple[float, float, float] | None,
+) -> Volume:
+    if form in ("nrrd", "metaimage"):
+        from core_mri.files.itk_images import read_itk
+
+        return read_itk(path, kind)
+    if form == "npy":
+        from core_mri.files.pictures_and_arrays import read_npy
+
+        return read_npy(path, spacing_mm=spacing_mm, kind=kind)
+    if form == "analyze" or form == "parrec" or form == "minc":
+        from core_mri.files.nibabel_images import read_nibabel
+
+        return read_nibabel(path, form, kind)
+    if path.suffix.lower() in (".hdr", ".img"):
+        from core_mri.files.nibabel_images import read_nibabel
+
+        return read_nibabel(path.with_suffix(".hdr"), "nifti", kind)
+    from core_mri.files.nifti import read_nifti
+
+    return read_nifti(path, kind)
+
+
+def _read_dicom(name: str, files: list[Path]) -> Volume:
     return _only_volume(name, group_series(files))
 
 
@@ -102,7 +176,7 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
             )
         volume = Volume(volume.array, like.affine, volume.kind, facts)
         facts = like.facts
-    if path.name.lower().endswith(_NIFTI):
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
         from core_mri.files.nifti import write_nifti
 
         write_nifti(volume, path)

@@ -7,7 +7,7 @@ import pytest
 
 from core_mri.errors import CoreMRIError
 from core_mri.volume import Volume
-from data_registry.checks import check_volume
+from data_registry.checks import NOISE_CORRELATION, check_volume, neighbor_correlation
 
 
 def volume(array: np.ndarray, *, spacing: float = 1.0, kind: str = "image") -> Volume:
@@ -67,3 +67,31 @@ class TestRefused:
     def test_zero_spacing_is_no_volume(self) -> None:
         with pytest.raises(CoreMRIError, match="GEOMETRY-01"):
             volume(ramp(), spacing=0.0)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("shape", [(64, 64, 1), (32, 32, 8), (32, 32, 4, 3)])
+    def test_white_noise_is_no_image(self, seed: int, shape: tuple[int, ...]) -> None:
+        noise = np.random.default_rng(seed).integers(0, 4096, shape).astype("uint16")
+        assert noise.size >= 2000
+        assert code_of(volume(noise)) == "DATA-12"
+
+    @pytest.mark.parametrize("region", ["brain", "knee", "abdomen"])
+    def test_phantoms_are_images_even_under_strong_noise(self, region: str) -> None:
+        from core_mri.physics.phantoms import phantom_volume
+
+        image, _ = phantom_volume(region, 0, "T1", size=48, num_slices=4)
+        array = image.array.astype(np.float64)
+        noise = np.random.default_rng(0).normal(0, array.std(), array.shape)
+        assert neighbor_correlation(array + noise) > 4 * NOISE_CORRELATION
+        check_volume(image.with_array(array + noise))
+
+    def test_a_label_map_may_be_anything(self) -> None:
+        noise = np.random.default_rng(0).integers(0, 2, (32, 32, 8)).astype("uint8")
+        check_volume(volume(noise, kind="label"))
+
+    def test_correlation_is_that_of_numpy(self) -> None:
+        array = np.random.default_rng(0).standard_normal((1, 1, 12)).cumsum(axis=2)
+        expected = abs(np.corrcoef(array[0, 0, :-1], array[0, 0, 1:])[0, 1])
+        assert neighbor_correlation(array) == pytest.approx(expected)

@@ -53,8 +53,8 @@ class TestRole:
         ],
     )
     def test_by_name(self, path: str, role: str) -> None:
-        assert source(role="by-name").role_of(path) == role
-        assert source().role_of(path) == "image"
+        assert source(role="by-name").voxels_of(path) == role
+        assert source().voxels_of(path) == "image"
 
 
 class TestSubject:
@@ -160,3 +160,10 @@ class TestLoad:
     def test_packaged_lists_are_valid(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CORE_MRI_DATA", "/data")
         assert load_sources(name)
+
+
+class TestSpacing:
+    @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan")])
+    def test_must_be_positive(self, wrong: float) -> None:
+        with pytest.raises(ConfigError, match=r"CONFIG-01.*spacing_mm"):
+            source(spacing_mm=(1.0, wrong, 1.0))

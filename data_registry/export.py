@@ -1,0 +1,218 @@
+"""`export`: volumes of a registry to files other programs read, each whole and once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from core_mri.errors import ConfigError, DataError
+from data_registry.shards import PARTIAL, cannot_write
+
+if TYPE_CHECKING:
+    from data_registry.catalogue import Registry
+    from data_registry.schema import VolumeRow
+
+Format = Literal["nifti", "bids", "fastmri", "ismrmrd"]
+ROLES: dict[Format, tuple[str, ...]] = {
+    "nifti": ("image", "label"),
+    "bids": ("image", "label"),
+    "fastmri": ("kspace",),
+    "ismrmrd": ("kspace",),
+}
+"""Roles of volumes that a format can hold."""
+
+_MARK = "export.json"
+_COLUMNS = (
+    "path", "volume_id", "role", "subject_id", "split", "source", "licence", "region", "sequence",
+    "labels_of",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to export, and where to."""
+
+    registry: Path
+    """Folder of the registry."""
+    out: Path
+    """Folder to write; new, empty, or left by an interrupted export of the same."""
+    format: Format
+    """``nifti`` and ``bids`` hold images and label maps, ``fastmri`` and ``ismrmrd`` raw data."""
+    where: str = ""
+    """SQL condition on the columns of `VolumeRow`; all volumes when empty."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What one export did."""
+
+    written: int
+    """Files written now."""
+    kept: int
+    """Files that an earlier run had completed."""
+    other_roles: int
+    """Volumes that meet the condition but that the format cannot hold."""
+
+
+def export(
+    config: ExportConfig, on_progress: Callable[[int, int], None] | None = None
+) -> ExportReport:
+    """Write the volumes of a registry as files, with a `manifest.csv` that says what each is.
+
+    Geometry is exact: voxels are permuted and flipped to RAS+, never interpolated. Headers hold
+    what the registry holds, which is de-identified. Interrupted, it goes on where it was.
+
+    Args:
+        config: What and where.
+        on_progress: Called with volumes done and volumes in all.
+
+    Raises:
+        ConfigError: CONFIG-01 for a wrong condition, CONFIG-03 when the folder holds something
+            else.
+        DataError: DATA-07 when the disk is full, DATA-08 for a damaged registry, DATA-09 when
+            nothing is selected.
+    """
+    from data_registry.catalogue import Registry
+
+    registry = Registry.open(config.registry)
+    selected = registry.volumes(config.where)
+    rows = [row for row in selected if row.role in ROLES[config.format]]
+    if not rows:
+        raise DataError(
+            "DATA-09",
+            f"no volume of {config.registry} to export: {config.format} holds "
+            f"{' and '.join(ROLES[config.format])} volumes, {len(selected)} others meet the "
+            "condition.",
+            fix=f"Look at `core-mri data ls --registry {config.registry}`.",
+        )
+    _claim(config)
+    write = _WRITERS[config.format]
+    written, lines = 0, []
+    for number, (row, path) in enumerate(_places(registry, rows, config.format), start=1):
+        target = config.out / path
+        if not target.exists():
+            write(registry, row, target)
+            written += 1
+        lines.append(_line(registry, row, path))
+        if on_progress is not None:
+            on_progress(number, len(rows))
+    if config.format == "bids":
+        from data_registry.export_bids import describe_dataset
+
+        for path, text in describe_dataset(rows):
+            write_text(config.out / path, text)
+    write_text(config.out / "manifest.csv", _csv(lines))
+    return ExportReport(written, len(rows) - written, len(selected) - len(rows))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside and rename it.
+
+    Raises:
+        DataError: DATA-07 when it cannot be written.
+    """
+    aside = path.with_name(f"{PARTIAL}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(path)
+    except OSError as error:
+        raise cannot_write(error, f"{path}") from error
+
+
+def _claim(config: ExportConfig) -> None:
+    """Mark the folder as this export's, or see that it is.
+
+    Raises:
+        ConfigError: CONFIG-03 when it holds something else.
+    """
+    mark = config.out / _MARK
+    content = {
+        "format": config.format, "where": config.where, "registry": str(config.registry.resolve())
+    }  # fmt: skip
+    if mark.is_file():
+        try:
+            found = json.loads(mark.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found == content:
+            return
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise ConfigError(
+            "CONFIG-03",
+            f"{config.out} is not empty and is not of this export.",
+            fix="Give --out a new or empty folder.",
+        )
+    write_text(mark, json.dumps(content, indent=2) + "\n")
+
+
+def _places(
+    registry: Registry, rows: list[VolumeRow], form: Format
+) -> Iterator[tuple[VolumeRow, Path]]:
+    """Each volume with its path below the output folder."""
+    if form == "bids":
+        from data_registry.export_bids import bids_paths
+
+        yield from bids_paths(registry, rows)
+        return
+    for row in rows:
+        name = f"{row.volume_id}{'_label' if row.role == 'label' else ''}"
+        suffix = "nii.gz" if form == "nifti" else "h5"
+        yield row, Path(f"sub-{row.subject_id}") / f"{name}.{suffix}"
+
+
+def _line(registry: Registry, row: VolumeRow, path: Path) -> dict[str, object]:
+    images = registry.images_of(row) if row.role == "label" else []
+    return {
+        "path": path.as_posix(),
+        **{name: getattr(row, name) for name in _COLUMNS[1:-1]},
+        "labels_of": " ".join(image.volume_id for image in images),
+    }
+
+
+def _csv(lines: list[dict[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _write_nifti(registry: Registry, row: VolumeRow, path: Path) -> None:
+    from core_mri.files.nifti import write_nifti
+
+    write_nifti(registry.read(row).reorient("RAS"), path)
+
+
+def _write_bids(registry: Registry, row: VolumeRow, path: Path) -> None:
+    from data_registry.export_bids import sidecar
+
+    # The image comes last: where it is, all of it is.
+    for beside, text in sidecar(row, path):
+        write_text(beside, text)
+    _write_nifti(registry, row, path)
+
+
+def _write_fastmri(registry: Registry, row: VolumeRow, path: Path) -> None:
+    from core_mri.files.kspace import write_kspace
+
+    write_kspace(registry.read_kspace(row), path, layout="fastmri")
+
+
+def _write_ismrmrd(registry: Registry, row: VolumeRow, path: Path) -> None:
+    from core_mri.files.kspace import write_kspace
+
+    write_kspace(registry.read_kspace(row), path, layout="ismrmrd")
+
+
+_WRITERS: dict[Format, Callable[[Registry, VolumeRow, Path], None]] = {
+    "nifti": _write_nifti,
+    "bids": _write_bids,
+    "fastmri": _write_fastmri,
+    "ismrmrd": _write_ismrmrd,
+}

@@ -1,0 +1,242 @@
+"""Volumes to shards and rows: checked, described, de-identified, named by their content."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from core_mri.errors import DataError
+from core_mri.preprocess import percentile_window
+from core_mri.volume import SLICE_ORIENTATION, Volume
+from data_registry.batches import Batch, UnitResult
+from data_registry.checks import check_volume
+from data_registry.deidentify.facts import deidentify_facts
+from data_registry.deidentify.identifiers import keyed_uid, pseudonym
+from data_registry.inventory import Unit
+from data_registry.labels import label_volume
+from data_registry.schema import PAIR_NAME, SliceRow, VolumeRow
+from data_registry.shards import Array, ShardWriter
+from data_registry.splits import split_of
+
+FOREGROUND_LEVEL = 0.1
+"""Voxels above this part of the volume's intensity window count as foreground."""
+
+MIN_FOREGROUND = 0.02
+"""Slices with less foreground count as air in `VolumeRow.num_foreground_slices`."""
+
+
+def store_volume(
+    volume: Volume, result: UnitResult, batch: Batch, ids: set[str], writer: ShardWriter
+) -> None:
+    """Check one volume and add it, or each frame of a 4D one, to shard and result.
+
+    Args:
+        volume: As read.
+        result: Of its unit; rows and known ids are added.
+        batch: Key and options.
+        ids: Volumes that the registry and the shard have already; new ones are added.
+        writer: The shard.
+
+    Raises:
+        DataError: What `check_volume` raises, DATA-06 and DATA-10 for voxels of another type.
+        GeometryError: As `check_volume`.
+    """
+    source = result.unit.source
+    allowed = {0, *source.label_values} if source.label_values else None
+    if volume.kind == "label":
+        volume = volume.with_array(_whole_numbers(volume.array))
+    check_volume(volume, allowed_labels=allowed if volume.kind == "label" else None)
+    volume = volume.reorient(SLICE_ORIENTATION[volume.plane])
+    common = describe(volume, result.unit, batch)
+    for frame, array in _frames(volume.array, batch.max_frames):
+        stored = np.ascontiguousarray(array, dtype=_stored_dtype(array.dtype))
+        pixels = PixelHash(stored.dtype, stored.shape)
+        pixels.add(stored)
+        row = make_row(stored.dtype, stored.shape, volume.affine, common, pixels.text(), frame)
+        if row.volume_id in ids:
+            result.known.append(row.volume_id)
+            continue
+        level = 0.0
+        if row.role == "image":
+            low, high = percentile_window(stored, 0.5, 99.5)
+            level = low + FOREGROUND_LEVEL * (high - low)
+            row = dataclasses.replace(row, window_low=low, window_high=high)
+        else:
+            row = dataclasses.replace(row, window_high=float(stored.max()))
+        foreground = (stored > level).mean(axis=(1, 2))
+        row = dataclasses.replace(
+            row,
+            shard=writer.path.name,
+            num_foreground_slices=int((foreground >= MIN_FOREGROUND).sum()),
+        )
+        writer.add(row.dataset, stored, volume.affine)
+        ids.add(row.volume_id)
+        result.volumes.append(row)
+        result.slices += [
+            SliceRow(
+                volume_id=row.volume_id,
+                index=index,
+                foreground=float(fraction),
+                byte_start=0,
+                num_bytes=0,
+            )
+            for index, fraction in enumerate(foreground)
+        ]
+
+
+def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
+    """What all frames of a volume have in common, as fields of `VolumeRow`.
+
+    Args:
+        volume: Facts, geometry and role; its voxels are not looked at.
+        unit: Where it came from.
+        batch: Key and split fractions.
+    """
+    source, key = unit.source, batch.key
+    relative = unit.files[0].relative
+    hints = {"region": source.region, "sequence": source.sequence, "path": relative}
+    labels = dataclasses.asdict(label_volume(volume.facts, volume, hints))
+    subject = pseudonym(key, "subject", *source.subject_of(relative, volume.facts))
+    study = str(volume.facts.get("StudyInstanceUID", ""))
+    facts: dict[str, object] = dict(deidentify_facts(volume.facts, key))
+    facts.pop("PatientID", None)  # `subject_id` is the one id of the patient
+    if volume.facts.get("assumed_geometry"):
+        facts["AssumedGeometry"] = True
+    if unit.kind == "image" and volume.shape[:3].count(1) and source.spacing_mm is not None:
+        # All pictures of a source lie at one made-up place: their names tell which label is whose.
+        namespace = source.subject_namespace or source.name
+        facts[PAIR_NAME] = pseudonym(key, "name", namespace, unit.files[0].path.stem)
+    if volume.kind == "label" and source.label_values:
+        facts["LabelNames"] = ";".join(f"{v}={n}" for v, n in sorted(source.label_values.items()))
+    return {
+        **labels,
+        "plane": volume.plane,
+        "subject_id": subject,
+        "study_id": keyed_uid(key, study) if study else "",
+        "series_id": unit.unit_id,
+        "source": source.name,
+        "licence": source.licence,
+        "role": volume.kind,
+        "synthetic": source.synthetic,
+        "split": split_of(key, subject, batch.fractions),
+        "facts": json.dumps(facts, sort_keys=True),
+    }
+
+
+def make_row(
+    dtype: np.dtype[np.generic],
+    shape: tuple[int, ...],
+    affine: npt.NDArray[np.float64],
+    common: Mapping[str, object],
+    pixels: str,
+    frame: int | None,
+) -> VolumeRow:
+    """The row of one stored array; shard, window and foreground follow.
+
+    Args:
+        dtype: Its type.
+        shape: Slices, (coils,) rows, columns.
+        affine: ``(4, 4)``, index (slice, row, column) to RAS+ mm.
+        common: Fields from `describe`.
+        pixels: `PixelHash` of its content.
+        frame: 0-based number within a 4D file, None for the only one.
+    """
+    rounded = np.round(affine, 6) + 0.0  # + 0.0 turns -0 into 0
+    geometry = np.round(affine, 3) + 0.0
+    grid = _hash(",".join(map(str, shape)).encode(), geometry.tobytes())
+    identity = (common["subject_id"], common["role"], pixels, grid)
+    volume_id = "V" + _hash(*(str(part).encode() for part in identity))
+    fields = {
+        **common,
+        "volume_id": volume_id,
+        "shard": "",
+        "dataset": volume_id if frame is None else f"{volume_id}-f{frame:04d}",
+        "num_slices": shape[0],
+        "rows": shape[-2],
+        "columns": shape[-1],
+        "dtype": dtype.name,
+        "affine": tuple(float(x) for x in rounded.ravel()),
+        "spacing_mm": tuple(round(float(x), 6) for x in np.linalg.norm(affine[:3, :3], axis=0)),
+        "grid": grid,
+        "window_low": 0.0,
+        "window_high": 0.0,
+        "pixel_hash": pixels,
+        "num_foreground_slices": 0,
+    }
+    return VolumeRow(**fields)  # type: ignore[arg-type]
+
+
+class PixelHash:
+    """128 bits of BLAKE2b over type, shape and voxels, slice by slice or at once: the same."""
+
+    def __init__(self, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        for part in (dtype.str.encode(), ",".join(map(str, shape)).encode()):
+            self._digest.update(len(part).to_bytes(8, "little"))
+            self._digest.update(part)
+        self._digest.update(size.to_bytes(8, "little"))
+
+    def add(self, voxels: Array) -> None:
+        """Continue with the next slices, of the type and order of the whole."""
+        self._digest.update(np.ascontiguousarray(voxels).data.cast("B"))
+
+    def text(self) -> str:
+        """26 base-32 characters."""
+        return base64.b32encode(self._digest.digest()).decode("ascii").rstrip("=")
+
+
+def _frames(array: Array, max_frames: int) -> Iterator[tuple[int | None, Array]]:
+    """A 3D array, or at most `max_frames` frames of a 4D one, evenly spread; constant ones not."""
+    if array.ndim == 3:
+        yield None, array
+        return
+    num_frames = array.shape[3]
+    chosen = np.unique(np.linspace(0, num_frames - 1, min(num_frames, max_frames)).round())
+    for frame in chosen.astype(int):
+        voxels = array[..., frame]
+        if num_frames == 1 or (voxels != voxels.flat[0]).any():
+            yield int(frame), voxels
+
+
+def _stored_dtype(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """Integers as they are, in native byte order; floating point as float32.
+
+    Raises:
+        DataError: DATA-10 for complex and color voxels.
+    """
+    if dtype.kind in "iu":
+        return dtype.newbyteorder("=")
+    if dtype.kind in "bf":
+        return np.dtype(np.uint8 if dtype.kind == "b" else np.float32)
+    raise DataError("DATA-10", f"voxels of type {dtype} cannot be stored; real numbers can.")
+
+
+def _whole_numbers(array: Array) -> Array:
+    """Label values as integers of the smallest type.
+
+    Raises:
+        DataError: DATA-06 when a value is no integer.
+    """
+    if array.dtype.kind in "iub":
+        return array
+    if array.dtype.kind != "f" or not np.array_equal(array, np.rint(array)):
+        raise DataError("DATA-06", f"a label map of type {array.dtype} holds other than integers.")
+    low, high = array.min(), array.max()
+    dtype = np.result_type(np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
+    return array.astype(dtype)
+
+
+def _hash(*parts: bytes) -> str:
+    """26 base-32 characters (128 bits) of BLAKE2b over length-prefixed parts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return base64.b32encode(digest.digest()).decode("ascii").rstrip("=")
