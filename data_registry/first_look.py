@@ -102,14 +102,17 @@ def _header(path: Path) -> Header:
 def _dicom_header(path: Path) -> Header:
     import pydicom
 
+    from core_mri.files.dicom_header import open_dicom
+
     tags = [
         "PatientID", "SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber",
         "ImagePositionPatient",
     ]  # fmt: skip
     try:
-        with path.open("rb") as file:
+        with open_dicom(path) as file:
             bare = file.read(2) in (b"\x08\x00", b"\x02\x00", b"\x00\x08")  # no preamble
-        found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=bare)
+            file.seek(0)
+            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=bare)
         patient, series, *instance = (str(found.get(tag, "")).strip() for tag in tags)
     except Exception:
         return Header()  # no DICOM, or a damaged one; reading it will tell the reason
@@ -132,9 +135,8 @@ def _leader(path: Path) -> Path | None:
 @lru_cache(maxsize=64)
 def _detached(folder: Path) -> Sequence[tuple[Path, frozenset[str]]]:
     """Headers in a folder, each with the names of the voxel files it points to."""
-    from core_mri.files.formats import companions
-
     from core_mri.errors import CoreMRIError
+    from core_mri.files.formats import companions
 
     found = []
     for header in sorted(folder.iterdir()):

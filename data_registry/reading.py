@@ -7,6 +7,7 @@ failures, which the caller writes to the private log only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -87,10 +88,14 @@ def _scans(
         )
         return
     from core_mri.files.dicom import group_series, read_series
+    from core_mri.files.segmentation import is_segmentation, read_segmentation
 
     scan = group_series(paths)
     for path, error in scan.rejected:
-        result.failures.append(Failure(error.code, str(error), (path,)))
+        if is_segmentation(path):
+            yield store(functools.partial(read_segmentation, path)), [path]
+        else:
+            result.failures.append(Failure(error.code, str(error), (path,)))
     role: Literal["image", "label"] = "label" if source.role == "label" else "image"
     for series in scan.series:
 

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from core_mri.files.kspace import KSpace, KSpaceHeader, read_kspace, write_kspace
     from core_mri.files.scans import read_volume, write_volume
+    from core_mri.files.segmentation import read_segmentation, write_segmentation
 
 _HOME = {
     "KSpace": "kspace",
     "KSpaceHeader": "kspace",
     "read_kspace": "kspace",
+    "read_segmentation": "segmentation",
     "read_volume": "scans",
     "write_kspace": "kspace",
+    "write_segmentation": "segmentation",
     "write_volume": "scans",
 }
 
@@ -22,8 +25,10 @@ __all__ = [
     "KSpace",
     "KSpaceHeader",
     "read_kspace",
+    "read_segmentation",
     "read_volume",
     "write_kspace",
+    "write_segmentation",
     "write_volume",
 ]
 

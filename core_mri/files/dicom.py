@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.dicom_frames import Frame, quiet_pydicom, read_frames
+from core_mri.files.dicom_header import open_dicom
 from core_mri.files.dicom_stacks import find_stacks
 from core_mri.volume import FactValue, Volume
 
@@ -119,7 +120,10 @@ def read_series(series: SeriesFiles) -> Volume:
     with quiet_pydicom():
         for path in series.files:
             places = [k for k, frame in enumerate(series.frames) if frame.path == path]
-            stored = _decode(path, series.frames[places[0]].transfer_syntax)
+            first = series.frames[places[0]]
+            stored = _decode(path, first.transfer_syntax)
+            if first.mosaic_tiles:
+                stored = _tiles(stored, first.mosaic_tiles)
             for k in places:
                 frame = series.frames[k]
                 if frame.index >= len(stored) or stored.shape[1:] != (rows, columns):
@@ -139,9 +143,12 @@ def _decode(path: Path, transfer_syntax: str) -> npt.NDArray[np.generic]:
     from pydicom.pixels import pixel_array
 
     try:
-        dataset = dcmread(path, force=True)
+        with open_dicom(path) as file:
+            dataset = dcmread(file, force=True)
         dataset.file_meta.TransferSyntaxUID = transfer_syntax
         pixels: npt.NDArray[np.generic] = pixel_array(dataset, raw=True)
+    except DataError:
+        raise
     except OSError as error:
         raise DataError("DATA-01", f"{path}: cannot be opened ({error.strerror}).") from None
     except Exception as error:
@@ -150,6 +157,13 @@ def _decode(path: Path, transfer_syntax: str) -> npt.NDArray[np.generic]:
             "DATA-02", f"{path}: the pixel data is damaged ({type(error).__name__})."
         ) from None
     return pixels if pixels.ndim == 3 else pixels[None]
+
+
+def _tiles(stored: npt.NDArray[np.generic], tiles: int) -> npt.NDArray[np.generic]:
+    """A mosaic ``(1, rows, columns)`` to its tiles, row by row from the top left."""
+    rows, columns = stored.shape[1] // tiles, stored.shape[2] // tiles
+    square = stored[0].reshape(tiles, rows, tiles, columns)
+    return square.transpose(0, 2, 1, 3).reshape(tiles * tiles, rows, columns)
 
 
 def _result_dtype(frames: tuple[Frame, ...]) -> np.dtype[np.generic]:

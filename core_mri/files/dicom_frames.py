@@ -6,11 +6,13 @@ which could identify a person.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import re
+import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from core_mri.files.dicom_header import (
     item_of,
     items_of,
     numbers_of,
+    open_dicom,
     read_header,
     text_of,
 )
@@ -50,15 +53,20 @@ _MR_CLASSES = {
 _SIEMENS_NUM_MOSAIC_IMAGES = 0x0019100A
 _SIEMENS_B_VALUE = 0x0019100C
 _GE_COMPONENT = 0x0043102F
+_GE_B_VALUE = 0x00431039
+_PHILIPS_B_VALUE = 0x20011003
+_DIRECTIONS: tuple[str | int, ...] = ("DiffusionGradientOrientation", 0x0019100E)
+"""Standard, and Siemens (three doubles, plain bytes in files with implicit value types)."""
 
 _ELEMENTS: tuple[str | int, ...] = (
-    *FACTS, _SIEMENS_NUM_MOSAIC_IMAGES, _SIEMENS_B_VALUE, _GE_COMPONENT,
+    *FACTS, _SIEMENS_NUM_MOSAIC_IMAGES, _SIEMENS_B_VALUE, _GE_COMPONENT, _GE_B_VALUE,
+    _PHILIPS_B_VALUE, *_DIRECTIONS,
     "SOPInstanceUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "BitsAllocated", "BitsStored", "PixelRepresentation", "NumberOfFrames", "RescaleSlope",
     "RescaleIntercept", "ModalityLUTSequence", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "InstanceNumber", "EchoNumbers",
     "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue", "AcquisitionNumber",
-    "StackID", "ComplexImageComponent", "PulseSequenceName",
+    "StackID", "ComplexImageComponent", "PulseSequenceName", "FrameIncrementPointer",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 
@@ -98,6 +106,8 @@ class Frame:
     traits: tuple[tuple[str, FactValue], ...]
     """What may tell apart images of one position: image type, echo, time, b-value, ..."""
     facts: Mapping[str, FactValue]
+    mosaic_tiles: int = 0
+    """Tiles along a side of a Siemens mosaic, of which `index` is one; 0 for plain frames."""
 
 
 @contextmanager
@@ -123,7 +133,8 @@ def read_frames(path: Path) -> list[Frame]:
 
     Raises:
         DataError: DATA-01 cannot be opened, DATA-02 truncated or damaged, DATA-03 no DICOM or no MR
-            image, DATA-10 no pixel data or one that cannot be decoded or unfolded.
+            image, DATA-10 no pixel data or one that cannot be decoded or unfolded, DATA-13 a file
+            that unpacks to far more than it stores.
         GeometryError: GEOMETRY-01 no usable spacing, GEOMETRY-02 no usable position or orientation.
     """
     try:
@@ -138,7 +149,7 @@ def read_frames(path: Path) -> list[Frame]:
 
 
 def _read_frames(path: Path) -> list[Frame]:
-    with path.open("rb") as file:
+    with open_dicom(path) as file:
         header = read_header(path, file, _ELEMENTS)
         values = header.values
         _check_is_mr_image(path, values)
@@ -154,22 +165,75 @@ def _read_frames(path: Path) -> list[Frame]:
     if _MR_CLASSES.get(str(values.get("SOPClassUID", ""))) == "enhanced":
         return _enhanced_frames(maker)
     num_frames = integer_of(values, "NumberOfFrames", 1)
-    if num_frames > 1:
+    if num_frames > 1 and not str(values.get("FrameIncrementPointer", "")).startswith("(0018,106"):
         raise GeometryError(
             "GEOMETRY-02",
             f"{path}: {num_frames} frames in a classic MR object, which states one position for "
-            "all of them.",
+            "all of them and not that they follow each other in time.",
         )
+    if num_frames > 1:
+        frame = maker.frame(0, [values])
+        return [
+            dataclasses.replace(frame, index=k, traits=(*frame.traits[:-1], ("frame", k)))
+            for k in range(num_frames)
+        ]
     if "MOSAIC" in text_of(values, "ImageType").split("\\") or (
         integer_of(values, _SIEMENS_NUM_MOSAIC_IMAGES, 1) > 1
         and text_of(values, "Manufacturer").upper().startswith("SIEMENS")
     ):
+        return _mosaic_frames(maker, values)
+    return [maker.frame(0, [values])]
+
+
+def _mosaic_frames(maker: _FrameMaker, values: Values) -> list[Frame]:
+    """The tiles of a Siemens mosaic as frames.
+
+    The header places the corner of the whole picture as if it were one slice around the same
+    center, so a tile begins half the difference of the two sizes further along rows and columns.
+    Source: nibabel, `nicom/dicomwrappers.py`, MosaicWrapper.image_position.
+    """
+    from core_mri.files.dicom_mosaic import read_mosaic
+
+    whole = maker.frame(0, [values])
+    layout = read_mosaic(maker.path, integer_of(values, _SIEMENS_NUM_MOSAIC_IMAGES, 0))
+    if whole.rows % layout.tiles or whole.columns % layout.tiles:
         raise DataError(
             "DATA-10",
-            f"{path}: a mosaic of slices in one picture, which is not read yet.",
-            fix="Export the series as Enhanced MR or convert it to NIfTI first.",
+            f"{maker.path}: a mosaic of {whole.columns}x{whole.rows} pixels does not divide into "
+            f"{layout.tiles}x{layout.tiles} tiles.",
         )
-    return [maker.frame(0, [values])]
+    rows, columns = whole.rows // layout.tiles, whole.columns // layout.tiles
+    across = (whole.columns - columns) / 2 * whole.column_spacing
+    down = (whole.rows - rows) / 2 * whole.row_spacing
+    x, y = whole.row_direction, whole.column_direction
+    plane: Vector = (
+        x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0]
+    )  # fmt: skip
+    normal = layout.normal or plane
+    gap = first_number([values], "SpacingBetweenSlices", 0.0) or whole.thickness
+    if gap <= 0:
+        raise GeometryError(
+            "GEOMETRY-01", f"{maker.path}: a mosaic without the distance of its slices."
+        )
+    corner = [
+        p + across * a + down * b for p, a, b in zip(whole.position, x, y, strict=True)
+    ]  # fmt: skip
+
+    def position(number: int) -> Vector:
+        a, b, c = (p + number * gap * n for p, n in zip(corner, normal, strict=True))
+        return a, b, c
+
+    return [
+        dataclasses.replace(
+            whole,
+            index=number,
+            rows=rows,
+            columns=columns,
+            position=position(number),
+            mosaic_tiles=layout.tiles,
+        )
+        for number in range(layout.num_slices)
+    ]
 
 
 def _check_is_mr_image(path: Path, header: Values) -> None:
@@ -338,12 +402,32 @@ def _traits(groups: list[Values]) -> tuple[tuple[str, FactValue], ...]:
         ("echo", number("EchoNumbers")),
         ("echo_time", number("EffectiveEchoTime", "EchoTime")),
         ("inversion_time", number("InversionTimes", "InversionTime")),
-        ("b_value", number("DiffusionBValue", _SIEMENS_B_VALUE)),
+        ("b_value", _b_value(number)),
+        ("direction", _direction(groups)),
         ("temporal", number("TemporalPositionIndex", "TemporalPositionIdentifier")),
         ("trigger", number("NominalCardiacTriggerDelayTime", "TriggerTime")),
         ("acquisition", number("AcquisitionNumber")),
         ("stack", stack),
+        ("frame", 0),
     )
+
+
+def _b_value(number: Callable[..., float]) -> float:
+    """In s/mm2; GE adds 1e9 to mark the value of newer software."""
+    value = number("DiffusionBValue", _SIEMENS_B_VALUE, _PHILIPS_B_VALUE, _GE_B_VALUE)
+    return value % 1e9 if value >= 1e9 else value
+
+
+def _direction(groups: list[Values]) -> tuple[float, ...]:
+    """Diffusion gradient in the patient, rounded; () when there is none."""
+    for group in groups:
+        for key in _DIRECTIONS:
+            value = group.get(key)
+            if isinstance(value, bytes) and len(value) == 24:
+                return tuple(round(x, 3) for x in struct.unpack("<3d", value))
+            if len(numbers := numbers_of(group, key)) == 3:
+                return tuple(round(x, 3) for x in numbers)
+    return ()
 
 
 def _facts(header: Values) -> dict[str, FactValue]:

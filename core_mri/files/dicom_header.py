@@ -5,8 +5,11 @@ Finds where the pixel data lies and whether all of it is there, without reading 
 
 from __future__ import annotations
 
+import gzip
+import io
 import math
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from core_mri.errors import DataError
+from core_mri.files.hdf5 import MAX_RATIO, MAX_UNBELIEVED_BYTES
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -52,6 +56,63 @@ class Header:
     pixels: PixelElement | None
 
 
+def open_dicom(path: Path) -> BinaryIO:
+    """Open a file for reading; one that gzip packed (``.dcm.gz``) is unpacked in memory.
+
+    Raises:
+        DataError: DATA-02 when the packed file is damaged, DATA-13 when it would unpack to far more
+            than it stores.
+        OSError: It cannot be opened.
+    """
+    file = path.open("rb")
+    packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    if not packed:
+        return file
+    stored = path.stat().st_size
+    most = max(MAX_UNBELIEVED_BYTES, MAX_RATIO * stored)
+    with file, gzip.GzipFile(fileobj=file) as unpacked:
+        try:
+            content = unpacked.read(most + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise DataError("DATA-02", f"{path}: truncated or damaged compressed file.") from None
+    if len(content) > most:
+        raise _bomb(path, stored)
+    return io.BytesIO(content)
+
+
+def _bomb(path: Path, stored: int) -> DataError:
+    return DataError(
+        "DATA-13",
+        f"{path}: {stored} bytes unpack to more than {MAX_RATIO} times as many.",
+        fix="Store it uncompressed if it is what it says.",
+    )
+
+
+def _check_deflated(path: Path, file: BinaryIO, size: int) -> None:
+    """Inflate a deflated data set without keeping it, and stop when it grows beyond belief.
+
+    pydicom inflates the whole at once, whatever comes out.
+    """
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    file.seek(0)
+    read_preamble(file, force=True)
+    _read_file_meta_info(file)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    most, total = max(MAX_UNBELIEVED_BYTES, MAX_RATIO * size), 0
+    while block := file.read(1 << 16):
+        while block:
+            try:
+                total += len(inflater.decompress(block, 1 << 20))
+            except zlib.error:
+                raise DataError("DATA-02", f"{path}: damaged deflated data.") from None
+            if total > most:
+                raise _bomb(path, size)
+            block = inflater.unconsumed_tail
+    file.seek(0)
+
+
 def read_header(path: Path, file: BinaryIO, elements: tuple[str | int, ...]) -> Header:
     """Some elements before the pixel data, and where that lies.
 
@@ -72,6 +133,9 @@ def read_header(path: Path, file: BinaryIO, elements: tuple[str | int, ...]) -> 
     file.seek(0)
     if not start:
         raise DataError("DATA-02", f"{path}: an empty file.")
+    if _DEFLATED.encode() in file.read(1024):
+        _check_deflated(path, file, size)
+    file.seek(0)
     found: PixelElement | None = None
     last = (0, 0)
 
@@ -145,16 +209,19 @@ def check_pixel_length(path: Path, file: BinaryIO, header: Header, pixels: Pixel
     size = file.seek(0, 2)
     if header.transfer_syntax == _DEFLATED:
         size = _UNDEFINED
+    expected = (
+        integer_of(values, "Rows", 0)
+        * integer_of(values, "Columns", 0)
+        * max(integer_of(values, "NumberOfFrames", 1), 1)
+        * (integer_of(values, "BitsAllocated", 16) // 8)
+    )
     if pixels.length == _UNDEFINED:
+        # Decoders take memory for what the header declares before they look at the stream.
+        if expected > MAX_UNBELIEVED_BYTES and expected > MAX_RATIO * size:
+            raise _bomb(path, size)
         file.seek(pixels.offset)
         whole = _fragments_are_whole(file, size)
     else:
-        expected = (
-            integer_of(values, "Rows", 0)
-            * integer_of(values, "Columns", 0)
-            * max(integer_of(values, "NumberOfFrames", 1), 1)
-            * (integer_of(values, "BitsAllocated", 16) // 8)
-        )
         whole = pixels.offset + pixels.length <= size and pixels.length >= expected
         if pixels.length == 0:
             raise DataError("DATA-10", f"{path}: has no pixel data.")

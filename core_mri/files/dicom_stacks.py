@@ -37,9 +37,10 @@ def find_stacks(
 ) -> tuple[list[Stack], list[tuple[list[Frame], GeometryError]]]:
     """Group frames into stacks; groups that form none come back with the reason.
 
-    Frames of one series with equal matrix, orientation and pixel spacing belong together. Where
-    several share a position they are told apart by what their headers say (image type, echo time,
-    b-value, time, ...), at last by their order when every position has equally many.
+    Frames of one patient and series with equal matrix, orientation and pixel spacing belong
+    together. Where several share a position they are told apart by what their headers say (image
+    type, echo time, b-value, time, ...), at last by their order when every position has equally
+    many.
     """
     stacks: list[Stack] = []
     irregular: list[tuple[list[Frame], GeometryError]] = []
@@ -55,7 +56,10 @@ def find_stacks(
 def _parallel_groups(frames: Iterable[Frame]) -> list[list[Frame]]:
     by_series: dict[Hashable, list[list[Frame]]] = {}
     for frame in frames:
-        groups = by_series.setdefault((frame.series_uid, frame.rows, frame.columns), [])
+        # Two patients under one series UID (a careless anonymizer) never become one volume.
+        patient = frame.facts.get("PatientID", "")
+        key = (frame.series_uid, patient, frame.rows, frame.columns)
+        groups = by_series.setdefault(key, [])
         # Compared with the first of each group, not rounded: no boundary can split a stack.
         for group in groups:
             if _parallel(group[0], frame):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from core_mri.errors import DataError, GeometryError
+from core_mri.errors import ConfigError, DataError, GeometryError
 from core_mri.files.dicom import SeriesScan, group_series, read_series
 from core_mri.files.formats import NIFTI_SUFFIXES, Format, companions, image_format
 from core_mri.files.label_values import as_classes
@@ -118,6 +118,10 @@ def _read_file(
 
 
 def _read_dicom(name: str, files: list[Path]) -> Volume:
+    from core_mri.files.segmentation import is_segmentation, read_segmentation
+
+    if len(files) == 1 and is_segmentation(files[0]):
+        return read_segmentation(files[0])
     return _only_volume(name, group_series(files))
 
 
@@ -141,6 +145,9 @@ def _only_volume(name: str, scan: SeriesScan) -> Volume:
             f"{'x'.join(map(str, series.shape))}"
             for number, series in enumerate(scan.series[:10], start=1)
         )
+        patients = {str(series.facts.get("PatientID", "")) for series in scan.series}
+        if len(patients) > 1:
+            name = f"{name}: files of {len(patients)} patients"
         raise DataError(
             "DATA-03",
             f"{name}: holds {len(scan.series)} volumes, expected one: {listing}"
@@ -152,22 +159,39 @@ def _only_volume(name: str, scan: SeriesScan) -> Volume:
     return read_series(scan.series[0])
 
 
-def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -> None:
-    """Write a volume: NIfTI where the name ends in ``.nii`` or ``.nii.gz``, else a DICOM folder.
+def write_volume(
+    volume: Volume, path: Path | str, like: Volume | Path | str | Sequence[Path] | None = None
+) -> None:
+    """Write a volume on its own grid.
 
     Args:
         volume: What to write.
-        path: File or folder; a folder must be new or empty.
+        path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``; ``.dcm`` for a label map as DICOM
+            segmentation; any other name is a folder of DICOM files, which must be new or empty.
         like: The scan that `volume` was made from: its affine is written, and in DICOM its patient
-            and study.
+            and study. For a segmentation the folder or the files of that series.
 
     Raises:
-        ConfigError: CONFIG-03 when the folder is not empty, CONFIG-05 when DICOM cannot hold the
-            values.
+        ConfigError: CONFIG-03 when the folder is not empty, CONFIG-05 when the format cannot hold
+            the values or a segmentation has no source.
         DataError: DATA-07 when the place cannot be written.
         GeometryError: GEOMETRY-03 when `like` has another grid.
     """
     path = Path(path)
+    name = path.name.lower()
+    if name.endswith(".dcm") and volume.kind == "label":
+        from core_mri.files.segmentation import write_segmentation
+
+        if like is None or isinstance(like, Volume):
+            raise ConfigError(
+                "CONFIG-05",
+                f"{path}: a DICOM segmentation refers to the images it was made on.",
+                fix="Pass the folder or the files of the series as like=...",
+            )
+        write_segmentation(volume, path, Path(like) if isinstance(like, str) else like)
+        return
+    if like is not None and not isinstance(like, Volume):
+        like = read_volume(like)
     facts = volume.facts
     if like is not None:
         if not volume.same_grid(like):
@@ -176,10 +200,14 @@ def write_volume(volume: Volume, path: Path | str, like: Volume | None = None) -
             )
         volume = Volume(volume.array, like.affine, volume.kind, facts)
         facts = like.facts
-    if path.name.lower().endswith(NIFTI_SUFFIXES):
+    if name.endswith(NIFTI_SUFFIXES):
         from core_mri.files.nifti import write_nifti
 
         write_nifti(volume, path)
+    elif name.endswith((".nrrd", ".mha")):
+        from core_mri.files.itk_images import write_itk
+
+        write_itk(volume, path)
     else:
         from core_mri.files.dicom_write import write_dicom_series
 
