@@ -625,7 +625,7 @@ class TestRealScans:
             assert np.isfinite(read_series(series).array).all()
         shapes = {s.files[0].name: s.shape for s in scan.series}
         assert shapes["siemens_mosaic_axasc35.dcm"] == (64, 64, 35)
-        assert shapes["siemens_dwi_1000_header.dcm.gz"][2] == 1
+        assert shapes["siemens_dwi_1000_header.dcm.gz"][2] == 48
         assert shapes["siemens_enhanced.dcm"] == (256, 256, 8)
         assert shapes["hyperfine_enhanced.dcm"] == (112, 138, 8)
         assert shapes["philips_enhanced_fmri.dcm"] == (64, 64, 8)

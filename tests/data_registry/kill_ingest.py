@@ -40,6 +40,10 @@ if __name__ == "__main__":
 """
 
 
+MARKS = ("registry.json", "shards")
+"""What appears when an ingest begins, and when the first scan is stored; kills come after."""
+
+
 def make_scans(folder: Path) -> None:
     """Patients as NIfTI with labels, DICOM and raw data; copies; files that end in quarantine."""
     from core_mri.files.dicom_write import write_dicom_series
@@ -111,18 +115,26 @@ def kill_and_repair(
         command = [sys.executable, str(script), str(scans), str(registry), str(key)]
         return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
-    began = time.monotonic()
-    if start(folder / "whole").wait():
+    def wait_for(mark: Path, process: subprocess.Popen[bytes]) -> float:
+        while not mark.exists() and process.poll() is None:
+            time.sleep(0.002)
+        return time.monotonic()
+
+    # Seconds from each mark (nothing happens while Python imports) to the end.
+    process = start(folder / "whole")
+    begun = {name: wait_for(folder / "whole" / name, process) for name in MARKS}
+    if process.wait():
         raise RuntimeError("the undisturbed ingest failed")
-    duration = time.monotonic() - began
+    left = {name: time.monotonic() - begun[name] for name in MARKS}
     expected = fingerprint(folder / "whole")
     rng = random.Random(seed)
     found, commits = [], []
     for moment in range(moments):
         registry = folder / f"killed{moment}"
         process = start(registry)
-        # Nothing happens while Python imports; most moments shall hit the work.
-        time.sleep(rng.uniform(0.2, 1.0) * duration)
+        mark = MARKS[0] if moment % 5 == 0 else MARKS[1]
+        wait_for(registry / mark, process)
+        time.sleep(rng.uniform(0, left[mark]))
         if moment % 2:
             process.kill()
         else:
