@@ -59,6 +59,8 @@ def find_dataset(file: h5py.File) -> h5py.Group | None:
 class _Plan:
     """Where every readout goes, and what is done to its samples."""
 
+    path: Path
+    """Name of the file, for messages."""
     data: Any
     """The HDF5 table of readouts."""
     heads: Any
@@ -79,7 +81,7 @@ class _Plan:
                 yield self.heads[number], self._prepared(self.heads[number], values)
 
     def _prepared(self, head: Any, values: npt.NDArray[np.float32]) -> Samples:
-        samples = _complex(head, values, self.num_coils)
+        samples = _complex(self.path, head, values, self.num_coils)
         pre, post = int(head["discard_pre"]), int(head["discard_post"])
         center = int(head["center_sample"])
         samples = samples[:, pre : samples.shape[1] - post]
@@ -92,7 +94,7 @@ class _Plan:
         line = np.zeros((self.num_coils, self.matrix[0]), dtype=np.complex64)
         first = self.matrix[0] // 2 - center
         if not (first >= 0 and first + samples.shape[1] <= self.matrix[0]):
-            raise DataError("DATA-14", "a readout is longer than the header says.")
+            raise DataError("DATA-14", f"{self.path}: a readout longer than the matrix.")
         line[:, first : first + samples.shape[1]] = samples
         if self.keep_x < self.matrix[0]:
             start = self.matrix[0] // 2 - self.keep_x // 2
@@ -147,6 +149,7 @@ def _open(
         raise DataError("DATA-14", f"{path}: the number of coils changes within the scan.")
     keep = _readout_to_keep(xml) if remove_oversampling and not xml.keep_readout else None
     plan = _Plan(
+        path=path,
         data=table,
         heads=heads,
         matrix=xml.encoded_matrix,
@@ -281,7 +284,7 @@ def _whitener(
     count = 0
     with damage_of(path):
         for number in noise:
-            samples = _complex(heads[number], table.fields("data")[number], num_coils)
+            samples = _complex(path, heads[number], table.fields("data")[number], num_coils)
             covariance += samples.astype(np.complex128) @ samples.conj().T
             count += samples.shape[1]
     dwell, noise_dwell = (float(heads["sample_time_us"][k[0]]) for k in (numbers, noise))
@@ -356,10 +359,10 @@ def _inside(places: npt.NDArray[np.int64], size: int) -> bool:
     return bool(places.min() >= 0 and places.max() < size)
 
 
-def _complex(head: Any, values: Any, num_coils: int) -> Samples:
+def _complex(path: Path, head: Any, values: Any, num_coils: int) -> Samples:
     samples = np.asarray(values, dtype=np.float32).view(np.complex64)
     if samples.size != num_coils * int(head["number_of_samples"]):
-        raise DataError("DATA-14", "a readout has another length than its own header says.")
+        raise DataError("DATA-14", f"{path}: a readout of another length than it says itself.")
     return samples.reshape(num_coils, -1)
 
 

@@ -500,6 +500,78 @@ class TestValues:
         assert json.loads(row.facts)["LabelNames"].startswith("1=part 1;2=part 2")
 
 
+class TestNothingIsSilent:
+    def test_files_that_no_entry_takes_are_counted(
+        self, scans: Path, tmp_path: Path, run_ingest
+    ) -> None:
+        folder = tmp_path / "in"
+        shutil.copytree(scans / "patient00", folder)
+        for name in (".hidden", "DICOMDIR", "side.json", "notes.txt", "name.Doe"):
+            (folder / name).write_text("x")
+        log = tmp_path / "private.log"
+        source = {"include": ("*.nii.gz",)}
+        report = run_ingest(tmp_path / "reg", folder, source=source, private_log=log)
+        assert report.left_out == {"hidden": 1, "DICOMDIR": 1, ".json": 1, ".txt": 1, "other": 1}
+        assert "name.Doe" in log.read_text()
+
+    def test_a_series_uid_of_two_patients_is_reported(self, tmp_path: Path, run_ingest) -> None:
+        import pydicom
+
+        from core_mri.files.dicom_write import write_dicom_series
+        from core_mri.physics.phantoms import phantom_volume
+
+        for k in range(2):
+            image, _ = phantom_volume("knee", k, "T1", size=32, num_slices=3)
+            facts = {"Modality": "MR", "PatientID": f"P{k}"}
+            for file in write_dicom_series(
+                image, tmp_path / "in" / str(k), facts=facts, seed=str(k)
+            ):
+                header = pydicom.dcmread(file)
+                header.SeriesInstanceUID = "1.2.3"
+                header.save_as(file)
+        report = run_ingest(tmp_path / "reg", tmp_path / "in")
+        assert (report.shared_series, report.volumes_added) == (1, 2)
+        rows = Registry.open(tmp_path / "reg").volumes()
+        assert len({row.subject_id for row in rows}) == 2
+
+    def test_voxels_beside_their_header_are_one_unit(
+        self, scans: Path, tmp_path: Path, run_ingest
+    ) -> None:
+        import nibabel
+
+        image = nibabel.load(scans / "patient00" / "brain_T1.nii.gz")
+        (tmp_path / "in").mkdir()
+        pair = nibabel.Nifti1Pair(np.asanyarray(image.dataobj), image.affine)
+        pair.to_filename(tmp_path / "in" / "a.hdr")
+        report = run_ingest(tmp_path / "reg", tmp_path / "in")
+        assert (report.files, report.volumes_added, report.quarantined) == (2, 1, {})
+        os.utime(tmp_path / "in" / "a.img", ns=(1, 1))
+        again = run_ingest(tmp_path / "reg", tmp_path / "in")
+        assert (again.volumes_known, again.volumes_added, again.quarantined) == (1, 0, {})
+
+    @pytest.mark.parametrize("stack", [True, False])
+    def test_pictures_with_declared_spacing(self, stack: bool, tmp_path: Path, run_ingest) -> None:
+        from PIL import Image
+
+        for name in ("images", "labels"):
+            (tmp_path / "in" / name).mkdir(parents=True)
+            for k in range(4):
+                array = np.add.outer(np.arange(40), np.arange(30)).astype(np.uint8) + k
+                array = array if name == "images" else (array > 40).astype(np.uint8)
+                Image.fromarray(array).save(tmp_path / "in" / name / f"p1_{k}.png")
+        source = {"spacing_mm": (0.5, 0.5, 3.0), "stack": stack, "subject": "(?P<subject>p1)"}
+        run_ingest(tmp_path / "reg", tmp_path / "in", source=source)
+        registry = Registry.open(tmp_path / "reg")
+        images = registry.volumes("role = 'image'")
+        assert [row.num_slices for row in images] == ([4] if stack else [1] * 4)
+        assert sorted(images[0].spacing_mm) == [0.5, 0.5, 3.0]
+        for image in images:
+            (label,) = registry.labels_of(image)
+            assert registry.images_of(label) == [image]
+        report = run_ingest(tmp_path / "reg", tmp_path / "in", source=source)
+        assert (report.volumes_added, report.files_known) == (0, 8)
+
+
 @pytest.mark.data
 @pytest.mark.usefixtures("shared_data")
 class TestRealScans:
@@ -513,10 +585,21 @@ class TestRealScans:
         registry = Registry.open(config.registry)
         stats = registry.stats()
         assert stats["by_source"]["msd_hippocampus"] == 80
-        assert sum(report.quarantined.values()) <= 8
+        assert stats["by_source"]["sunnybrook"] == 412
+        assert (stats["kspace"], stats["volumes"]) == (2, 531)
+        codes = {reason.split()[0]: n for reason, n in report.quarantined.items()}
+        # Truncated; all zero; headers with random pixels; without geometry; without thickness.
+        assert codes == {
+            "DATA-02": 1, "DATA-05": 1, "DATA-12": 3, "GEOMETRY-01": 1, "GEOMETRY-02": 2
+        }  # fmt: skip
+        # Nothing but texts and a picture of the set is left out.
+        assert sum(report.left_out.values()) == 11
         paired = {
             label.volume_id
             for image in registry.volumes("role = 'image'")
             for label in registry.labels_of(image)
         }
-        assert paired == {row.volume_id for row in registry.volumes("role = 'label'")}
+        alone = "role = 'label' AND source <> 'synthseg'"  # label maps without a scan
+        assert paired == {row.volume_id for row in registry.volumes(alone)}
+        for image in registry.volumes("source = 'sunnybrook' AND role = 'image'"):
+            assert len(registry.labels_of(image)) == 1
