@@ -28,6 +28,7 @@ from data_registry.splits import DEFAULT_FRACTIONS, Fractions
 if TYPE_CHECKING:
     import duckdb
     import pyarrow
+
     from core_mri.files.kspace import KSpace
 
 REGISTRY_FILE = "registry.json"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 _OWN = ("SeriesInstanceUID", "SOPClassUID", "Modality", "ImageType")
 """Facts that a new series states itself."""
+_PAIRED = {
+    "KNEE", "SHOULDER", "HIP", "BREAST", "ANKLE", "FOOT", "HAND", "WRIST", "ELBOW", "EXTREMITY",
+    "KIDNEY", "EYE", "EAR", "LEG", "ARM", "THIGH", "CALF", "FOREARM", "FINGER", "TOE",
+}  # fmt: skip
 
 
 def write_dicom_series(
@@ -129,11 +133,13 @@ def _header(volume: Volume, facts: Mapping[str, FactValue], seed: str | None) ->
     header.SpecificCharacterSet = "ISO_IR 192"
     for keyword in (
         "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
-        "StudyID", "AccessionNumber", "ReferringPhysicianName", "Manufacturer", "Laterality",
+        "StudyID", "AccessionNumber", "ReferringPhysicianName", "Manufacturer",
         "PositionReferenceIndicator", "EchoTime", "RepetitionTime", "EchoTrainLength",
         "ScanningSequence", "SequenceVariant", "ScanOptions", "MRAcquisitionType",
     ):  # fmt: skip
         setattr(header, keyword, "" if keyword not in ("EchoTime", "RepetitionTime") else None)
+    if str(facts.get("BodyPartExamined", "")).upper() in _PAIRED:
+        header.Laterality = ""  # demanded of paired parts only (PS3.3 C.7.3.1), and not known
     for keyword in FACTS:
         if keyword in facts and keyword not in _OWN:
             value = facts[keyword]

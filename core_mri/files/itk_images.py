@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from core_mri.errors import ConfigError, DataError, GeometryError
 from core_mri.files.itk_headers import check_metaimage, check_nrrd
-from core_mri.files.label_values import as_classes
+from core_mri.files.label_values import as_classes, storable
 from core_mri.volume import FactValue, Volume
 
 if TYPE_CHECKING:
@@ -87,13 +87,7 @@ def write_itk(volume: Volume, path: Path) -> None:
     import SimpleITK as sitk  # noqa: N813
 
     path = Path(path)
-    array = volume.array
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
-    elif array.dtype == np.float16:
-        array = array.astype(np.float32)
-    if volume.kind == "label" and array.dtype.kind not in "ui":
-        raise DataError("DATA-03", f"{path}: a label map holds integers, got {array.dtype}.")
+    array = storable(path, volume)
     frames = array.shape[3] if array.ndim == 4 else 1
     if path.suffix.lower() in METAIMAGE_SUFFIXES and array.dtype == np.uint8 and frames in (3, 4):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Voxels of a file that is said to be a label map, as classes."""
+"""Voxels as label maps: whole numbers only, in and out of files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import DataError
+from core_mri.volume import Volume
 
 
 def as_classes(path: Path, array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
@@ -33,3 +34,27 @@ def as_classes(path: Path, array: npt.NDArray[np.generic]) -> npt.NDArray[np.gen
     low, high = int(array.min()), int(array.max())
     dtype = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
     return array.astype(dtype)
+
+
+def storable(path: Path, volume: Volume) -> npt.NDArray[np.generic]:
+    """Voxels in a type that image files hold: booleans as uint8, half precision as float32.
+
+    Args:
+        path: Name of the file, for messages.
+        volume: Image or label map.
+
+    Raises:
+        DataError: DATA-03 for a label map that is not of integers.
+    """
+    array = volume.array
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    elif array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if volume.kind == "label" and array.dtype.kind not in "ui":
+        raise DataError(
+            "DATA-03",
+            f"{path}: a label map holds integers, got {array.dtype}.",
+            fix="Convert it to an integer type first.",
+        )
+    return array

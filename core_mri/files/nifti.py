@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from core_mri.errors import CoreMRIError, DataError, GeometryError
 from core_mri.files.hdf5 import MAX_RATIO, MAX_UNBELIEVED_BYTES
-from core_mri.files.label_values import as_classes
+from core_mri.files.label_values import as_classes, storable
 from core_mri.volume import FactValue, Volume
 
 if TYPE_CHECKING:
@@ -247,17 +247,7 @@ def write_nifti(volume: Volume, path: Path) -> None:
     from nibabel.nifti1 import Nifti1Image
 
     path = Path(path)
-    array = volume.array
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
-    elif array.dtype == np.float16:
-        array = array.astype(np.float32)
-    if volume.kind == "label" and array.dtype.kind not in "ui":
-        raise DataError(
-            "DATA-03",
-            f"{path}: a label map holds integers, got {array.dtype}.",
-            fix="Convert it to an integer type first.",
-        )
+    array = storable(path, volume)
     image = Nifti1Image(array, volume.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_slope_inter(1, 0)

@@ -86,6 +86,7 @@ def raw_readers(folder: Path) -> dict[str, tuple[Reader, Reader, str]]:
     """Raw data, all slices one by one."""
     import h5py
     import ismrmrd
+
     from core_mri.files.kspace import read_kspace, write_kspace
 
     rng = np.random.default_rng(0)
