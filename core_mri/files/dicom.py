@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.dicom_frames import Frame, quiet_pydicom, read_frames
-from core_mri.files.dicom_header import open_dicom
+from core_mri.files.dicom_header import BIG_ENDIAN, open_dicom
 from core_mri.files.dicom_stacks import find_stacks
 from core_mri.volume import FactValue, Volume
 
@@ -121,7 +121,8 @@ def read_series(series: SeriesFiles) -> Volume:
         for path in series.files:
             places = [k for k, frame in enumerate(series.frames) if frame.path == path]
             first = series.frames[places[0]]
-            stored = _decode(path, first.transfer_syntax)
+            plain = first.pixels[0] >= 0
+            stored = _plain(path, first) if plain else _decode(path, first.transfer_syntax)
             if first.mosaic_tiles:
                 stored = _tiles(stored, first.mosaic_tiles)
             for k in places:
@@ -135,6 +136,35 @@ def read_series(series: SeriesFiles) -> Volume:
     if array is None:
         raise ValueError("a series has at least one slice")
     return Volume(array.transpose(2, 1, 0), series.affine, facts=series.facts)
+
+
+def _plain(path: Path, frame: Frame) -> npt.NDArray[np.generic]:
+    """What `_decode` gives, for pixel data that needs no decoder: the header is not read again.
+
+    Bits above BitsStored are cut off, or filled with the sign, as pydicom does: old files keep
+    overlays there.
+    """
+    offset, length = frame.pixels
+    tiles = max(frame.mosaic_tiles, 1)
+    rows, columns = frame.rows * tiles, frame.columns * tiles
+    order = ">" if frame.transfer_syntax == BIG_ENDIAN else "<"
+    dtype = np.dtype(f"{order}{frame.dtype}")
+    count = length // (rows * columns * dtype.itemsize)
+    try:
+        with open_dicom(path) as file:
+            file.seek(offset)
+            content = file.read(count * rows * columns * dtype.itemsize)
+    except OSError as error:
+        raise DataError("DATA-01", f"{path}: cannot be opened ({error.strerror}).") from None
+    if len(content) < count * rows * columns * dtype.itemsize:
+        raise DataError("DATA-02", f"{path}: truncated since its header was read.")
+    stored = np.frombuffer(content, dtype).reshape(count, rows, columns)
+    unused = 8 * dtype.itemsize - frame.bits_stored
+    if dtype.kind == "f" or unused <= 0:
+        return stored
+    native = stored.astype(dtype.newbyteorder("="))
+    shifted: npt.NDArray[np.generic] = (native << unused) >> unused
+    return shifted
 
 
 def _decode(path: Path, transfer_syntax: str) -> npt.NDArray[np.generic]:

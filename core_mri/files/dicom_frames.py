@@ -21,11 +21,13 @@ from core_mri.errors import CoreMRIError, DataError, GeometryError
 from core_mri.files.dicom_header import (
     FLOAT_PIXEL_DATA,
     Header,
+    PixelElement,
     Values,
     check_pixel_length,
     first_number,
     integer_of,
     is_decodable,
+    is_plain,
     item_of,
     items_of,
     numbers_of,
@@ -106,6 +108,9 @@ class Frame:
     traits: tuple[tuple[str, FactValue], ...]
     """What may tell apart images of one position: image type, echo, time, b-value, ..."""
     facts: Mapping[str, FactValue]
+    pixels: tuple[int, int] = (-1, 0)
+    """Offset and length in bytes of plain pixel data, so that the header need not be parsed again;
+    (-1, 0) where a decoder is needed."""
     mosaic_tiles: int = 0
     """Tiles along a side of a Siemens mosaic, of which `index` is one; 0 for plain frames."""
 
@@ -161,7 +166,7 @@ def _read_frames(path: Path) -> list[Frame]:
                 f"{path}: no decoder is installed for transfer syntax {header.transfer_syntax}.",
             )
         check_pixel_length(path, file, header, header.pixels)
-    maker = _FrameMaker(path, header, FLOAT_PIXEL_DATA.get(header.pixels.tag, ""))
+    maker = _FrameMaker(path, header, header.pixels)
     if _MR_CLASSES.get(str(values.get("SOPClassUID", ""))) == "enhanced":
         return _enhanced_frames(maker)
     num_frames = integer_of(values, "NumberOfFrames", 1)
@@ -262,10 +267,12 @@ def _check_is_mr_image(path: Path, header: Values) -> None:
 class _FrameMaker:
     """Makes frames from what all frames of a file have in common and what one has of its own."""
 
-    def __init__(self, path: Path, header: Header, float_type: str) -> None:
+    def __init__(self, path: Path, header: Header, pixels: PixelElement) -> None:
         self.path = path
         self.syntax = header.transfer_syntax
         self.header = header.values
+        float_type = FLOAT_PIXEL_DATA.get(pixels.tag, "")
+        self.pixels = (pixels.offset, pixels.length) if is_plain(header) else (-1, 0)
         allocated = integer_of(self.header, "BitsAllocated", 16)
         sign = "i" if integer_of(self.header, "PixelRepresentation", 0) == 1 else "u"
         self.dtype = float_type or f"{sign}{allocated // 8}"
@@ -327,6 +334,7 @@ class _FrameMaker:
             inverted=text_of(self.header, "PhotometricInterpretation") == "MONOCHROME1",
             traits=_traits(groups),
             facts=self.facts,
+            pixels=self.pixels,
         )
 
 

@@ -29,8 +29,8 @@ _PIXEL_DATA = (0x7FE00010, *FLOAT_PIXEL_DATA)
 _UNDEFINED = 0xFFFFFFFF
 _IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_NATIVE = (_IMPLICIT, _EXPLICIT, _DEFLATED, _BIG_ENDIAN)
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_NATIVE = (_IMPLICIT, _EXPLICIT, _DEFLATED, BIG_ENDIAN)
 
 
 Values = Mapping[str | int, object]
@@ -157,7 +157,7 @@ def read_header(path: Path, file: BinaryIO, elements: tuple[str | int, ...]) -> 
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:
         implicit, little = dataset.original_encoding
-        syntax = _IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN
+        syntax = _IMPLICIT if implicit else _EXPLICIT if little else BIG_ENDIAN
     offset, length = last
     if length == _UNDEFINED and found is None:
         file.seek(max(size - 8, 0))
@@ -277,6 +277,16 @@ def first_number(groups: Sequence[Values], key: str | int, default: float) -> fl
 def integer_of(values: Values, key: str | int, default: int) -> int:
     """An element as integer, `default` when it is absent or damaged."""
     return int(first_number([values], key, default))
+
+
+def is_plain(header: Header) -> bool:
+    """Whether the bytes of the pixel data are the stored values, one after the other."""
+    if header.pixels is None or header.pixels.length == _UNDEFINED:
+        return False
+    # Big-endian files may hold 8-bit pixels in swapped words.
+    return header.transfer_syntax in (_IMPLICIT, _EXPLICIT) or (
+        header.transfer_syntax == BIG_ENDIAN and integer_of(header.values, "BitsAllocated", 16) > 8
+    )
 
 
 @lru_cache(maxsize=64)

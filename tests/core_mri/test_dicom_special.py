@@ -285,3 +285,21 @@ class TestSegmentation:
         with pytest.raises(CoreMRIError, match="DATA-03"):
             read_segmentation(files[0])
         assert not (tmp_path / "seg.dcm").exists()
+
+
+class TestPlainPixels:
+    """Pixel data without a code stream is read past pydicom's decoders, with the same result."""
+
+    @pytest.mark.parametrize("stored", [8, 12, 16])
+    @pytest.mark.parametrize("signed", [0, 1])
+    def test_unused_bits_are_cut_as_pydicom_does(
+        self, stored: int, signed: int, tmp_path: Path
+    ) -> None:
+        (path,) = series(tmp_path / "a", Volume(np.ones((7, 5, 1), np.uint16), np.eye(4)))
+        header = pydicom.dcmread(path)
+        header.BitsStored, header.HighBit, header.PixelRepresentation = stored, stored - 1, signed
+        noise = np.random.default_rng(stored).integers(0, 2**16, 35).astype("<u2")
+        header.PixelData = noise.tobytes()
+        header.save_as(path)
+        expected = pydicom.dcmread(path).pixel_array
+        np.testing.assert_array_equal(read_volume(path).array[:, :, 0].T, expected)
