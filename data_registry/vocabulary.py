@@ -6,11 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 TABLES = Path(__file__).parent / "tables"
+_WORD = re.compile("[a-z0-9]+")
 _SUFFIX = "[0-9]{0,2}[a-z]{0,2}[0-9]?"
 _PLUS_CONTRAST = re.compile(r"\+\s*(?:c|gd|gad|km)\b|\bc\s*\+|\bi\.?v\.?\s*\+", re.IGNORECASE)
 
@@ -38,8 +39,10 @@ def words(text: str) -> list[str]:
     Characters that have no ASCII form end a word and are never part of one.
     """
     text = _PLUS_CONTRAST.sub(" postcontrast ", text)
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return re.findall("[a-z0-9]+", plain.lower())
+    if not text.isascii():
+        decomposed = unicodedata.normalize("NFKD", text)
+        text = "".join(c for c in decomposed if not unicodedata.combining(c))
+    return _WORD.findall(text.lower())
 
 
 @cache
@@ -56,6 +59,7 @@ def table(name: str) -> tuple[Entry, ...]:
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def is_technical(word: str) -> bool:
     """Whether `word` (of `words`) says something about a scan: it stands in one of the tables."""
     return _technical().fullmatch(word) is not None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from core_mri.errors import DataError
-from core_mri.files.hdf5 import MAX_RATIO, MAX_UNBELIEVED_BYTES
+from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core_mri.errors import DataError
+from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 
 if TYPE_CHECKING:
     import h5py
 
-MAX_RATIO = 200
-"""Bytes of values for each stored byte that are believed ..."""
-MAX_UNBELIEVED_BYTES = 2**28
-"""... and the size up to which any ratio is: a mask of zeros packs a thousand to one."""
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 8
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import CoreMRIError, DataError, GeometryError
-from core_mri.files.hdf5 import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from core_mri.files.label_values import as_classes, storable
+from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from core_mri.volume import FactValue, Volume
 
 if TYPE_CHECKING:
