@@ -30,7 +30,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
-        "copy DICOM files with de-identified headers",
+        "copy scans with de-identified, verified headers",
+    ),
+    "verify": (
+        "data_registry.deidentify.cli:verify_main",
+        "search outputs for what identified the originals",
     ),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""

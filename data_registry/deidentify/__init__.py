@@ -1,4 +1,4 @@
-"""De-identification of headers: keyed identifiers, cleaned facts, DICOM file to DICOM file."""
+"""De-identification of headers by PS3.15 Annex E, and a verifier that can veto the result."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_registry.deidentify.facts import deidentify_facts
-    from data_registry.deidentify.headers import deidentify_dataset
+    from data_registry.deidentify.folder import deidentify_folder
+    from data_registry.deidentify.headers import deidentify_dicom
     from data_registry.deidentify.identifiers import load_key
+    from data_registry.deidentify.profile import PROFILES, Profile
+    from data_registry.deidentify.verify import find_leaks
+    from data_registry.deidentify.verify_folder import verify_folder
 
-__all__ = ["deidentify_dataset", "deidentify_facts", "load_key"]
-
-_HOME = {"deidentify_dataset": "headers", "deidentify_facts": "facts", "load_key": "identifiers"}
+_HOME = {
+    "PROFILES": "profile",
+    "Profile": "profile",
+    "deidentify_dicom": "headers",
+    "deidentify_facts": "facts",
+    "deidentify_folder": "folder",
+    "find_leaks": "verify",
+    "load_key": "identifiers",
+    "verify_folder": "verify_folder",
+}
+__all__ = [  # noqa: RUF022 - in the order of use
+    "load_key", "Profile", "PROFILES", "deidentify_dicom", "deidentify_facts", "deidentify_folder",
+    "find_leaks", "verify_folder",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

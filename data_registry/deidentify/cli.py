@@ -1,54 +1,91 @@
-"""The command `core-mri data deidentify`."""
+"""The commands `core-mri data deidentify` and `core-mri data verify`."""
 
 from __future__ import annotations
 
 import json
-import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import track
 
 from core_mri.errors import ConfigError
-from data_registry.deidentify.folder import AUDIT, deidentify_files, find_files
+from data_registry.deidentify.folder import AUDIT, Item, deidentify_folder, find_files
 from data_registry.deidentify.identifiers import load_key
+from data_registry.deidentify.mapping import Maps, outside, private_writer, write_words
+from data_registry.deidentify.profile import PROFILES
+from data_registry.deidentify.verify_folder import verify_folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """De-identify the headers of DICOM images, at a first level that is no PS3.15 profile.
+    """De-identify scans by DICOM PS3.15 Annex E, and verify every output before it gets its name.
 
-    Writes OUT/PATIENT/STUDY/SERIES/SOP.dcm with keyed names and OUT/audit.jsonl. Pixel data are
-    not changed and not looked at: burned-in text and faces stay. Running again goes on where it
-    stopped.
+    Writes OUT/PATIENT/STUDY/SERIES/SOP.dcm with keyed names and OUT/audit.jsonl. NIfTI files, BIDS
+    sidecars, ISMRMRD and fastMRI files go to OUT/PATIENT/FILE. Pixel data are not changed and not
+    looked at: burned-in text and faces stay. Running again goes on where it stopped.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """A DICOM file, or a folder of them."""
+    """A file, or a folder of them; it is only read."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """A new folder, or one that this command made with the same key."""
+    """A new folder, or one that this command made with the same key and profile."""
     key_file: Path
     """64 hexadecimal digits, mode 600; keep it apart from the data."""
+    profile: Literal["tcia-mr", "basic"] = "tcia-mr"
+    """basic: the Basic Profile alone. tcia-mr: with cleaned descriptions, moved dates, patient
+    characteristics, safe private attributes and structured content."""
+    jobs: int = 0
+    """Worker processes; 0 takes all cores. The output does not depend on it."""
+    dry_run: bool = False
+    """Do everything but write: what would become of each file."""
     strict: bool = False
     """Exit with 1 when any file was quarantined."""
     json: bool = False
     """Print the counts as JSON."""
+    private_log: Path | None = None
+    """Write which file each keyed id stands for, with the reason in full. Names patients."""
+    private_report: Path | None = None
+    """Folder for lists that a person should look at: words taken out of descriptions, and what was
+    quarantined. Names patients."""
+    maps: Path | None = None
+    """Folder for uid_map.csv and patient_map.csv (id_old,id_new), for MIDI-B. Names patients."""
+    mapping_store: Path | None = None
+    """File to which old and new ids are appended, encrypted with the project key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyArguments:
+    """Search what identified the originals in every byte of the outputs, and veto what holds it.
+
+    It needs no key, and works on the output of any tool. Findings are shown by keyed file name,
+    attribute and kind, never by value.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    """The originals."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """What was made of them."""
+    jobs: int = 0
+    """Worker processes; 0 takes all cores."""
+    json: bool = False
+    """Print a JSON object."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
+    """Run `core-mri data deidentify`.
 
     Returns:
         0 when files were de-identified, 1 when none was, or one was quarantined under ``--strict``.
 
     Raises:
-        CoreMRIError: As `load_key`, `find_files` and `deidentify_files`; CONFIG-05 when OUT lies
-            inside IN.
+        CoreMRIError: As `load_key`, `find_files` and `deidentify_folder`; CONFIG-05 when OUT lies
+            inside IN, or something private inside OUT or a registry.
     """
     flags = tyro.cli(Arguments, prog="core-mri data deidentify", args=arguments)
     key = load_key(flags.key_file, create=False)
@@ -57,37 +94,154 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "CONFIG-05", f"the output {flags.out} lies inside the input {flags.source}."
         )
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote header values
+    for private in (
+        flags.key_file, flags.private_log, flags.private_report, flags.maps, flags.mapping_store
+    ):  # fmt: skip
+        if private is not None:
+            outside(private, flags.out)
     console = Console(stderr=True)
-    outcomes = track(
-        deidentify_files(files, flags.out, key),
+    items = track(
+        deidentify_folder(
+            flags.source,
+            files,
+            flags.out,
+            key,
+            PROFILES[flags.profile],
+            jobs=flags.jobs or len(os.sched_getaffinity(0)),
+            dry_run=flags.dry_run,
+        ),
         description="de-identify",
         total=len(files),
         console=console,
         disable=not console.is_terminal,
     )
-    num_done, num_repeated = 0, 0
-    quarantined: Counter[str] = Counter()
-    for outcome in outcomes:
-        num_repeated += outcome.repeated
-        if outcome.status == "done":
-            num_done += 1
+    tally = _Tally(flags)
+    for item in items:
+        tally.add(item)
+    tally.write_private(key)
+    tally.show()
+    if flags.strict and tally.quarantined:
+        return 1
+    return 0 if tally.done else 1
+
+
+def verify_main(arguments: Sequence[str]) -> int:
+    """Run `core-mri data verify`.
+
+    Returns:
+        0 when every output passed, 1 when one was vetoed or has no original.
+
+    Raises:
+        CoreMRIError: As `verify_folder`.
+    """
+    flags = tyro.cli(VerifyArguments, prog="core-mri data verify", args=arguments)
+    passed, kinds = 0, Counter[str]()
+    vetoed: dict[str, list[str]] = {}
+    unpaired: list[str] = []
+    for checked in verify_folder(
+        flags.source, flags.out, jobs=flags.jobs or len(os.sched_getaffinity(0))
+    ):
+        if not checked.paired:
+            unpaired.append(checked.output)
+        elif checked.findings:
+            vetoed[checked.output] = [f"{f.where} {f.kind}" for f in checked.findings]
+            kinds.update({f"{f.where} {f.kind}" for f in checked.findings})
         else:
-            quarantined[outcome.code] += 1
+            passed += 1
     if flags.json:
-        counts = {
-            "files": len(files),
-            "deidentified": num_done,
-            "from_earlier_runs": num_repeated,
-            "quarantined": dict(sorted(quarantined.items())),
-        }
-        print(json.dumps(counts))
+        print(json.dumps({"passed": passed, "vetoed": vetoed, "without_original": unpaired}))
     else:
-        reasons = ", ".join(f"{code}: {n}" for code, n in sorted(quarantined.items()))
+        print(f"{passed} outputs passed, {len(vetoed)} vetoed, {len(unpaired)} without original.")
+        for kind, count in kinds.most_common(20):
+            print(f"  {count} x {kind}")
+        for name in [*vetoed, *unpaired][:10]:
+            print(f"  {name}")
+    return 1 if vetoed or unpaired else 0
+
+
+class _Tally:
+    """Counts for everybody, and lists for those who may see names."""
+
+    def __init__(self, flags: Arguments) -> None:
+        self.done = self.repeated = 0
+        self.quarantined: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self._flags = flags
+        self._actions: Counter[str] = Counter()
+        self._words: Counter[str] = Counter()
+        self._removed: Counter[str] = Counter()
+        self._held: list[tuple[str, str, str]] = []
+        self._maps = Maps()
+        self._log = private_writer(flags.private_log) if flags.private_log else None
+
+    def add(self, item: Item) -> None:
+        outcome, details = item.outcome, item.details
+        self.repeated += outcome.repeated
+        if outcome.status == "done":
+            self.done += 1
+            self._actions.update(outcome.actions)
+            self._words["removed"] += outcome.words_removed
+            self._removed.update(details.removed)
+            self._maps.add(details.patient, details.uids)
+        else:
+            held = self.quarantined if outcome.status == "quarantined" else self.left_out
+            held[outcome.code] += 1
+            self._held.append((str(item.path), outcome.code, details.message))
+        if self._log is not None:
+            line = {
+                "id": outcome.file,
+                "path": str(item.path),
+                "output": outcome.output,
+                "status": outcome.status,
+                "code": outcome.code,
+                "message": details.message,
+            }
+            self._log.write(json.dumps(line) + "\n")
+
+    def write_private(self, key: bytes) -> None:
+        if self._log is not None:
+            self._log.close()
+        flags = self._flags
+        if flags.private_report is not None:
+            write_words(flags.private_report / "removed_words.csv", self._removed.most_common())
+            with private_writer(flags.private_report / "quarantined.jsonl") as stream:
+                for path, code, message in self._held:
+                    record = {"path": path, "code": code, "message": message}
+                    stream.write(json.dumps(record) + "\n")
+        if flags.maps is not None:
+            self._maps.write_csv(flags.maps)
+        if flags.mapping_store is not None:
+            self._maps.append_encrypted(flags.mapping_store, key)
+
+    def show(self) -> None:
+        total = self.done + self.quarantined.total() + self.left_out.total()
+        if self._flags.json:
+            counts = {
+                "files": total,
+                "deidentified": self.done,
+                "from_earlier_runs": self.repeated,
+                "quarantined": dict(sorted(self.quarantined.items())),
+                "left_out": dict(sorted(self.left_out.items())),
+                "actions": dict(sorted(self._actions.items())),
+                "words_removed": self._words["removed"],
+                "dry_run": self._flags.dry_run,
+            }
+            print(json.dumps(counts))
+            return
+        would = "would be " if self._flags.dry_run else ""
         print(
-            f"{num_done} of {len(files)} files de-identified, {quarantined.total()} quarantined"
-            f"{f' ({reasons})' if reasons else ''}; {num_repeated} known from earlier runs.\n"
-            "Pixel data were not inspected: burned-in text and faces stay.\n"
-            f"Every file with its keyed id: {flags.out / AUDIT}"
+            f"{self.done} of {total} files {would}de-identified and verified, "
+            f"{self.quarantined.total()} quarantined{_reasons(self.quarantined)}"
+            f"{f', {self.left_out.total()} left out' if self.left_out else ''}"
+            f"{_reasons(self.left_out)}; {self.repeated} known from earlier runs.\n"
+            f"{self._words['removed']} words taken out of descriptions. Pixel data were not "
+            "inspected: burned-in text and faces stay."
         )
-    return 1 if num_done == 0 or (flags.strict and quarantined) else 0
+        if not self._flags.dry_run:
+            print(f"Every file with its keyed id: {self._flags.out / AUDIT}")
+            print(f"Next: core-mri data verify {self._flags.source} {self._flags.out}")
+
+
+def _reasons(counts: Counter[str]) -> str:
+    reasons = ", ".join(f"{code}: {n}" for code, n in sorted(counts.items()))
+    return f" ({reasons})" if reasons else ""

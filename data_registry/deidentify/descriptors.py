@@ -19,15 +19,18 @@ def clean_text(text: str, forbidden: Collection[str] = ()) -> str:
         text: One description; several values are separated by backslashes, as in DICOM.
         forbidden: Words of this patient's own name and numbers, from :func:`name_words`.
     """
-    return "\\".join(_clean(part, forbidden) for part in text.split("\\"))
+    return "\\".join(split_text(part, forbidden)[0] for part in text.split("\\"))
+
+
+def split_text(text: str, forbidden: Collection[str] = ()) -> tuple[str, list[str]]:
+    """One value as :func:`clean_text` leaves it, and the words that went."""
+    found = words(text)
+    gone = [word for word in found if word in forbidden or not is_technical(word)]
+    if not gone and text.isascii() and text.isprintable():
+        return text, gone
+    return " ".join(word for word in found if word not in gone), gone
 
 
 def name_words(texts: Iterable[str]) -> frozenset[str]:
     """Words of names and numbers that must not stay in any description; single letters aside."""
     return frozenset(word for text in texts for word in words(text) if len(word) > 1)
-
-
-def _clean(text: str, forbidden: Collection[str]) -> str:
-    found = words(text)
-    kept = [word for word in found if word not in forbidden and is_technical(word)]
-    return text if text.isascii() and text.isprintable() and kept == found else " ".join(kept)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 from core_mri.volume import FactValue
-from data_registry.deidentify.descriptors import clean_text, name_words
-from data_registry.deidentify.identifiers import keyed_uid, patient_pseudonym
+from data_registry.deidentify import treatments
+from data_registry.deidentify.subject import Kind, make_subject
+from data_registry.deidentify.treatments import Place
 
 NUMBERS = frozenset(
     {
@@ -50,8 +50,14 @@ TEXTS = frozenset(
     }
 )
 UIDS = frozenset({"StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID"})
-MAX_AGE_YEARS = 90
-_NAMES = ("PatientName", "PatientID", "OtherPatientIDs", "AccessionNumber")
+_NAMES: dict[str, Kind] = {
+    "PatientName": "patient",
+    "PatientID": "patient",
+    "OtherPatientIDs": "patient",
+    "AccessionNumber": "name",
+}
+_UTF_8 = ("ISO_IR 192",)
+_clean = treatments.cleaned(b"LO")
 
 
 def deidentify_facts(facts: Mapping[str, FactValue], key: bytes) -> dict[str, FactValue]:
@@ -66,35 +72,25 @@ def deidentify_facts(facts: Mapping[str, FactValue], key: bytes) -> dict[str, Fa
         are none, codes outside their list, and descriptions of which no word may stay.
     """
     text = {keyword: str(value) for keyword, value in facts.items()}
-    forbidden = name_words(text[name] for name in _NAMES if name in text)
+    subject = make_subject(
+        key,
+        text.get("PatientID", ""),
+        text.get("IssuerOfPatientID", ""),
+        text.get("StudyInstanceUID", ""),
+        [(kind, text[name]) for name, kind in _NAMES.items() if name in text],
+    )
+    place = Place(subject, _UTF_8)
     kept: dict[str, FactValue] = {}
     for keyword, value in facts.items():
         if keyword in NUMBERS and (number := _number(value)) is not None:
             kept[keyword] = number
         elif keyword in CODES:
             kept[keyword] = "\\".join(c for c in text[keyword].split("\\") if c in CODES[keyword])
-        elif keyword in TEXTS:
-            kept[keyword] = clean_text(text[keyword], forbidden)
-        elif keyword in UIDS and text[keyword]:
-            kept[keyword] = keyed_uid(key, text[keyword])
-        elif keyword == "PatientAge":
-            kept[keyword] = cap_age(text[keyword])
-    kept["PatientID"] = patient_pseudonym(
-        key,
-        text.get("PatientID", ""),
-        text.get("IssuerOfPatientID", ""),
-        study_uid=text.get("StudyInstanceUID", ""),
-    )
+        elif keyword in _TREATMENTS and text[keyword]:
+            new = _TREATMENTS[keyword](place, text[keyword].encode("utf-8", "surrogatepass"))
+            kept[keyword] = (new or b"").decode("ascii")
+    kept["PatientID"] = subject.name
     return {keyword: value for keyword, value in kept.items() if value != ""}
-
-
-def cap_age(age: str) -> str:
-    """A DICOM age string with every age over 89 years as ``090Y`` (45 CFR 164.514(b)(2)(i)(C))."""
-    match = re.fullmatch(r"\s*(\d{1,3})([DWMY])\s*", age)
-    if match is None:
-        return ""
-    years = int(match[1]) / {"D": 365, "W": 52, "M": 12, "Y": 1}[match[2]]
-    return f"{int(match[1]):03d}{match[2]}" if years < MAX_AGE_YEARS else f"{MAX_AGE_YEARS:03d}Y"
 
 
 def _number(value: FactValue) -> FactValue | None:
@@ -108,3 +104,11 @@ def _number(value: FactValue) -> FactValue | None:
     if not math.isfinite(number):
         return None
     return number if isinstance(value, str) else value
+
+
+_TREATMENTS = {
+    **dict.fromkeys(TEXTS, _clean),
+    **dict.fromkeys(UIDS, treatments.new_uid),
+    "PatientAge": treatments.age,
+}
+"""The engine's own treatments, so that a registry and a DICOM output agree."""

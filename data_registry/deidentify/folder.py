@@ -1,201 +1,197 @@
-"""A folder of DICOM files to a folder of de-identified ones, with an audit that holds no values."""
+"""A folder of scans to a folder of de-identified ones, with an audit that holds no values.
+
+Files are done by worker processes and take their names in the order of the input, so that the
+output is the same bytes for any number of workers, and what a killed run leaves is a beginning of
+the whole. A finished file waits in OUT/.partial; its name and its line of the audit come after.
+"""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import warnings
-from collections import Counter
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, TextIO
 
-from core_mri.errors import ConfigError, CoreMRIError, DataError
+from core_mri.errors import ConfigError, DataError
 from core_mri.version import __version__
-from data_registry.deidentify.headers import METHOD, deidentify_dataset, transfer_syntax
+from data_registry.deidentify.actions import EDITION, OPTIONS_EDITION
 from data_registry.deidentify.identifiers import file_id, pseudonym
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
+from data_registry.deidentify.outcome import Outcome, PrivateDetails
+from data_registry.deidentify.profile import Profile
+from data_registry.deidentify.work import WAITING, Done, Task, single, work
+from data_registry.worker_pool import WorkerPool
 
 AUDIT = "audit.jsonl"
 _KIND = "core-mri data deidentify"
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-
-Status = Literal["done", "quarantined"]
+_BATCH = 32
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one file; a line of the audit.
+class Item:
+    """A file of the input, and what became of it."""
 
-    Args:
-        file: Keyed id of the file's absolute path.
-        stamp: Size in bytes and time of change in ns, to know a file again.
-        status: ``done`` or ``quarantined``.
-        code: Why it was quarantined; empty when it was not.
-        output: Path below the output folder, made of keyed ids; empty when quarantined.
-        counts: Attributes ``kept``, ``replaced``, ``removed``.
-        repeated: Known from an earlier run; nothing was done.
-    """
-
-    file: str
-    stamp: tuple[int, int]
-    status: Status
-    code: str = ""
-    output: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
-    repeated: bool = False
+    path: Path
+    outcome: Outcome
+    details: PrivateDetails
 
 
 def find_files(source: Path) -> list[Path]:
-    """`source` itself, or all files below it, sorted; links to folders are not followed.
+    """`source` itself, or all files below it, sorted; links are listed and not followed.
 
     Raises:
         DataError: DATA-01 when there is nothing.
     """
     if source.is_file():
         return [source]
-    files = [Path(folder) / name for folder, _, names in os.walk(source) for name in names]
+    files: list[Path] = []
+    for folder, folders, names in os.walk(source):
+        files += [Path(folder) / name for name in names]
+        files += [Path(folder) / n for n in folders if (Path(folder) / n).is_symlink()]
     if not files:
         what = "an empty folder" if source.is_dir() else "no such path"
-        raise DataError("DATA-01", f"{source}: {what}.", fix="Give a DICOM file or a folder.")
+        raise DataError("DATA-01", f"{source}: {what}.", fix="Give a file or a folder of scans.")
     return sorted(files)
 
 
-def deidentify_files(files: list[Path], out: Path, key: bytes) -> Iterator[Outcome]:
-    """De-identify files one by one; inputs are only read, outputs appear complete or not at all.
+def deidentify_folder(
+    source: Path,
+    files: list[Path],
+    out: Path,
+    key: bytes,
+    profile: Profile,
+    *,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> Iterator[Item]:
+    """De-identify files; inputs are only read, outputs appear complete or not at all.
 
     A file that the audit in `out` knows and that has not changed is not read again. A file that
-    cannot be de-identified is quarantined: it leaves a line with a code, and no output.
+    cannot be de-identified, or in whose output the verifier finds an identifier, is quarantined: it
+    leaves a line with a code, and no output.
 
     Args:
-        files: DICOM files, one image each.
-        out: ``PATIENT/STUDY/SERIES/SOP.dcm`` with keyed names, and ``audit.jsonl``.
+        source: The folder that they are in; the path below it may tell whose a file is.
+        files: Of :func:`find_files`.
+        out: Keyed names, and ``audit.jsonl``.
         key: Project key.
+        profile: What to do.
+        jobs: Worker processes.
+        dry_run: Write nothing; `out` is not even made.
 
     Yields:
-        One outcome per file, in order, after its line of the audit is on disk.
+        One item per file, in order, after its line of the audit is written.
 
     Raises:
         ConfigError: CONFIG-03 when `out` holds something else, CONFIG-04 when it was made with
-            another key.
+            another key or profile.
         DataError: DATA-07 when `out` cannot be written.
     """
-    known = _open_audit(out, key)
-    with (out / AUDIT).open("a", encoding="ascii") as audit:
-        for path in files:
-            identity = file_id(key, path.resolve())
-            stamp = _stamp(path)
-            before = known.get(identity)
-            if before and before.stamp == stamp and _is_there(out, before):
-                yield before
-                continue
-            old = before.output if before else ""
-            outcome = _deidentify_file(path, out, key, identity, stamp, old)
-            _append(audit, outcome)
-            yield outcome
+    known = {} if dry_run else _open_audit(out, key, profile)
+    named = [(path, file_id(key, path.absolute()), _stamp(key, path)) for path in files]
+    todo = [
+        (identity, str(path), stamp)
+        for path, identity, stamp in named
+        if not _is_done(known.get(identity), stamp, out)
+    ]
+    tasks = _tasks(todo, source, None if dry_run else out, key, profile)
+    audit = None if dry_run else (out / AUDIT).open("a", encoding="ascii")
+    with WorkerPool(min(jobs, max(1, len(todo) // 4))) as pool:
+        results = _results(pool, tasks)
+        seen: dict[str, str] = {}
+        try:
+            for path, identity, stamp in named:
+                before = known.get(identity)
+                if before is not None and _is_done(before, stamp, out):
+                    yield Item(path, before, PrivateDetails())
+                    continue
+                outcome, details = next(results)
+                if dry_run:
+                    outcome = _without_twin(outcome, seen)
+                else:
+                    outcome = _named(outcome, out, before.output if before else "")
+                    _append(audit, outcome)
+                if outcome.status == "quarantined" and not details.message:
+                    details = PrivateDetails("another file has the same SOP instance UID.")
+                yield Item(path, outcome, details)
+        finally:
+            if audit is not None:
+                audit.close()
+                shutil.rmtree(out / WAITING, ignore_errors=True)
 
 
-def _deidentify_file(
-    path: Path, out: Path, key: bytes, identity: str, stamp: tuple[int, int], old: str
-) -> Outcome:
-    """One file; `old` is the output that an earlier version of it left, which may be replaced."""
-    counts: Counter[str] = Counter()
+def _tasks(
+    todo: list[tuple[str, str, str]],
+    source: Path,
+    out: Path | None,
+    key: bytes,
+    profile: Profile,
+) -> Iterator[Task]:
+    root = str((source if source.is_dir() else source.parent).absolute())
+    waiting = iter(todo)
+    while batch := tuple(islice(waiting, _BATCH)):
+        made = tuple(
+            (identity, str(Path(path).absolute()), stamp) for identity, path, stamp in batch
+        )
+        yield Task(made, root, None if out is None else str(out), key, profile)
+
+
+def _results(pool: WorkerPool, tasks: Iterator[Task]) -> Iterator[Done]:
+    for task, done in pool.each(work, tasks, single):
+        if done is not None:
+            yield from done
+            continue
+        for identity, _, stamp in task.files:  # a file that kills its worker
+            lost = Outcome(identity, stamp, "quarantined", code="RUN-02")
+            yield lost, PrivateDetails("the worker process died of it.")
+
+
+def _named(outcome: Outcome, out: Path, old: str) -> Outcome:
+    """Give a finished file its name; `old` is what an earlier version of the input left there."""
+    if outcome.status != "done":
+        return outcome
+    waiting, target = f"{out}/{WAITING}/{outcome.file}", f"{out}/{outcome.output}"
     try:
-        clean = deidentify_dataset(_read(path), key, counts=counts)
-        content = _encode(clean)
-        output = "/".join((clean.PatientID, clean.StudyInstanceUID, clean.SeriesInstanceUID))
-        output += f"/{clean.SOPInstanceUID}.dcm"
-        target = out / output
-        if output != old and target.exists() and target.read_bytes() != content:
-            raise DataError("DATA-02", "another image has the same SOP instance UID.")
-    except CoreMRIError as error:
-        return Outcome(identity, stamp, "quarantined", error.code)
-    _write(target, content)
-    return Outcome(identity, stamp, "done", output=output, counts=dict(counts))
-
-
-def _read(path: Path) -> Dataset:
-    """A DICOM image whose pixel data are all there and are not known to show text.
-
-    Raises:
-        DataError: DATA-02 damaged, DATA-03 no DICOM, DATA-10 no pixel data, DATA-11 burned-in text
-            stated or to be expected (secondary capture).
-    """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        with path.open("rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            start = stream.read(4)
-            stream.seek(0)
-            # Files without preamble begin with an element of group 0002 or 0008.
-            bare = start[:2] in (b"\x02\0", b"\x08\0", b"\0\x08")
-            dataset = pydicom.dcmread(stream, force=bare)
-            has_pixels = any(keyword in dataset for keyword in _PIXELS)
-            damaged = has_pixels and not _is_complete(dataset)
-            burned_in = str(dataset.get("BurnedInAnnotation") or "") == "YES"
-            captured = str(dataset.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE)
-    except InvalidDicomError:
-        raise DataError("DATA-03", "no DICOM file.") from None
-    except Exception as error:  # pydicom lets errors of many kinds through for damaged files
-        raise DataError("DATA-02", f"not readable ({type(error).__name__}).") from None
-    if not has_pixels:
-        raise DataError("DATA-10", "no pixel data.")
-    if damaged:
-        raise DataError("DATA-02", "fewer pixel data than the header says.")
-    if burned_in or captured:
-        raise DataError("DATA-11", "the pixels show text, or may.")
-    return dataset
-
-
-def _is_complete(dataset: Dataset) -> bool:
-    """Whether uncompressed pixel data have the length of PS3.5 8.1.1; compressed are not judged."""
-    from pydicom.uid import UID
-
-    if UID(transfer_syntax(dataset)).is_compressed or "PixelData" not in dataset:
-        return True
-    from pydicom.pixels.utils import get_expected_length
-
-    return len(dataset.PixelData) >= int(get_expected_length(dataset))
-
-
-def _encode(clean: Dataset) -> bytes:
-    import pydicom
-
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pydicom.dcmwrite(buffer, clean, enforce_file_format=True)
-    except Exception as error:  # values that pydicom reads but cannot write
-        raise DataError("DATA-02", f"not writable ({type(error).__name__}).") from None
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
+        if os.path.exists(target) and outcome.output != old:  # noqa: PTH110 - faster than Path
+            same = Path(target).read_bytes() == Path(waiting).read_bytes()
+            os.unlink(waiting)  # noqa: PTH108
+            return outcome if same else _twin(outcome)
+        try:
+            os.replace(waiting, target)  # noqa: PTH105
+        except FileNotFoundError:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(waiting, target)  # noqa: PTH105
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise _full(error) from None
+    return outcome
 
 
-def _open_audit(out: Path, key: bytes) -> dict[str, Outcome]:
+def _without_twin(outcome: Outcome, seen: dict[str, str]) -> Outcome:
+    """Of a dry run: what would meet another file under its name."""
+    if outcome.status != "done":
+        return outcome
+    first = seen.setdefault(outcome.output, outcome.result)
+    return outcome if first == outcome.result else _twin(outcome)
+
+
+def _twin(outcome: Outcome) -> Outcome:
+    """Another file has the same SOP instance UID and other content."""
+    return replace(outcome, status="quarantined", code="DATA-02", output="", result="")
+
+
+def _open_audit(out: Path, key: bytes, profile: Profile) -> dict[str, Outcome]:
     """Outcomes of earlier runs by keyed id; makes the folder and its first line when new."""
     path = out / AUDIT
     head = {
         "kind": _KIND,
         "version": __version__,
-        "method": METHOD,
+        "profile": profile.name,
+        "options": sorted(profile.options),
+        "table": f"PS3.15 {EDITION} (options {OPTIONS_EDITION})",
+        "codes": profile.codes,
         "key": pseudonym(key, "audit"),
     }
     try:
@@ -208,14 +204,20 @@ def _open_audit(out: Path, key: bytes) -> dict[str, Outcome]:
                     fix="Give a new folder.",
                 )
             path.write_text(json.dumps(head) + "\n", encoding="ascii")
-            return {}
         text = path.read_text(encoding="ascii", errors="replace")
         if not text.endswith("\n"):  # killed while it wrote a line
             path.write_text(text + "\n", encoding="ascii", errors="replace")
         lines = text.splitlines()
+        first = _parse(lines[0]) if lines else {}
+        _check_head(path, first, head)
+        shutil.rmtree(out / WAITING, ignore_errors=True)
+        (out / WAITING).mkdir()
     except OSError as error:
         raise _full(error) from None
-    first = _parse(lines[0]) if lines else {}
+    return _outcomes(lines[1:])
+
+
+def _check_head(path: Path, first: dict[str, Any], head: dict[str, Any]) -> None:
     if first.get("kind") != _KIND:
         raise ConfigError(
             "CONFIG-03", f"{path} was not written by `{_KIND}`.", fix="Give a new folder."
@@ -223,10 +225,18 @@ def _open_audit(out: Path, key: bytes) -> dict[str, Outcome]:
     if first.get("key") != head["key"]:
         raise ConfigError(
             "CONFIG-04",
-            f"{out} was made with another key; one folder has one key.",
+            f"{path.parent} was made with another key; one folder has one key.",
             fix="Use the key of the first run, or give a new folder.",
         )
-    return _outcomes(lines[1:])
+    different = [
+        name for name in ("version", "profile", "options", "table") if first.get(name) != head[name]
+    ]
+    if different:
+        raise ConfigError(
+            "CONFIG-04",
+            f"{path.parent} was made with another {different[0]} ({first.get(different[0])}).",
+            fix="Give a new folder: one folder is de-identified in one way.",
+        )
 
 
 def _outcomes(lines: list[str]) -> dict[str, Outcome]:
@@ -235,7 +245,6 @@ def _outcomes(lines: list[str]) -> dict[str, Outcome]:
     for line in lines:
         record = _parse(line)
         if record:
-            record["stamp"] = tuple(record["stamp"])
             known[record["file"]] = Outcome(**record, repeated=True)
     return known
 
@@ -248,8 +257,10 @@ def _parse(line: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _append(audit: TextIO, outcome: Outcome) -> None:
-    record = asdict(outcome)
+def _append(audit: TextIO | None, outcome: Outcome) -> None:
+    if audit is None:
+        return
+    record = dict(vars(outcome))
     del record["repeated"]
     try:
         audit.write(json.dumps(record) + "\n")
@@ -258,16 +269,19 @@ def _append(audit: TextIO, outcome: Outcome) -> None:
         raise _full(error) from None
 
 
-def _is_there(out: Path, outcome: Outcome) -> bool:
-    return outcome.status == "quarantined" or (out / outcome.output).is_file()
+def _is_done(outcome: Outcome | None, stamp: str, out: Path) -> bool:
+    if outcome is None or outcome.stamp != stamp:
+        return False
+    return outcome.status != "done" or (out / outcome.output).is_file()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(key: bytes, path: Path) -> str:
+    """Keyed, and without digits in a row that could be taken for a date or a number."""
     try:
-        status = path.stat()
-    except OSError:  # a dangling link: quarantined when it is read
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        status = path.lstat()
+    except OSError:
+        return ""
+    return pseudonym(key, "stamp", str(status.st_size), str(status.st_mtime_ns))
 
 
 def _full(error: OSError) -> DataError:

@@ -1,358 +1,415 @@
-"""One DICOM data set to a new one that holds what is on an allow-list, at every depth.
+"""One DICOM file to its de-identified form: PS3.15 Annex E at every depth, pixel bytes untouched.
 
-This is a first level, not the Basic Application Level Confidentiality Profile of PS3.15 Annex E,
-and the output says so: no code 113100 is written. Not in the output are:
-
-1. private attributes, attributes that the DICOM dictionary does not know or gives another VR,
-   overlays (60xx), curves (50xx) and every attribute that `tables/attributes.yaml` does not list;
-2. of what is listed, what its VR forbids (`ACTIONS`): numbers and codes stay, UIDs are keyed, dates
-   move by a keyed number of days, descriptions lose every word that is not in the vocabularies; all
-   other text, names, times of day, AE titles and unknown bytes go.
-
-Pixel data stay as they are, bit for bit.
+The bytes of the file are walked once to find its elements, once for the words that must not stay,
+and once to write the output: runs of kept elements are copied as they are.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
 
 from core_mri.errors import DataError
-from core_mri.version import __version__
-from data_registry.deidentify.descriptors import clean_text, name_words
-from data_registry.deidentify.facts import cap_age
-from data_registry.deidentify.identifiers import date_shift_days, keyed_uid, patient_pseudonym
-from data_registry.vocabulary import TABLES, is_technical, words
+from data_registry.deidentify import recording, treatments
+from data_registry.deidentify.charsets import ASCII, decode
+from data_registry.deidentify.encoding import (
+    BIG_ENDIAN,
+    DEFLATED,
+    IMPLICIT,
+    IMPLICIT_LITTLE,
+    PIXEL_TAGS,
+    Buffer,
+    Element,
+    Encoding,
+    Parsed,
+    header_of,
+    is_uncompressed,
+    item_of,
+    parse,
+    text,
+)
+from data_registry.deidentify.identifiers import keyed_uid
+from data_registry.deidentify.private_tags import treat_private
+from data_registry.deidentify.profile import Profile
+from data_registry.deidentify.rules import (
+    CODE_VALUE,
+    SCHEME,
+    TEXT_VRS,
+    Mode,
+    find_rule,
+    is_damaged,
+    rules_of,
+)
+from data_registry.deidentify.seeds import codecs_of, subject_of
+from data_registry.deidentify.subject import Subject
+from data_registry.deidentify.treatments import Place
 
-if TYPE_CHECKING:
-    from pydicom import DataElement, Dataset
-
-METHOD = [
-    f"core-mri {__version__}: header allow-list, first level",
-    "Not a PS3.15 profile; pixel data not inspected",
-]
-"""Value of De-identification Method (0012,0063)."""
-
-MAX_LENGTH = {"CS": 16, "SH": 16, "LO": 64}
-"""Characters that PS3.5 allows in one value of the VRs of `TEXTS`."""
-
-_FRAMES = "PerFrameFunctionalGroupsSequence"
-_ID_KEYWORDS = ("PatientID", "OtherPatientIDs", "AccessionNumber")
-_DATE = re.compile(r"(\d{4})([.\-/]?)(\d{2})\2(\d{2})")
-_CODE_STRING = re.compile(r"[A-Z0-9_ \\]*")
-_CODE_VALUE = re.compile(r"[A-Za-z0-9.\-/\[\]{}^*]{1,16}")
+_SOP_CLASS, _SOP_INSTANCE, _STUDY, _SERIES = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
+_PATIENT_ID, _ISSUER, _BURNED_IN = 0x00100020, 0x00100021, 0x00280301
+_DOCUMENT = 0x00420011
+_ROWS, _COLUMNS, _SAMPLES, _FRAMES, _BITS, _PHOTOMETRIC = (
+    0x00280010, 0x00280011, 0x00280002, 0x00280008, 0x00280100, 0x00280004,
+)  # fmt: skip
+_SHAPE_TAGS = frozenset((_ROWS, _COLUMNS, _SAMPLES, _FRAMES, _BITS, _PHOTOMETRIC))
+_PIXEL_GROUP = 0x7FE00000
+_OVERLAY_DATA = 0x60003000
+_TRAILING_PADDING = 0xFFFCFFFC
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The lists of ``tables/attributes.yaml``, explained there."""
-
-    groups: frozenset[int]
-    tags: frozenset[int]
-    keywords: frozenset[str]
-    denied: frozenset[str]
-    emptied: frozenset[str]
-    texts: frozenset[str]
-    bulk: frozenset[str]
-    coding_schemes: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What cleaning one file needs to know of its patient."""
-
-    key: bytes
-    name: str
-    shift: timedelta
-    forbidden: frozenset[str]
-
-
-class Field(NamedTuple):
-    """One element, the data set or item it stands in, and whose it is."""
-
-    element: DataElement
-    dataset: Dataset
-    subject: Subject
-
-
-Action = Callable[[Field], object]
-"""The new value of an element; the very same object when it stays, None when it goes."""
-
-
-@cache
-def rules() -> Rules:
-    """What is let through."""
-    import yaml
-
-    lists = yaml.safe_load((TABLES / "attributes.yaml").read_text(encoding="utf-8"))
-    return Rules(**{name: frozenset(values) for name, values in lists.items()})
-
-
-def deidentify_dataset(
-    dataset: Dataset, key: bytes, *, counts: Counter[str] | None = None
-) -> Dataset:
-    """A new data set for `dataset`, which is left as it is.
+class Clean:
+    """A de-identified file.
 
     Args:
-        dataset: As `pydicom.dcmread` returns it.
-        key: Project key.
-        counts: Receives the numbers of ``kept``, ``replaced``, ``removed`` attributes, all depths.
+        header: Its bytes up to the value of the pixel data; all, when there are none.
+        pixels: The bytes from there on, a view of the input.
+        source_header: The bytes of the input before its pixel data.
+        patient, study, series, instance: New identifiers.
+        old_patient, old_uids: What they were; for maps that the user asks for, never for logs.
+        counts: Attributes by action: K kept, C cleaned, D dummy, Z emptied, X removed, U new UID.
+        removed: Words that cleaning took out of descriptions.
+        sealed: The input was our own output and is passed on unchanged.
+    """
 
-    Returns:
-        The data set with its own file meta group and an empty preamble, in the transfer syntax of
-        `dataset`, ready for `pydicom.dcmwrite`.
+    header: bytes
+    pixels: Buffer
+    source_header: Buffer = field(repr=False)
+    patient: str
+    study: str
+    series: str
+    instance: str
+    old_patient: str
+    old_uids: dict[str, str] = field(repr=False)
+    counts: Counter[str]
+    removed: list[str] = field(repr=False)
+    sealed: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """The whole file."""
+        return self.header + bytes(self.pixels)
+
+
+def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
+    """De-identify one DICOM file.
+
+    Args:
+        file: All its bytes; they are not changed.
+        key: Project key.
+        profile: What to do.
 
     Raises:
-        DataError: DATA-02 when the UID of object, series or study is missing.
+        DataError: As :func:`parse`; DATA-02 also when the UID of object, series or study is
+            missing, pixels are missing that the header states, or text has an undeclared character
+            set; DATA-10 for a document, DATA-15 for a DICOMDIR; DATA-11 for an image that shows
+            text, or may.
     """
-    from pydicom.uid import UID
+    parsed = parse(file)
+    top = {element.tag: element for element in reversed(parsed.elements)}
 
-    missing = [
-        keyword
-        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-        if not dataset.get(keyword)
-    ]
-    if missing:
-        raise DataError("DATA-02", f"the header lacks {', '.join(missing)}.")
-    with warnings.catch_warnings():
-        # pydicom's warnings quote values of the header.
-        warnings.simplefilter("ignore")
-        subject = _subject(dataset, key)
-        clean = _clean(dataset, subject, Counter() if counts is None else counts)
-    clean.PatientName = clean.PatientID = subject.name
-    clean.PatientIdentityRemoved = "YES"
-    clean.DeidentificationMethod = METHOD
-    clean.LongitudinalTemporalInformationModified = "MODIFIED"
-    clean.preamble = bytes(128)
-    clean.file_meta = _file_meta(clean, UID(transfer_syntax(dataset)))
-    return clean
+    def value(tag: int) -> str:
+        return text(parsed.content, top[tag]) if tag in top else ""
 
-
-def transfer_syntax(dataset: Dataset) -> str:
-    """The transfer syntax of `dataset`, told from its encoding when the file has no meta group."""
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    stated = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
-    if stated:
-        return str(stated)
-    implicit, little = dataset.original_encoding
-    if implicit:
-        return str(ImplicitVRLittleEndian)
-    return str(ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
-
-
-def _file_meta(clean: Dataset, syntax: str) -> Dataset:
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = clean.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = clean.SOPInstanceUID
-    meta.TransferSyntaxUID = syntax
-    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
-    meta.ImplementationVersionName = "CORE-MRI"
-    return meta
-
-
-def _subject(dataset: Dataset, key: bytes) -> Subject:
-    issuer = str(dataset.get("IssuerOfPatientID") or "")
-    study = str(dataset.StudyInstanceUID)
-    name = patient_pseudonym(key, str(dataset.get("PatientID") or ""), issuer, study_uid=study)
-    return Subject(
-        key=key,
-        name=name,
-        shift=timedelta(days=date_shift_days(key, name)),
-        forbidden=name_words(_names(dataset)),
+    _refuse(parsed, top, value(_SOP_CLASS), value(_BURNED_IN))
+    uids = [value(tag) for tag in (_SOP_INSTANCE, _SERIES, _STUDY)]
+    first_pixel = next((e.value for e in parsed.elements if e.tag in PIXEL_TAGS), len(file))
+    source_header = file[: first_pixel if parsed.content is file else len(file)]
+    if recording.METHOD in top and recording.is_sealed(parsed, file, key):
+        instance, series, study = uids
+        patient = value(_PATIENT_ID)
+        return Clean(
+            bytes(source_header), memoryview(file)[len(source_header) :], source_header,
+            patient, study, series, instance, patient, {}, Counter(), [], sealed=True,
+        )  # fmt: skip
+    subject = subject_of(parsed, value(_PATIENT_ID), value(_ISSUER), uids[2], key)
+    writer = _Writer(parsed.content, subject, profile, value(_SOP_CLASS))
+    ours = recording.recorded(profile, subject.name, parsed.encoding)
+    body = writer.data_set(parsed.elements, parsed.encoding, ours)
+    instance, series, study = (
+        (uid if "uids" in profile.options else keyed_uid(key, uid)) for uid in uids
+    )
+    syntax = parsed.syntax or _syntax_of(parsed.encoding)
+    start = recording.file_meta(value(_SOP_CLASS), instance, syntax)
+    header, pixels = _with_pixels(parsed, start + body)
+    header = recording.sealed(header, key)
+    if syntax == DEFLATED:
+        header, pixels = start + _deflated(header[len(start) :] + bytes(pixels)), b""
+    return Clean(
+        header,
+        pixels,
+        source_header,
+        subject.name,
+        study,
+        series,
+        instance,
+        value(_PATIENT_ID),
+        dict(zip(uids, (instance, series, study), strict=True)),
+        writer.counts,
+        writer.removed,
     )
 
 
-def _names(dataset: Dataset) -> Iterator[str]:
-    """Every person's name and patient number of the file; per-frame groups hold none."""
-    for tag in dataset.keys():  # noqa: SIM118 - iterating a Dataset decodes every element
-        if tag.group in (0x5200, 0x7FE0):
+def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, burned_in: str) -> None:
+    """What cannot be de-identified by its header."""
+    if sop_class == _DIRECTORY or (parsed.meta and 0x00041220 in top):
+        raise DataError("DATA-15", "a DICOMDIR: it indexes the names of the original files.")
+    missing = [
+        name
+        for tag, name in (
+            (_SOP_CLASS, "SOPClassUID"),
+            (_SOP_INSTANCE, "SOPInstanceUID"),
+            (_SERIES, "SeriesInstanceUID"),
+            (_STUDY, "StudyInstanceUID"),
+        )
+        if tag not in top or top[tag].value == top[tag].end
+    ]
+    if missing:
+        raise DataError("DATA-02", f"the header lacks {', '.join(missing)}.")
+    if _ROWS in top and PIXEL_TAGS.isdisjoint(top):
+        raise DataError("DATA-10", "no pixel data, though the header describes an image.")
+    if _DOCUMENT in top:
+        raise DataError("DATA-10", "an encapsulated document, which no header rule can clean.")
+    if burned_in == "YES" or sop_class.startswith(_SECONDARY_CAPTURE):
+        raise DataError("DATA-11", "the pixels show text, or may.")
+    if any(parsed.content[len(parsed.content) - parsed.rest :]):
+        raise DataError("DATA-02", "bytes that are no element follow the data set.")
+    for element in parsed.elements:
+        if is_damaged(element.tag, element.vr):
+            raise DataError("DATA-02", f"attribute {element.tag:08X} has a wrong VR.")
+
+
+def _syntax_of(encoding: Encoding) -> str:
+    if not encoding.explicit:
+        return IMPLICIT
+    return "1.2.840.10008.1.2.1" if encoding.little else BIG_ENDIAN
+
+
+def _deflated(data: bytes) -> bytes:
+    deflater = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = deflater.compress(data) + deflater.flush()
+    return packed + b"\0" * (len(packed) & 1)
+
+
+def _with_pixels(parsed: Parsed, header: bytes) -> tuple[bytes, Buffer]:
+    """The header with the head of the pixel element, and the bytes of its value.
+
+    Bytes behind the last pixel are cut off: they are not shown, and may hold anything.
+
+    Raises:
+        DataError: DATA-02 when there are fewer bytes than the header states.
+    """
+    group = [e for e in parsed.elements if e.tag >= _PIXEL_GROUP and e.tag != _TRAILING_PADDING]
+    pixels = next((element for element in group if element.tag in PIXEL_TAGS), None)
+    tables = [e for e in group if e.tag in (0x7FE00001, 0x7FE00002)]
+    header += b"".join(bytes(parsed.content[e.start : e.end]) for e in tables)
+    if pixels is None:
+        return header, b""
+    length = pixels.end - pixels.value
+    if not pixels.fragments and is_uncompressed(parsed.syntax):
+        expected = _expected_length(parsed)
+        if expected is not None:
+            if length < expected:
+                raise DataError("DATA-02", "fewer pixel data than the header says.")
+            length = min(length, expected + (expected & 1))
+    if pixels.fragments:
+        head = bytes(parsed.content[pixels.start : pixels.value])
+    else:
+        head = header_of(pixels.tag, pixels.vr, length, parsed.encoding)
+    view = memoryview(parsed.content)[pixels.value : pixels.value + length]
+    return header + head, view
+
+
+def _expected_length(parsed: Parsed) -> int | None:
+    """Bytes of native pixel data (PS3.5 8.1.1); None where the header does not say."""
+    order = "little" if parsed.encoding.little else "big"
+    found: dict[int, int] = {}
+    for element in parsed.elements:
+        if element.tag not in _SHAPE_TAGS:
             continue
-        element = _decoded(dataset, tag)
-        if element is None:
-            continue
-        if element.VR == "SQ":
-            for item in element.value:
-                yield from _names(item)
-        elif element.VR == "PN" or element.keyword in _ID_KEYWORDS:
-            yield str(element.value)
-
-
-def _clean(dataset: Dataset, subject: Subject, counts: Counter[str], depth: int = 0) -> Dataset:
-    from pydicom import DataElement, Dataset, config
-    from pydicom import Sequence as Items
-
-    clean = Dataset()
-    for tag in dataset.keys():  # noqa: SIM118
-        element = _decoded(dataset, tag) if _allowed(tag) else None
-        if element is None or not _known_vr(tag, element.VR):
-            counts["removed"] += 1
-            continue
-        if element.VR == "SQ":
-            items = [_clean(item, subject, counts, depth + 1) for item in element.value]
-            if any(len(item) for item in items) or element.keyword == _FRAMES:
-                clean[tag] = DataElement(tag, "SQ", Items(items))
-            continue
-        value = _treated(Field(element, dataset, subject), depth)
-        if value is None and not element.is_empty:
-            counts["removed"] += 1
-        elif value is element.value:
-            counts["kept"] += 1
-            clean[tag] = element
-        else:
-            counts["replaced"] += 1
-            clean[tag] = DataElement(tag, element.VR, value, validation_mode=config.IGNORE)
-    return clean
-
-
-def _treated(field: Field, depth: int) -> object:
-    """The new value of an element that is let through, or None."""
-    element = field.element
-    if element.is_empty:
-        return element.value
-    if element.keyword in rules().emptied:
-        return ""
-    if depth and element.tag.group == 0x7FE0:  # the pixels of an icon
-        return None
-    action = ACTIONS.get(element.VR)
-    return action(field) if action else None
-
-
-@cache
-def _allowed(tag: int) -> bool:
-    from pydicom.datadict import dictionary_has_tag, keyword_for_tag
-    from pydicom.tag import Tag
-
-    parsed = Tag(tag)
-    if parsed.is_private or parsed.element == 0 or not dictionary_has_tag(parsed):
-        return False
-    keyword = keyword_for_tag(parsed)
-    if keyword in rules().denied:
-        return False
-    listed = rules()
-    return parsed.group in listed.groups or parsed in listed.tags or keyword in listed.keywords
-
-
-@cache
-def _known_vr(tag: int, vr: str) -> bool:
-    """Whether the dictionary allows the file's VR ("US or SS"): the rules go by VR."""
-    from pydicom.datadict import dictionary_VR
-
-    return set(vr.split(" or ")) <= set(dictionary_VR(tag).split(" or "))
-
-
-def _decoded(dataset: Dataset, tag: int) -> DataElement | None:
-    """The element; None when its bytes do not fit its VR: what cannot be read cannot be judged."""
+        raw = bytes(parsed.content[element.value : element.end])
+        if element.tag == _PHOTOMETRIC:
+            if raw.strip(b" \0") in (b"YBR_FULL_422", b"YBR_PARTIAL_422", b"YBR_PARTIAL_420"):
+                return None
+        elif element.tag == _FRAMES:
+            digits = raw.strip(b" \0")
+            found[_FRAMES] = int(digits) if digits.isdigit() else 1
+        elif len(raw) == 2:
+            found[element.tag] = int.from_bytes(raw, order)  # type: ignore[arg-type]
     try:
-        return dataset[tag]
-    except Exception:  # whatever pydicom's many converters raise
+        pixels = found[_ROWS] * found[_COLUMNS] * found.get(_SAMPLES, 1) * found.get(_FRAMES, 1)
+        bits = pixels * found[_BITS]
+    except KeyError:
+        return None
+    return (bits + 7) // 8
+
+
+class _Writer:
+    """Writes the elements of a data set under the rules of a profile."""
+
+    def __init__(self, content: Buffer, subject: Subject, profile: Profile, sop_class: str) -> None:
+        self.counts: Counter[str] = Counter()
+        self.removed: list[str] = []
+        self._content = content
+        self._subject = subject
+        self._profile = profile
+        self._sop_class = sop_class
+
+    def data_set(
+        self, elements: list[Element], encoding: Encoding, ours: list[tuple[int, bytes]]
+    ) -> bytes:
+        """All elements before the pixel data, with `ours` in their places."""
+        parts: list[bytes] = []
+        cuts = [tag for tag, _ in ours]
+        # An overlay without its bitmap, which goes, would be no valid overlay.
+        overlays = {e.tag >> 16 for e in elements if e.tag & 0xFF00FFFF == _OVERLAY_DATA}
+        rest = [
+            e
+            for e in elements
+            if e.tag not in recording.RECORDED
+            and e.tag < _PIXEL_GROUP
+            and e.tag >> 16 not in overlays
+        ]
+        rest.sort(key=_tag)
+        start = 0
+        codecs = codecs_of(self._content, rest, ASCII)
+        for cut, (_, own) in zip(cuts, ours, strict=True):
+            end = start
+            while end < len(rest) and rest[end].tag < cut:
+                end += 1
+            parts += (self._level(rest[start:end], 0, "clean", codecs, encoding), own)
+            start = end
+        parts.append(self._level(rest[start:], 0, "clean", codecs, encoding))
+        self.counts["D"] += 2  # name and number of the patient
+        self.counts["X"] += sum(e.tag >= 0xFFFA0000 or e.tag >> 16 in overlays for e in elements)
+        return b"".join(parts)
+
+    def _level(
+        self,
+        elements: list[Element],
+        within: int,
+        mode: Mode,
+        codecs: tuple[str, ...],
+        encoding: Encoding,
+    ) -> bytes:
+        """One data set or item, or a part of it."""
+        content, counts = self._content, self.counts
+        keep, remove = treatments.keep, treatments.remove
+        rules = rules_of(self._profile, self._sop_class, within, mode)
+        place = Place(self._subject, codecs, None, self.removed)
+        parts: list[bytes] = []
+        run = run_end = -1
+        index, count = 0, len(elements)
+        while index < count:
+            element = elements[index]
+            tag, vr, start, at, end, items, _ = element
+            index += 1
+            if tag & 0x10000:
+                block = index - 1
+                while index < count and elements[index].tag >> 16 == tag >> 16:
+                    index += 1
+                if run >= 0:
+                    parts.append(content[run:run_end])  # type: ignore[arg-type]
+                    run = run_end = -1
+                parts.append(self._private(elements[block:index], place, encoding))
+                continue
+            rule = rules.get((tag, vr))
+            if rule is None:
+                rule = rules[tag, vr] = find_rule(
+                    self._profile, self._sop_class, within, mode, tag, vr
+                )
+            treat = rule.treat
+            if treat is remove:
+                counts["X"] += 1
+                continue
+            if items is not None:
+                counts[rule.action] += 1
+                inner = IMPLICIT_LITTLE if vr == b"UN" else encoding
+                value: bytes | None = (
+                    self._items(items, tag, rule.mode, codecs, inner) if treat is keep else b""
+                )
+                same = False
+            else:
+                old = content[at:end]
+                if tag == CODE_VALUE:
+                    place.scheme = self._scheme(elements, codecs)
+                if vr in TEXT_VRS and not codecs and not old.isascii():  # type: ignore[union-attr]
+                    raise DataError("DATA-02", "text with an undeclared character set.")
+                value = old if treat is keep or at == end else treat(place, old)  # type: ignore[arg-type, assignment]
+                same = value is old
+                counts["X" if value is None else rule.action] += 1
+            if same:
+                if start == run_end:
+                    run_end = end
+                    continue
+                if run >= 0:
+                    parts.append(content[run:run_end])  # type: ignore[arg-type]
+                run, run_end = start, end
+                continue
+            if run >= 0:
+                parts.append(content[run:run_end])  # type: ignore[arg-type]
+                run = run_end = -1
+            if value is not None:
+                parts.append(recording.element(tag, vr, value, encoding))
+        if run >= 0:
+            parts.append(content[run:run_end])  # type: ignore[arg-type]
+        return b"".join(parts)
+
+    def _items(
+        self,
+        items: list[list[Element]],
+        tag: int,
+        mode: Mode,
+        codecs: tuple[str, ...],
+        encoding: Encoding,
+    ) -> bytes:
+        return b"".join(
+            item_of(
+                self._level(item, tag, mode, codecs_of(self._content, item, codecs), encoding),
+                encoding,
+            )
+            for item in items
+        )
+
+    def _scheme(self, elements: list[Element], codecs: tuple[str, ...]) -> str | None:
+        """Coding Scheme Designator of an item; it stands behind the code that it is asked for."""
+        for element in elements:
+            if element.tag == SCHEME:
+                return decode(bytes(self._content[element.value : element.end]), codecs)
         return None
 
-
-def _number(field: Field) -> object:
-    """A decimal string that is no number comes out of pydicom as text, and goes."""
-    old = field.element.value
-    values = old if field.element.VM > 1 else [old]
-    return old if all(isinstance(value, (int, float)) for value in values) else None
-
-
-def _uid(field: Field) -> object:
-    old = field.element.value
-    if field.element.VM > 1:
-        return [keyed_uid(field.subject.key, str(uid)) for uid in old]
-    new = keyed_uid(field.subject.key, str(old))
-    return old if new == old else new
-
-
-def _date(field: Field) -> object:
-    """Date or date-time as a shifted date without time of day; what is no full date goes."""
-    element = field.element
-    shifted = []
-    for value in element.value if element.VM > 1 else [element.value]:
-        match = _DATE.match(str(value).strip())
-        if match is None:
-            return None
-        try:
-            moved = datetime(int(match[1]), int(match[3]), int(match[4])) + field.subject.shift
-        except (ValueError, OverflowError):
-            return None
-        shifted.append(moved.date().isoformat().replace("-", ""))
-    return _values(shifted)
-
-
-def _age(field: Field) -> object:
-    old = field.element.value
-    new = cap_age(str(old))
-    return old if new == old else new
+    def _private(self, elements: list[Element], place: Place, encoding: Encoding) -> bytes:
+        """What may stay of a private group, with the creators of the blocks that stay."""
+        if "safe_private" not in self._profile.options:
+            self.counts["X"] += len(elements)
+            return b""
+        content = self._content
+        creators: dict[int, Element] = {}
+        used: dict[int, bytes] = {}
+        kept: list[bytes] = []
+        for element in elements:
+            number = element.tag & 0xFFFF
+            if 0x10 <= number <= 0xFF:
+                creators[number] = element
+                continue
+            creator = creators.get(number >> 8)
+            value = None
+            if creator is not None and element.items is None:
+                name = text(content, creator)
+                old = bytes(content[element.value : element.end])
+                value = treat_private(place, name, element.tag, element.vr, old)
+            if value is None:
+                self.counts["X"] += 1
+                continue
+            self.counts["C"] += 1
+            assert creator is not None
+            used[number >> 8] = recording.element(creator.tag, creator.vr, name.encode(), encoding)
+            kept.append(recording.element(element.tag, element.vr, value, encoding))
+        self.counts["X"] += len(creators) - len(used)
+        return b"".join([*(used[block] for block in sorted(used)), *kept])
 
 
-def _code(field: Field) -> object:
-    """A code string stays unless it holds a word of the patient's name that is no technical one."""
-    element = field.element
-    if element.keyword in rules().texts:
-        return _text(field)
-    if element.keyword == "PatientSex":
-        return element.value if element.value in ("M", "F", "O") else ""
-    text = _joined(element)
-    own = {word for word in words(text) if not is_technical(word)} & field.subject.forbidden
-    return None if own or not _CODE_STRING.fullmatch(text) else element.value
-
-
-def _text(field: Field) -> object:
-    element = field.element
-    if element.keyword in ("CodeValue", "CodeMeaning", "CodingSchemeDesignator"):
-        return _coded(field)
-    if element.keyword not in rules().texts:
-        return None
-    text = _joined(element)
-    cleaned = clean_text(text, field.subject.forbidden)
-    if cleaned == text:
-        return element.value
-    cleaned = cleaned.upper() if element.VR == "CS" else cleaned
-    return _values([value[: MAX_LENGTH[element.VR]] for value in cleaned.split("\\")])
-
-
-def _coded(field: Field) -> object:
-    element = field.element
-    if str(field.dataset.get("CodingSchemeDesignator", "")) not in rules().coding_schemes:
-        return None
-    text = str(element.value)
-    if element.keyword == "CodeMeaning":
-        return clean_text(text, field.subject.forbidden)
-    own = set(words(text)) & field.subject.forbidden
-    return element.value if _CODE_VALUE.fullmatch(text) and not own else None
-
-
-def _bulk(field: Field) -> object:
-    return field.element.value if field.element.keyword in rules().bulk else None
-
-
-def _values(values: list[str]) -> list[str] | str:
-    return values if len(values) > 1 else values[0]
-
-
-def _joined(element: DataElement) -> str:
-    return "\\".join(map(str, element.value)) if element.VM > 1 else str(element.value or "")
-
-
-ACTIONS: dict[str, Action] = {
-    **dict.fromkeys(("DS", "IS", "FL", "FD", "SS", "US", "SL", "UL", "SV", "UV", "AT"), _number),
-    **dict.fromkeys(("US or SS", "US or OW", "US or SS or OW"), _number),
-    **dict.fromkeys(("LO", "SH", "LT", "ST", "UT", "UC"), _text),
-    **dict.fromkeys(("OB", "OW", "OF", "OD", "OL", "OV", "OB or OW"), _bulk),
-    "AS": _age,
-    "CS": _code,
-    "DA": _date,
-    "DT": _date,
-    "UI": _uid,
-}
-"""What happens to an attribute that is let through; with any other VR it goes (PN, TM, AE, UN)."""
+def _tag(element: Element) -> int:
+    return element.tag

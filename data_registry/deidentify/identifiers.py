@@ -11,12 +11,15 @@ import hashlib
 import hmac
 import os
 import secrets
+from datetime import timedelta
 from pathlib import Path
 
 from core_mri.errors import ConfigError, DataError
 
 KEY_BYTES = 32
 MAX_SHIFT_DAYS = 3650
+MAX_TIME_SHIFT_S = 3600
+MIN_TIME_SHIFT_S = 60
 _STANDARD_UIDS = "1.2.840.10008."
 
 
@@ -105,6 +108,18 @@ def date_shift_days(key: bytes, subject: str) -> int:
     """Days to add to every date of a subject, in ``[-3650, -1]``; intervals within it stay."""
     number = int.from_bytes(_digest(key, "dates", subject)[:8], "big")
     return -1 - number % MAX_SHIFT_DAYS
+
+
+def time_shift(key: bytes, subject: str) -> timedelta:
+    """What to add to every time of day of a subject: 1 to 60 minutes, either way, and a fraction.
+
+    A time of day to the microsecond finds one examination in an archive even when its date is
+    unknown. The shift is short, so that few examinations cross midnight by it; intervals stay.
+    """
+    number = int.from_bytes(_digest(key, "times", subject)[:8], "big")
+    span = (MAX_TIME_SHIFT_S - MIN_TIME_SHIFT_S) * 1_000_000
+    microseconds = MIN_TIME_SHIFT_S * 1_000_000 + (number >> 1) % span
+    return timedelta(microseconds=microseconds if number & 1 else -microseconds)
 
 
 def _digest(key: bytes, purpose: str, *parts: str) -> bytes:

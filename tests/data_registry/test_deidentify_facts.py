@@ -6,8 +6,9 @@ import pytest
 
 from core_mri.volume import FactValue
 from data_registry.deidentify.descriptors import clean_text, name_words
-from data_registry.deidentify.facts import cap_age, deidentify_facts
+from data_registry.deidentify.facts import deidentify_facts
 from data_registry.deidentify.identifiers import keyed_uid, patient_pseudonym
+from data_registry.deidentify.treatments import cap_age
 from data_registry.vocabulary import is_technical
 
 KEY = bytes(range(32))

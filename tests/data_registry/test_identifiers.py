@@ -8,6 +8,7 @@ import hmac
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ from data_registry.deidentify.identifiers import (
     load_key,
     patient_pseudonym,
     pseudonym,
+    time_shift,
 )
+from data_registry.deidentify.treatments import move_date, move_time
 
 KEY = bytes(range(32))
 OTHER = bytes(range(1, 33))
@@ -112,6 +115,47 @@ class TestDateShift:
     def test_belongs_to_the_subject(self) -> None:
         assert date_shift_days(KEY, "a") == date_shift_days(KEY, "a")
         assert date_shift_days(KEY, "a") != date_shift_days(OTHER, "a")
+
+
+class TestTimeShift:
+    def test_range(self) -> None:
+        minutes = [abs(time_shift(KEY, str(n)).total_seconds()) / 60 for n in range(2000)]
+        assert 1 <= min(minutes) < 2
+        assert 59 < max(minutes) <= 60
+        assert {time_shift(KEY, str(n)).total_seconds() > 0 for n in range(20)} == {True, False}
+
+    def test_belongs_to_the_subject(self) -> None:
+        assert time_shift(KEY, "a") == time_shift(KEY, "a") != time_shift(OTHER, "a")
+        assert time_shift(KEY, "a") != time_shift(KEY, "b")
+
+
+class TestMoved:
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("20200301", "20200229"), ("2020.03.01", "20200229"), ("20200230", ""), ("2020", ""),
+            ("00010101", ""), ("Smith", ""), ("", ""),
+        ],
+    )  # fmt: skip
+    def test_dates(self, old: str, new: str) -> None:
+        assert move_date(old, timedelta(days=-1)) == new
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("101112.345678", "110112.845678"), ("101112", "110112"), ("1011", "1101"),
+            ("10", "10"), ("10:11:12", "110112"), ("235959.9", "005000.4"),
+            ("101112.3", "110112.8"), ("251112", ""), ("Smith", ""),
+        ],
+    )  # fmt: skip
+    def test_times(self, old: str, new: str) -> None:
+        assert move_time(old, timedelta(minutes=50, microseconds=500_000)) == new
+
+    def test_intervals_stay(self) -> None:
+        shift = time_shift(KEY, "x")
+        first, second = (move_time(t, shift) for t in ("101112.000001", "101114.500001"))
+        seconds = [int(t[:2]) * 3600 + int(t[2:4]) * 60 + float(t[4:]) for t in (first, second)]
+        assert seconds[1] - seconds[0] == pytest.approx(2.5, abs=1e-6)
 
 
 class TestKeyFile:

@@ -1,0 +1,304 @@
+"""One file of any known kind to its de-identified form, verified; runs in worker processes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import mmap
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from core_mri.errors import CoreMRIError, DataError
+from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
+from data_registry.deidentify import headers, verify
+from data_registry.deidentify.encoding import Buffer
+from data_registry.deidentify.outcome import Outcome, PrivateDetails, Status, content_id
+from data_registry.deidentify.profile import Profile
+
+WAITING = ".partial"
+"""Folder below the output where finished files wait for their names."""
+_DAMAGE = (ValueError, LookupError, ArithmeticError, RecursionError, EOFError)
+"""What readers raise on damaged files beside their own errors: it costs the file, not the batch."""
+_MAP_FROM = 1 << 24
+"""Bytes from which on a file is mapped into memory rather than read."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Files that one worker does one after another.
+
+    Args:
+        files: Keyed id, path and stamp of each.
+        root: Of the input; names below it may tell whose a file is.
+        out: Output folder; None to write nothing (dry run).
+        key: Project key.
+        profile: What to do.
+    """
+
+    files: tuple[tuple[str, str, str], ...]
+    root: str
+    out: str | None
+    key: bytes
+    profile: Profile
+
+
+Done = tuple[Outcome, PrivateDetails]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a kind of file became.
+
+    Args:
+        kind: dicom, nifti, sidecar, fastmri or ismrmrd.
+        output: Path below the output folder.
+        findings: Of the verifier.
+        source, result: Keyed hashes.
+        actions, removed, patient, uids: As in `Outcome` and `PrivateDetails`.
+    """
+
+    kind: str
+    output: str
+    findings: list[verify.Finding]
+    source: str
+    result: str
+    actions: dict[str, int]
+    removed: tuple[str, ...] = ()
+    patient: tuple[str, str] = ("", "")
+    uids: dict[str, str] | None = None
+
+
+def work(task: Task) -> list[Done]:
+    """De-identify the files of a task; each finished one waits in OUT/.partial under its id."""
+    return [_one(task, identity, path, stamp) for identity, path, stamp in task.files]
+
+
+def single(task: Task) -> list[Task]:
+    """A task of several files as tasks of one."""
+    return [Task((file,), task.root, task.out, task.key, task.profile) for file in task.files]
+
+
+def _one(task: Task, identity: str, path: str, stamp: str) -> Done:
+    waiting = None if task.out is None else f"{task.out}/{WAITING}/{identity}"
+    try:
+        product = _product(task, path, waiting)
+    except CoreMRIError as error:
+        if error.code == "DATA-07":
+            raise
+        _forget(waiting)
+        status: Status = "left out" if error.code == "DATA-15" else "quarantined"
+        return Outcome(identity, stamp, status, code=error.code), PrivateDetails(error.message)
+    except _DAMAGE as error:
+        _forget(waiting)
+        message = f"damaged ({type(error).__name__})."
+        return Outcome(identity, stamp, "quarantined", code="DATA-02"), PrivateDetails(message)
+    details = PrivateDetails("", product.removed, product.patient, product.uids or {})
+    if product.findings:
+        _forget(waiting)
+        found = [f"{finding.where} {finding.kind}" for finding in product.findings]
+        outcome = Outcome(
+            identity, stamp, "quarantined", product.kind, "DATA-11", verdict="vetoed", found=found
+        )
+        return outcome, PrivateDetails("the verifier found an identifier: " + ", ".join(found))
+    outcome = Outcome(
+        identity,
+        stamp,
+        "done",
+        product.kind,
+        output=product.output,
+        source=product.source,
+        result=product.result,
+        actions=dict(sorted(product.actions.items())),
+        words_removed=len(product.removed),
+        verdict="passed",
+    )
+    return outcome, details
+
+
+def _product(task: Task, path: str, waiting: str | None) -> Product:
+    """Told by what the file holds, not by its name.
+
+    Raises:
+        DataError: DATA-02 when it cannot be read, DATA-03 for a format that no rule covers, DATA-13
+            for a symbolic link; and what the rules of its kind raise.
+    """
+    try:
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            raise DataError("DATA-13", "a symbolic link; give the folder that it points into.")
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("DATA-03", "no regular file.")
+        with Path(path).open("rb", buffering=0) as stream:
+            small = status.st_size < _MAP_FROM
+            file: Buffer = (
+                stream.readall()
+                if small
+                else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # type: ignore[assignment]
+            )
+    except OSError as error:
+        raise DataError("DATA-02", f"cannot be read ({error.strerror}).") from None
+    head = bytes(file[:540])
+    kind = _kind(path, head)
+    if kind is None and head[:2] == b"\x1f\x8b":
+        kind, file = _dicom, _unpacked(file)
+    if kind is None:
+        raise DataError(
+            "DATA-03",
+            "a format that no rule of de-identification covers; there are DICOM, NIfTI, BIDS "
+            "sidecars, ISMRMRD and fastMRI.",
+        )
+    return kind(task, path, waiting, file)
+
+
+def _unpacked(file: Buffer) -> bytes:
+    """A DICOM file in a gzip wrapper.
+
+    Raises:
+        DataError: DATA-03 for any other packed file, DATA-13 when it unpacks to far more than its
+            size allows.
+    """
+    most = max(MAX_UNBELIEVED_BYTES, MAX_RATIO * len(file))
+    try:
+        with gzip.open(io.BytesIO(file)) as packed:
+            if packed.read(132)[128:] != b"DICM":
+                raise DataError("DATA-03", "a packed file that is neither DICOM nor NIfTI.")
+            packed.seek(0)
+            content = packed.read(most + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise DataError("DATA-02", "a damaged gzip file.") from None
+    if len(content) > most:
+        raise DataError("DATA-13", "it unpacks to far more than its size allows.")
+    return content
+
+
+def _kind(path: str, head: bytes) -> Callable[[Task, str, str | None, Buffer], Product] | None:
+    if head[128:132] == b"DICM" or head[:4] == b"\2\0\0\0" or head[:2] in (b"\x08\0", b"\0\x08"):
+        return _dicom
+    if _is_nifti(path, head):
+        return _nifti
+    if head[:8] == b"\x89HDF\r\n\x1a\n":
+        return _raw_data
+    if path.endswith(".json"):
+        stem = path.removesuffix(".json")
+        if any(Path(stem + suffix).is_file() for suffix in (".nii.gz", ".nii")):
+            return _sidecar
+    return None
+
+
+def _dicom(task: Task, _name: str, waiting: str | None, file: Buffer) -> Product:
+    clean = headers.deidentify_dicom(file, task.key, task.profile)
+    output = f"{clean.patient}/{clean.study}/{clean.series}/{clean.instance}.dcm"
+    digest = hashlib.sha256(clean.pixels).digest()
+    size = len(clean.header) + len(clean.pixels)
+    written: Buffer
+    if size < _MAP_FROM or waiting is None:
+        written = clean.content
+        if waiting is not None:
+            write_parts(waiting, written)
+    else:
+        write_parts(waiting, clean.header, clean.pixels)
+        written = _mapped(waiting)
+    findings: list[verify.Finding] = []
+    if not clean.sealed:
+        original = file if isinstance(file, bytes) else memoryview(file)
+        findings = verify.find_leaks(original, written)
+    return Product(
+        "dicom",
+        output,
+        findings,
+        content_id(task.key, clean.source_header, digest),
+        content_id(task.key, clean.header, digest),
+        clean.counts,
+        tuple(clean.removed),
+        (clean.old_patient, clean.patient),
+        clean.old_uids,
+    )
+
+
+def _mapped(path: str) -> memoryview:
+    with Path(path).open("rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _is_nifti(path: str, head: bytes) -> bool:
+    """Whether a file is one NIfTI file, by its magic; a packed one by what it unpacks to."""
+    if head[:2] == b"\x1f\x8b":
+        if not path.lower().endswith(".gz"):
+            return False
+        try:
+            head = zlib.decompressobj(31).decompress(head, 544)
+        except zlib.error:
+            return path.lower().endswith(".nii.gz")
+    return head[344:348] == b"n+1\0" or head[4:12] == b"n+2\0\r\n\x1a\n"
+
+
+def _nifti(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
+    from data_registry.deidentify import nifti
+
+    place = nifti.place_of(task.key, path, task.root)
+    result = nifti.deidentify_nifti(Path(path), _path(waiting), task.key)
+    return Product(
+        "nifti", place.output, result.findings, result.source, result.result, result.actions,
+        patient=(place.old, place.patient),
+    )  # fmt: skip
+
+
+def _sidecar(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
+    from data_registry.deidentify import nifti, sidecars
+
+    place = nifti.place_of(task.key, path, task.root)
+    result = sidecars.deidentify_sidecar(
+        Path(path), _path(waiting), task.key, place.patient, task.profile
+    )
+    return Product(
+        "sidecar", place.output, result.findings, result.source, result.result, result.actions,
+        result.removed, (place.old, place.patient),
+    )  # fmt: skip
+
+
+def _raw_data(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
+    from data_registry.deidentify import raw_data
+
+    result = raw_data.deidentify_raw_data(Path(path), _path(waiting), task.key)
+    return Product(
+        result.kind, result.output, result.findings, result.source, result.result, result.actions,
+        result.removed, result.patient,
+    )  # fmt: skip
+
+
+def _path(waiting: str | None) -> Path | None:
+    return None if waiting is None else Path(waiting)
+
+
+def write_parts(path: str, *parts: Buffer) -> None:
+    """Write bytes one after another.
+
+    Raises:
+        DataError: DATA-07 when they cannot be written; nothing is left then.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            for part in parts:
+                view = memoryview(part)
+                while len(view):
+                    view = view[os.write(descriptor, view) :]
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _forget(path)
+        raise DataError(
+            "DATA-07",
+            f"cannot write to the output folder: {error.strerror}.",
+            fix="Make room and run the command again; it goes on where it stopped.",
+        ) from None
+
+
+def _forget(waiting: str | None) -> None:
+    if waiting is not None:
+        Path(waiting).unlink(missing_ok=True)
