@@ -97,7 +97,7 @@ def deidentify_folder(
         for path, identity, stamp in named
         if not _is_done(known.get(identity), stamp, out)
     ]
-    tasks = _tasks(todo, source, None if dry_run else out, key, profile)
+    tasks = _tasks(todo, source, None if dry_run else out, key, profile, _own(source, key))
     audit = None if dry_run else (out / AUDIT).open("a", encoding="ascii")
     with WorkerPool(min(jobs, max(1, len(todo) // 4))) as pool:
         results = _results(pool, tasks)
@@ -129,6 +129,7 @@ def _tasks(
     out: Path | None,
     key: bytes,
     profile: Profile,
+    own: dict[str, tuple[str, str]],
 ) -> Iterator[Task]:
     root = str((source if source.is_dir() else source.parent).absolute())
     waiting = iter(todo)
@@ -136,7 +137,20 @@ def _tasks(
         made = tuple(
             (identity, str(Path(path).absolute()), stamp) for identity, path, stamp in batch
         )
-        yield Task(made, root, None if out is None else str(out), key, profile)
+        yield Task(made, root, None if out is None else str(out), key, profile, own)
+
+
+def _own(source: Path, key: bytes) -> dict[str, tuple[str, str]]:
+    """Of a source that is an output of this command with this key: path -> kind, keyed hash."""
+    try:
+        lines = (source / AUDIT).read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    head = _parse(lines[0]) if lines else {}
+    if head.get("kind") != _KIND or head.get("key") != pseudonym(key, "audit"):
+        return {}
+    done = _outcomes(lines[1:]).values()
+    return {o.output: (o.kind, o.result) for o in done if o.output and o.kind != "dicom"}
 
 
 def _results(pool: WorkerPool, tasks: Iterator[Task]) -> Iterator[Done]:

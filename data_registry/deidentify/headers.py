@@ -6,6 +6,7 @@ and once to write the output: runs of kept elements are copied as they are.
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
             set; DATA-10 for a document, DATA-15 for a DICOMDIR; DATA-11 for an image that shows
             text, or may.
     """
+    if isinstance(file, memoryview):  # slices of a map are bytes, those of its view are not
+        file = file.obj if isinstance(file.obj, mmap.mmap) else bytes(file)  # type: ignore[assignment]
     parsed = parse(file)
     top = {element.tag: element for element in reversed(parsed.elements)}
 

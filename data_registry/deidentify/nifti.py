@@ -11,7 +11,6 @@ Source: nifti1.h and nifti2.h of the NIfTI Data Format Working Group.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
 import struct
 import zlib
@@ -24,8 +23,8 @@ from core_mri.errors import DataError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from data_registry.deidentify.descriptors import clean_text
 from data_registry.deidentify.identifiers import file_id, patient_pseudonym
-from data_registry.deidentify.outcome import content_id
-from data_registry.deidentify.verify import Finding, find_text
+from data_registry.deidentify.outcome import Result
+from data_registry.deidentify.verify import find_text
 from data_registry.source_list import Source
 from data_registry.vocabulary import is_technical, words
 
@@ -71,17 +70,6 @@ class Place:
     old: str
 
 
-@dataclass(frozen=True)
-class Result:
-    """Of a file that is no DICOM; fields as in `work.Product`."""
-
-    findings: list[Finding]
-    source: str
-    result: str
-    actions: dict[str, int]
-    removed: tuple[str, ...] = ()
-
-
 def place_of(key: bytes, path: str, root: str) -> Place:
     """A keyed place for a file whose patient only its path tells; image and sidecar share it.
 
@@ -98,13 +86,12 @@ def place_of(key: bytes, path: str, root: str) -> Place:
     return Place(f"{patient}/{name}{suffix[0].lower() if suffix else ''}", patient, found[-1])
 
 
-def deidentify_nifti(path: Path, out: Path | None, key: bytes) -> Result:
+def deidentify_nifti(path: Path, out: Path | None) -> Result:
     """Write the clean form of `path` to `out`; voxels are streamed.
 
     Args:
         path: A ``.nii`` or ``.nii.gz`` file.
         out: Where to; None to write nothing.
-        key: Project key.
 
     Raises:
         DataError: DATA-02 cut off or damaged, DATA-07 cannot be written, DATA-13 when it unpacks to
@@ -118,7 +105,7 @@ def deidentify_nifti(path: Path, out: Path | None, key: bytes) -> Result:
             if packed and length > max(MAX_UNBELIEVED_BYTES, MAX_RATIO * path.stat().st_size):
                 raise DataError("DATA-13", "it unpacks to far more than its size allows.")
             clean = _clean(header, layout, order)
-            digest = _copy(stream, length, clean, out, packed)  # type: ignore[arg-type]
+            _copy(stream, length, clean, out, packed)  # type: ignore[arg-type]
             while packed and stream.read(_CHUNK):  # to the check sum
                 pass
     except (EOFError, zlib.error, gzip.BadGzipFile, struct.error):
@@ -130,8 +117,6 @@ def deidentify_nifti(path: Path, out: Path | None, key: bytes) -> Result:
     changed = sum(any(header[o : o + n]) for o, n in (*layout.texts, *layout.cleaned))
     return Result(
         findings,
-        content_id(key, header + b"".join(t.encode("latin-1", "replace") for t in texts), digest),
-        content_id(key, clean, digest),
         {"C": changed, "X": max(len(texts) - changed, 0)},
     )
 
@@ -192,14 +177,13 @@ def _clean(header: bytes, layout: _Layout, order: str) -> bytes:
     return bytes(clean) + bytes(4)
 
 
-def _copy(stream: BinaryIO, length: int, header: bytes, out: Path | None, packed: bool) -> bytes:
-    """Voxels from `stream` to `out`, and their SHA-256; what follows the last one is left."""
-    digest = hashlib.sha256()
-    parts = _chunks(stream, length, digest)
+def _copy(stream: BinaryIO, length: int, header: bytes, out: Path | None, packed: bool) -> None:
+    """Voxels from `stream` to `out`; what follows the last one is left."""
+    parts = _chunks(stream, length)
     if out is None:
         for _ in parts:
             pass
-        return digest.digest()
+        return
     try:
         with out.open("wb") as raw:
             if not packed:
@@ -217,15 +201,13 @@ def _copy(stream: BinaryIO, length: int, header: bytes, out: Path | None, packed
         raise DataError(
             "DATA-07", f"cannot write to the output folder: {error.strerror}."
         ) from None
-    return digest.digest()
 
 
-def _chunks(stream: BinaryIO, length: int, digest: hashlib._Hash) -> Iterator[bytes]:
+def _chunks(stream: BinaryIO, length: int) -> Iterator[bytes]:
     while length:
         part = stream.read(min(_CHUNK, length))
         if not part:
             raise EOFError
-        digest.update(part)
         length -= len(part)
         yield part
 

@@ -6,7 +6,10 @@ import base64
 import hashlib
 import hmac
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from data_registry.deidentify.verify import Finding
 
 Status = Literal["done", "quarantined", "left out"]
 Verdict = Literal["passed", "vetoed", ""]
@@ -63,6 +66,21 @@ class PrivateDetails:
     uids: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Result:
+    """Of a file that is no DICOM.
+
+    Args:
+        findings: Of the verifier.
+        actions, removed, patient: As in `Outcome` and `PrivateDetails`.
+    """
+
+    findings: list[Finding]
+    actions: dict[str, int]
+    removed: tuple[str, ...] = ()
+    patient: tuple[str, str] = ("", "")
+
+
 def content_id(key: bytes, header: bytes | memoryview, pixels_digest: bytes) -> str:
     """``C`` and 26 base-32 characters: HMAC-SHA256 of the digests of header and pixel data.
 
@@ -71,3 +89,12 @@ def content_id(key: bytes, header: bytes | memoryview, pixels_digest: bytes) -> 
     message = b"core-mri content" + hashlib.sha256(header).digest() + pixels_digest
     digest = hmac.new(key, message, hashlib.sha256).digest()[:16]
     return "C" + base64.b32encode(digest).decode("ascii").rstrip("=")
+
+
+def whole_id(key: bytes, path: str) -> str:
+    """The same for all bytes of a file that is no DICOM."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return content_id(key, b"", digest.digest())

@@ -13,9 +13,7 @@ Raw data of a head shows the face once it is reconstructed: `faces` decides abou
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +25,7 @@ from core_mri.files.hdf5 import damage_of, open_hdf5
 from core_mri.files.ismrmrd_read import find_dataset
 from data_registry.deidentify.identifiers import file_id
 from data_registry.deidentify.mrd_xml import CleanXml, rebuild_xml
-from data_registry.deidentify.outcome import content_id
+from data_registry.deidentify.outcome import Result
 from data_registry.deidentify.verify import Finding, find_text
 
 if TYPE_CHECKING:
@@ -40,27 +38,16 @@ _CHUNK = 1 << 24
 _ZEROED = ("measurement_uid", "user_int", "user_float")
 
 
-@dataclass(frozen=True)
-class RawResult:
-    """Fields as in `work.Product`."""
-
-    kind: str
-    output: str
-    findings: list[Finding]
-    source: str
-    result: str
-    actions: dict[str, int]
-    removed: tuple[str, ...]
-    patient: tuple[str, str]
-
-
-def deidentify_raw_data(path: Path, out: Path | None, key: bytes) -> RawResult:
+def deidentify_raw_data(path: Path, out: Path | None, key: bytes) -> tuple[str, str, Result]:
     """Write the clean form of an ISMRMRD or fastMRI file.
 
     Args:
         path: HDF5 file.
         out: Where to; None to write nothing.
         key: Project key.
+
+    Returns:
+        ``fastmri`` or ``ismrmrd``, the path below the output folder, and the rest.
 
     Raises:
         DataError: As `open_hdf5`; DATA-03 for another layout, DATA-07 when it cannot be written.
@@ -73,24 +60,18 @@ def deidentify_raw_data(path: Path, out: Path | None, key: bytes) -> RawResult:
             clean = _headers(file, group, key, path)
         kind = "fastmri" if group is None else "ismrmrd"
         name = clean.subject.name
-        source = content_id(key, clean.xml, _digest(path))
         if out is None:
             findings = find_text(clean.xml, "header", names=clean.identifying)
-            result = ""
         else:
             _write(file, group, clean, out)
             findings = _verify(out, clean)
-            result = content_id(key, clean.xml, _digest(out))
-    return RawResult(
-        kind,
-        f"{name}/{file_id(key, path.resolve())}.h5",
+    result = Result(
         findings,
-        source,
-        result,
         {"K": clean.kept, "X": clean.dropped},
         tuple(clean.removed),
         (clean.patient_id, name),
     )
+    return kind, f"{name}/{file_id(key, path.resolve())}.h5", result
 
 
 def _headers(file: h5py.File, group: h5py.Group | None, key: bytes, path: Path) -> CleanXml:
@@ -195,14 +176,6 @@ def _rows(table: h5py.Dataset, dtype: np.dtype[Any]) -> Iterator[Any]:
                 for row in range(len(rows)):
                     rows[name][row] = np.zeros(0, np.float32)
         yield rows
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while part := stream.read(_CHUNK):
-            digest.update(part)
-    return digest.digest()
 
 
 def _verify(out: Path, clean: CleanXml) -> list[Finding]:

@@ -9,7 +9,6 @@ Source: BIDS 1.10, Magnetic Resonance Imaging; dcm2niix, `nii_dicom_batch.cpp`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -20,8 +19,7 @@ from data_registry.deidentify import treatments
 from data_registry.deidentify.charsets import ASCII
 from data_registry.deidentify.descriptors import split_text
 from data_registry.deidentify.dictionary import dictionary_vr, tag_of
-from data_registry.deidentify.nifti import Result
-from data_registry.deidentify.outcome import content_id
+from data_registry.deidentify.outcome import Result
 from data_registry.deidentify.profile import Profile
 from data_registry.deidentify.rules import find_rule
 from data_registry.deidentify.subject import Kind, Subject, make_subject
@@ -85,11 +83,8 @@ def deidentify_sidecar(
             ) from None
     names = [str(old[name]) for name in _NAMES if old.get(name)]
     places = [str(old[name]) for name in _PLACES if old.get(name)]
-    nothing = hashlib.sha256(b"").digest()
     return Result(
         find_text(content, "sidecar", names=names, texts=places),
-        content_id(key, raw, nothing),
-        content_id(key, content, nothing),
         counts,
         tuple(place.removed),
     )

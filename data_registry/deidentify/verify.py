@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from data_registry.deidentify.mapped import pieces
 from data_registry.deidentify.verify_reader import Value, scan
 from data_registry.deidentify.verify_tables import (
     Creators,
@@ -51,7 +52,6 @@ _OWN_METHOD = re.compile(rb"core-mri [^\\]*\\[^\\]*\\seal [0-9a-f]{32}")
 _DIGITS = re.compile(r"\d{6}|\d \d{1,2} \d|\d ?[a-z]{3}|[a-z]{3} \d")
 """What a text must hold to hold a date or a time."""
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{8,}")
-_PIECE = 1 << 16
 _METHOD, _METHOD_CODES = 0x00120063, 0x00120064
 
 
@@ -157,11 +157,8 @@ def _pixels(before: list[Value], after: list[Value]) -> Iterator[Finding]:
 
 
 def _same(original: memoryview, new: memoryview) -> bool:
-    """Whether `original` begins with `new`; in pieces, since views are compared item by item."""
-    return all(
-        bytes(original[start : min(start + _PIECE, len(new))]) == bytes(new[start : start + _PIECE])
-        for start in range(0, len(new), _PIECE)
-    )
+    """Whether `original` begins with `new`; as bytes, since views are compared item by item."""
+    return all(bytes(a) == bytes(b) for a, b in pieces(original[: len(new)], new))
 
 
 def _is_unmoved(value: Value, old: bytes | memoryview | None, options: frozenset[str]) -> bool:

@@ -5,25 +5,33 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import mmap
 import os
 import stat
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from data_registry.deidentify import headers, verify
 from data_registry.deidentify.encoding import Buffer
-from data_registry.deidentify.outcome import Outcome, PrivateDetails, Status, content_id
+from data_registry.deidentify.mapped import map_file, pieces
+from data_registry.deidentify.outcome import (
+    Outcome,
+    PrivateDetails,
+    Result,
+    Status,
+    content_id,
+    whole_id,
+)
 from data_registry.deidentify.profile import Profile
 
 WAITING = ".partial"
 """Folder below the output where finished files wait for their names."""
 _DAMAGE = (ValueError, LookupError, ArithmeticError, RecursionError, EOFError)
 """What readers raise on damaged files beside their own errors: it costs the file, not the batch."""
+AUDIT_START = b'{"kind": "core-mri data deidentify"'
 _MAP_FROM = 1 << 24
 """Bytes from which on a file is mapped into memory rather than read."""
 
@@ -38,6 +46,7 @@ class Task:
         out: Output folder; None to write nothing (dry run).
         key: Project key.
         profile: What to do.
+        own: Of an input that is an earlier output: path below it -> kind and keyed hash.
     """
 
     files: tuple[tuple[str, str, str], ...]
@@ -45,6 +54,7 @@ class Task:
     out: str | None
     key: bytes
     profile: Profile
+    own: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 Done = tuple[Outcome, PrivateDetails]
@@ -80,7 +90,7 @@ def work(task: Task) -> list[Done]:
 
 def single(task: Task) -> list[Task]:
     """A task of several files as tasks of one."""
-    return [Task((file,), task.root, task.out, task.key, task.profile) for file in task.files]
+    return [replace(task, files=(file,)) for file in task.files]
 
 
 def _one(task: Task, identity: str, path: str, stamp: str) -> Done:
@@ -133,26 +143,27 @@ def _product(task: Task, path: str, waiting: str | None) -> Product:
             raise DataError("DATA-13", "a symbolic link; give the folder that it points into.")
         if not stat.S_ISREG(status.st_mode):
             raise DataError("DATA-03", "no regular file.")
-        with Path(path).open("rb", buffering=0) as stream:
-            small = status.st_size < _MAP_FROM
-            file: Buffer = (
-                stream.readall()
-                if small
-                else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # type: ignore[assignment]
-            )
+        if status.st_size < _MAP_FROM:
+            with Path(path).open("rb", buffering=0) as stream:
+                file: Buffer = stream.readall()
+        else:
+            file = map_file(Path(path))
     except OSError as error:
         raise DataError("DATA-02", f"cannot be read ({error.strerror}).") from None
     head = bytes(file[:540])
     kind = _kind(path, head)
     if kind is None and head[:2] == b"\x1f\x8b":
         kind, file = _dicom, _unpacked(file)
+    if head.startswith(AUDIT_START):
+        raise DataError("DATA-15", "the audit of an earlier output.")
     if kind is None:
         raise DataError(
             "DATA-03",
             "a format that no rule of de-identification covers; there are DICOM, NIfTI, BIDS "
             "sidecars, ISMRMRD and fastMRI.",
         )
-    return kind(task, path, waiting, file)
+    own = _own(task, path, waiting) if task.own and kind is not _dicom else None
+    return own or kind(task, path, waiting, file)
 
 
 def _unpacked(file: Buffer) -> bytes:
@@ -193,7 +204,9 @@ def _kind(path: str, head: bytes) -> Callable[[Task, str, str | None, Buffer], P
 def _dicom(task: Task, _name: str, waiting: str | None, file: Buffer) -> Product:
     clean = headers.deidentify_dicom(file, task.key, task.profile)
     output = f"{clean.patient}/{clean.study}/{clean.series}/{clean.instance}.dcm"
-    digest = hashlib.sha256(clean.pixels).digest()
+    digest = hashlib.sha256()
+    for (piece,) in pieces(memoryview(clean.pixels)):
+        digest.update(piece)
     size = len(clean.header) + len(clean.pixels)
     written: Buffer
     if size < _MAP_FROM or waiting is None:
@@ -202,27 +215,21 @@ def _dicom(task: Task, _name: str, waiting: str | None, file: Buffer) -> Product
             write_parts(waiting, written)
     else:
         write_parts(waiting, clean.header, clean.pixels)
-        written = _mapped(waiting)
+        written = map_file(Path(waiting))
     findings: list[verify.Finding] = []
     if not clean.sealed:
-        original = file if isinstance(file, bytes) else memoryview(file)
-        findings = verify.find_leaks(original, written)
+        findings = verify.find_leaks(file, written)
     return Product(
         "dicom",
         output,
         findings,
-        content_id(task.key, clean.source_header, digest),
-        content_id(task.key, clean.header, digest),
+        content_id(task.key, clean.source_header, digest.digest()),
+        content_id(task.key, clean.header, digest.digest()),
         clean.counts,
         tuple(clean.removed),
         (clean.old_patient, clean.patient),
         clean.old_uids,
     )
-
-
-def _mapped(path: str) -> memoryview:
-    with Path(path).open("rb") as stream:
-        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _is_nifti(path: str, head: bytes) -> bool:
@@ -237,15 +244,24 @@ def _is_nifti(path: str, head: bytes) -> bool:
     return head[344:348] == b"n+1\0" or head[4:12] == b"n+2\0\r\n\x1a\n"
 
 
+def _other(
+    task: Task, path: str, waiting: str | None, kind: str, output: str, result: Result
+) -> Product:
+    """What became of a file that is no DICOM."""
+    done = "" if waiting is None else whole_id(task.key, waiting)
+    return Product(
+        kind, output, result.findings, whole_id(task.key, path), done, result.actions,
+        result.removed, result.patient,
+    )  # fmt: skip
+
+
 def _nifti(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     from data_registry.deidentify import nifti
 
     place = nifti.place_of(task.key, path, task.root)
-    result = nifti.deidentify_nifti(Path(path), _path(waiting), task.key)
-    return Product(
-        "nifti", place.output, result.findings, result.source, result.result, result.actions,
-        patient=(place.old, place.patient),
-    )  # fmt: skip
+    result = nifti.deidentify_nifti(Path(path), _path(waiting))
+    result = replace(result, patient=(place.old, place.patient))
+    return _other(task, path, waiting, "nifti", place.output, result)
 
 
 def _sidecar(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
@@ -255,20 +271,29 @@ def _sidecar(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     result = sidecars.deidentify_sidecar(
         Path(path), _path(waiting), task.key, place.patient, task.profile
     )
-    return Product(
-        "sidecar", place.output, result.findings, result.source, result.result, result.actions,
-        result.removed, (place.old, place.patient),
-    )  # fmt: skip
+    result = replace(result, patient=(place.old, place.patient))
+    return _other(task, path, waiting, "sidecar", place.output, result)
 
 
 def _raw_data(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     from data_registry.deidentify import raw_data
 
-    result = raw_data.deidentify_raw_data(Path(path), _path(waiting), task.key)
-    return Product(
-        result.kind, result.output, result.findings, result.source, result.result, result.actions,
-        result.removed, result.patient,
-    )  # fmt: skip
+    kind, output, result = raw_data.deidentify_raw_data(Path(path), _path(waiting), task.key)
+    return _other(task, path, waiting, kind, output, result)
+
+
+def _own(task: Task, path: str, waiting: str | None) -> Product | None:
+    """Our own output, unchanged since, is passed on; None for everything else.
+
+    DICOM files carry a seal instead.
+    """
+    relative = os.path.relpath(path, task.root)
+    kind, result = task.own.get(relative, ("", ""))
+    if not kind or kind == "dicom" or whole_id(task.key, path) != result:
+        return None
+    if waiting is not None:
+        write_parts(waiting, Path(path).read_bytes())
+    return Product(kind, relative, [], result, result, {})
 
 
 def _path(waiting: str | None) -> Path | None:
@@ -285,9 +310,10 @@ def write_parts(path: str, *parts: Buffer) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             for part in parts:
-                view = memoryview(part)
-                while len(view):
-                    view = view[os.write(descriptor, view) :]
+                for (piece,) in pieces(memoryview(part)):
+                    rest = piece
+                    while len(rest):
+                        rest = rest[os.write(descriptor, rest) :]
         finally:
             os.close(descriptor)
     except OSError as error:

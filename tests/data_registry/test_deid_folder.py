@@ -374,6 +374,35 @@ class TestLargeFiles:
         ((first,), (second,)) = outputs(tmp_path / "read"), outputs(tmp_path / "mapped")
         assert first.read_bytes() == second.read_bytes()
 
+    @pytest.mark.slow
+    def test_memory_stays_flat(self, source: Path, tmp_path: Path, images: list[Planted]) -> None:
+        """400 MiB of frames through a process of its own; half of it would be far too much."""
+        import subprocess
+        import sys
+
+        dataset = pydicom.dcmread(io.BytesIO(explicit(images)))
+        dataset.Rows = dataset.Columns = 512
+        dataset.NumberOfFrames = 800
+        dataset.PixelData = bytes(512 * 512 * 2 * 800)
+        dataset.save_as(source / "a.dcm")
+        code = (
+            "import sys\nfrom pathlib import Path\n"
+            "from data_registry.deidentify import PROFILES, deidentify_folder\n"
+            "source, out = map(Path, sys.argv[1:])\n"
+            "items = deidentify_folder(source, [source / 'a.dcm'], out, bytes(32), "
+            "PROFILES['basic'])\n"
+            "print([item.outcome.status for item in items])\n"
+            "status = Path('/proc/self/status').read_text()\n"
+            "print(status.split('VmHWM:')[1].split()[0])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(source), str(tmp_path / "out")],
+            capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        status, peak_kib = done.stdout.split("\n")[:2]
+        assert status == "['done']"
+        assert int(peak_kib) < 200 * 1024
+
 
 class TestPixels:
     def test_bytes_behind_the_last_pixel_go(self, images: list[Planted]) -> None:

@@ -373,6 +373,20 @@ class TestFastmri:
         assert [json.loads(line)["code"] for line in lines] == ["", "DATA-03"]
 
 
+def test_own_output_passes_unchanged(source: Path, run: Any, tmp_path: Path) -> None:
+    write_nifti(source / "sub-Zqxvwkab_T1w.nii.gz")
+    (source / "sub-Zqxvwkab_T1w.json").write_text(json.dumps(SIDECAR))
+    write_ismrmrd(source / "meas.h5")
+    first = {path.relative_to(tmp_path / "out"): path.read_bytes() for path in run()}
+    again = tmp_path / "again"
+    words = [str(tmp_path / "out"), str(again), "--key-file", str(tmp_path / "key"), "--jobs", "1"]
+    assert main(words) == 0
+    second = {p.relative_to(again): p.read_bytes() for p in again.rglob("*") if p.is_file()}
+    del second[Path(AUDIT)]
+    assert second == first
+    assert len(first) == 3
+
+
 def test_formats_without_rules_are_named(source: Path, run: Any, tmp_path: Path) -> None:
     write_nifti(source / "good.nii")
     buffer = io.BytesIO()
