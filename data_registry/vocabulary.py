@@ -13,6 +13,7 @@ from typing import Any
 TABLES = Path(__file__).parent / "tables"
 _WORD = re.compile("[a-z0-9]+")
 _SUFFIX = "[0-9]{0,2}[a-z]{0,2}[0-9]?"
+_COUNT = "[0-9]{1,3}"
 _PLUS_CONTRAST = re.compile(r"\+\s*(?:c|gd|gad|km)\b|\bc\s*\+|\bi\.?v\.?\s*\+", re.IGNORECASE)
 
 
@@ -93,4 +94,4 @@ def _pattern(phrases: Iterable[object]) -> re.Pattern[str]:
 
 
 def _regex(phrase: str) -> str:
-    return re.escape(phrase).replace(r"\*", _SUFFIX)
+    return re.escape(phrase).replace(r"\*", _SUFFIX).replace("%", _COUNT)
