@@ -7,6 +7,7 @@ and once to write the output: runs of kept elements are copied as they are.
 from __future__ import annotations
 
 import mmap
+import re
 import zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ _ROWS, _COLUMNS, _SAMPLES, _FRAMES, _BITS, _PHOTOMETRIC = (
     0x00280010, 0x00280011, 0x00280002, 0x00280008, 0x00280100, 0x00280004,
 )  # fmt: skip
 _SHAPE_TAGS = frozenset((_ROWS, _COLUMNS, _SAMPLES, _FRAMES, _BITS, _PHOTOMETRIC))
+_UID = re.compile(r"\d+(\.\d+){1,31}")
 _PIXEL_GROUP = 0x7FE00000
 _OVERLAY_DATA = 0x60003000
 _TRAILING_PADDING = 0xFFFCFFFC
@@ -125,15 +127,13 @@ def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
         patient = value(_PATIENT_ID)
         return Clean(
             bytes(source_header), memoryview(file)[len(source_header) :], source_header,
-            patient, study, series, instance, patient, {}, Counter(), [], sealed=True,
+            patient, study, series, instance, "", {}, Counter(), [], sealed=True,
         )  # fmt: skip
     subject = subject_of(parsed, value(_PATIENT_ID), value(_ISSUER), uids[2], key)
     writer = _Writer(parsed.content, subject, profile, value(_SOP_CLASS))
     ours = recording.recorded(profile, subject.name, parsed.encoding)
     body = writer.data_set(parsed.elements, parsed.encoding, ours)
-    instance, series, study = (
-        (uid if "uids" in profile.options else keyed_uid(key, uid)) for uid in uids
-    )
+    instance, series, study = (_new_uid(key, uid, profile) for uid in uids)
     syntax = parsed.syntax or _syntax_of(parsed.encoding)
     start = recording.file_meta(value(_SOP_CLASS), instance, syntax)
     header, pixels = _with_pixels(parsed, start + body)
@@ -153,6 +153,15 @@ def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
         writer.counts,
         writer.removed,
     )
+
+
+def _new_uid(key: bytes, uid: str, profile: Profile) -> str:
+    """Of instance, series or study, which also name the output."""
+    if "uids" not in profile.options:
+        return keyed_uid(key, uid)
+    if not _UID.fullmatch(uid):
+        raise DataError("DATA-02", "a UID that is none, and would become a name.")
+    return uid
 
 
 def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, burned_in: str) -> None:

@@ -241,6 +241,13 @@ class TestSequences:
         assert item.EchoTime == 7.25
 
 
+def test_kept_uids_that_are_paths_are_refused() -> None:
+    content = file_with(0x00180081, "DS", "7.25").replace(b"1.2.3.5", b"../../x")
+    assert deidentify_dicom(content, KEY, Profile("basic")).study.startswith("2.25.")
+    with pytest.raises(DataError, match="UID"):
+        deidentify_dicom(content, KEY, Profile("keep", frozenset({"uids"})))
+
+
 class TestProfile:
     def test_two_options_about_dates(self) -> None:
         with pytest.raises(ConfigError, match="either kept or modified"):
