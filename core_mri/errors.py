@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "DATA-13": "a file points at other files, or unpacks to far more than its size allows",
     "DATA-14": "raw data that is not Cartesian, or whose header does not fit its samples",
     "DATA-15": "an index of other files, which is made anew rather than de-identified",
+    "DATA-16": "the pixels show text, or may",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",

@@ -40,6 +40,9 @@ class Arguments:
     profile: Literal["tcia-mr", "basic"] = "tcia-mr"
     """basic: the Basic Profile alone. tcia-mr: with cleaned descriptions, moved dates, patient
     characteristics, safe private attributes and structured content."""
+    pixels: Literal["skip", "check", "blank"] = "skip"
+    """check reads three views of each series and quarantines those that show text; blank takes away
+    text that the header of the file tells, and quarantines the rest; skip does not look."""
     jobs: int = 0
     """Worker processes; 0 takes all cores. The output does not depend on it."""
     dry_run: bool = False
@@ -109,6 +112,7 @@ def main(arguments: Sequence[str]) -> int:
             PROFILES[flags.profile],
             jobs=flags.jobs or len(os.sched_getaffinity(0)),
             dry_run=flags.dry_run,
+            pixels=flags.pixels,
         ),
         description="de-identify",
         total=len(files),
@@ -234,12 +238,19 @@ class _Tally:
             f"{self.quarantined.total()} quarantined{_reasons(self.quarantined)}"
             f"{f', {self.left_out.total()} left out' if self.left_out else ''}"
             f"{_reasons(self.left_out)}; {self.repeated} known from earlier runs.\n"
-            f"{self._words['removed']} words taken out of descriptions. Pixel data were not "
-            "inspected: burned-in text and faces stay."
+            f"{self._words['removed']} words taken out of descriptions. "
+            f"{_PIXELS[self._flags.pixels]}"
         )
         if not self._flags.dry_run:
             print(f"Every file with its keyed id: {self._flags.out / AUDIT}")
             print(f"Next: core-mri data verify {self._flags.source} {self._flags.out}")
+
+
+_PIXELS = {
+    "skip": "Pixel data were not inspected: burned-in text and faces stay.",
+    "check": "Three views of each series were read for text. Faces stay.",
+    "blank": "Three views of each series were read for text; the header's was blanked. Faces stay.",
+}
 
 
 def _reasons(counts: Counter[str]) -> str:

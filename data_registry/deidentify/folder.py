@@ -21,6 +21,7 @@ from core_mri.version import __version__
 from data_registry.deidentify.actions import EDITION, OPTIONS_EDITION
 from data_registry.deidentify.identifiers import file_id, pseudonym
 from data_registry.deidentify.outcome import Outcome, PrivateDetails
+from data_registry.deidentify.pixels import PixelMode, PixelVerdict, look_at_pixels
 from data_registry.deidentify.profile import Profile
 from data_registry.deidentify.work import WAITING, Done, Task, single, work
 from data_registry.worker_pool import WorkerPool
@@ -66,6 +67,7 @@ def deidentify_folder(
     *,
     jobs: int = 1,
     dry_run: bool = False,
+    pixels: PixelMode = "skip",
 ) -> Iterator[Item]:
     """De-identify files; inputs are only read, outputs appear complete or not at all.
 
@@ -81,6 +83,8 @@ def deidentify_folder(
         profile: What to do.
         jobs: Worker processes.
         dry_run: Write nothing; `out` is not even made.
+        pixels: Look for text in the pixels: ``check`` quarantines the series that shows some,
+            ``blank`` takes away text that the file's own header tells, ``skip`` does not look.
 
     Yields:
         One item per file, in order, after its line of the audit is written.
@@ -90,17 +94,20 @@ def deidentify_folder(
             another key or profile.
         DataError: DATA-07 when `out` cannot be written.
     """
-    known = {} if dry_run else _open_audit(out, key, profile)
+    known = {} if dry_run else _open_audit(out, key, profile, pixels)
     named = [(path, file_id(key, path.absolute()), _stamp(key, path)) for path in files]
     todo = [
-        (identity, str(path), stamp)
+        (identity, str(path.absolute()), stamp)
         for path, identity, stamp in named
         if not _is_done(known.get(identity), stamp, out)
     ]
-    tasks = _tasks(todo, source, None if dry_run else out, key, profile, _own(source, key))
+    common = Task((), _root(source), None if dry_run else str(out), key, profile, _own(source, key))
     audit = None if dry_run else (out / AUDIT).open("a", encoding="ascii")
     with WorkerPool(min(jobs, max(1, len(todo) // 4))) as pool:
-        results = _results(pool, tasks)
+        shown = None
+        if pixels != "skip":
+            shown = look_at_pixels([path for _, path, _ in todo], pool, pixels)
+        results = _results(pool, _tasks(todo, common, shown))
         seen: dict[str, str] = {}
         try:
             for path, identity, stamp in named:
@@ -123,21 +130,17 @@ def deidentify_folder(
                 shutil.rmtree(out / WAITING, ignore_errors=True)
 
 
+def _root(source: Path) -> str:
+    return str((source if source.is_dir() else source.parent).absolute())
+
+
 def _tasks(
-    todo: list[tuple[str, str, str]],
-    source: Path,
-    out: Path | None,
-    key: bytes,
-    profile: Profile,
-    own: dict[str, tuple[str, str]],
+    todo: list[tuple[str, str, str]], common: Task, shown: dict[str, PixelVerdict] | None
 ) -> Iterator[Task]:
-    root = str((source if source.is_dir() else source.parent).absolute())
     waiting = iter(todo)
     while batch := tuple(islice(waiting, _BATCH)):
-        made = tuple(
-            (identity, str(Path(path).absolute()), stamp) for identity, path, stamp in batch
-        )
-        yield Task(made, root, None if out is None else str(out), key, profile, own)
+        own = None if shown is None else {p: shown[p] for _, p, _ in batch if p in shown}
+        yield replace(common, files=batch, pixels=own)
 
 
 def _own(source: Path, key: bytes) -> dict[str, tuple[str, str]]:
@@ -196,7 +199,7 @@ def _twin(outcome: Outcome) -> Outcome:
     return replace(outcome, status="quarantined", code="DATA-02", output="", result="")
 
 
-def _open_audit(out: Path, key: bytes, profile: Profile) -> dict[str, Outcome]:
+def _open_audit(out: Path, key: bytes, profile: Profile, pixels: PixelMode) -> dict[str, Outcome]:
     """Outcomes of earlier runs by keyed id; makes the folder and its first line when new."""
     path = out / AUDIT
     head = {
@@ -206,6 +209,7 @@ def _open_audit(out: Path, key: bytes, profile: Profile) -> dict[str, Outcome]:
         "options": sorted(profile.options),
         "table": f"PS3.15 {EDITION} (options {OPTIONS_EDITION})",
         "codes": profile.codes,
+        "pixels": pixels,
         "key": pseudonym(key, "audit"),
     }
     try:
@@ -243,7 +247,9 @@ def _check_head(path: Path, first: dict[str, Any], head: dict[str, Any]) -> None
             fix="Use the key of the first run, or give a new folder.",
         )
     different = [
-        name for name in ("version", "profile", "options", "table") if first.get(name) != head[name]
+        name
+        for name in ("version", "profile", "options", "table", "pixels")
+        if first.get(name) != head[name]
     ]
     if different:
         raise ConfigError(

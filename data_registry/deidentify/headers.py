@@ -43,7 +43,7 @@ from data_registry.deidentify.rules import (
     is_damaged,
     rules_of,
 )
-from data_registry.deidentify.seeds import codecs_of, subject_of
+from data_registry.deidentify.seeds import codecs_of, seeds_of, subject_of
 from data_registry.deidentify.subject import Subject
 from data_registry.deidentify.treatments import Place
 
@@ -96,18 +96,21 @@ class Clean:
         return self.header + bytes(self.pixels)
 
 
-def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
+def deidentify_dicom(
+    file: Buffer, key: bytes, profile: Profile, *, pixels_clean: bool = False
+) -> Clean:
     """De-identify one DICOM file.
 
     Args:
         file: All its bytes; they are not changed.
         key: Project key.
         profile: What to do.
+        pixels_clean: Somebody read the pixels, and they show no text.
 
     Raises:
         DataError: As :func:`parse`; DATA-02 also when the UID of object, series or study is
             missing, pixels are missing that the header states, or text has an undeclared character
-            set; DATA-10 for a document, DATA-15 for a DICOMDIR; DATA-11 for an image that shows
+            set; DATA-10 for a document, DATA-15 for a DICOMDIR; DATA-16 for an image that shows
             text, or may.
     """
     if isinstance(file, memoryview):  # slices of a map are bytes, those of its view are not
@@ -118,7 +121,8 @@ def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
     def value(tag: int) -> str:
         return text(parsed.content, top[tag]) if tag in top else ""
 
-    _refuse(parsed, top, value(_SOP_CLASS), value(_BURNED_IN))
+    states_text = value(_BURNED_IN) == "YES" and not pixels_clean
+    _refuse(parsed, top, value(_SOP_CLASS), states_text)
     uids = [value(tag) for tag in (_SOP_INSTANCE, _SERIES, _STUDY)]
     first_pixel = next((e.value for e in parsed.elements if e.tag in PIXEL_TAGS), len(file))
     source_header = file[: first_pixel if parsed.content is file else len(file)]
@@ -131,7 +135,7 @@ def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
         )  # fmt: skip
     subject = subject_of(parsed, value(_PATIENT_ID), value(_ISSUER), uids[2], key)
     writer = _Writer(parsed.content, subject, profile, value(_SOP_CLASS))
-    ours = recording.recorded(profile, subject.name, parsed.encoding)
+    ours = recording.recorded(profile, subject.name, parsed.encoding, pixels_clean=pixels_clean)
     body = writer.data_set(parsed.elements, parsed.encoding, ours)
     instance, series, study = (_new_uid(key, uid, profile) for uid in uids)
     syntax = parsed.syntax or _syntax_of(parsed.encoding)
@@ -155,6 +159,20 @@ def deidentify_dicom(file: Buffer, key: bytes, profile: Profile) -> Clean:
     )
 
 
+def identifying_texts(file: Buffer) -> list[str]:
+    """Names, numbers and places of a file, and its dates as they may be shown in the pixels."""
+    parsed = parse(file)
+    codecs = codecs_of(parsed.content, parsed.elements, ASCII)
+    found = []
+    for kind, value, terms in seeds_of(parsed.content, parsed.elements, codecs):
+        shown = decode(value, terms)
+        found.append(shown)
+        if kind == "date" and len(shown) == 8:
+            year, month, day = shown[:4], shown[4:6], shown[6:]
+            found += [f"{day}{month}{year}", f"{month}{day}{year}", year]
+    return found
+
+
 def _new_uid(key: bytes, uid: str, profile: Profile) -> str:
     """Of instance, series or study, which also name the output."""
     if "uids" not in profile.options:
@@ -164,7 +182,7 @@ def _new_uid(key: bytes, uid: str, profile: Profile) -> str:
     return uid
 
 
-def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, burned_in: str) -> None:
+def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, states_text: bool) -> None:
     """What cannot be de-identified by its header."""
     if sop_class == _DIRECTORY or (parsed.meta and 0x00041220 in top):
         raise DataError("DATA-15", "a DICOMDIR: it indexes the names of the original files.")
@@ -184,8 +202,8 @@ def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, burned_in: 
         raise DataError("DATA-10", "no pixel data, though the header describes an image.")
     if _DOCUMENT in top:
         raise DataError("DATA-10", "an encapsulated document, which no header rule can clean.")
-    if burned_in == "YES" or sop_class.startswith(_SECONDARY_CAPTURE):
-        raise DataError("DATA-11", "the pixels show text, or may.")
+    if states_text or sop_class.startswith(_SECONDARY_CAPTURE):
+        raise DataError("DATA-16", "the pixels show text, or may.")
     if any(parsed.content[len(parsed.content) - parsed.rest :]):
         raise DataError("DATA-02", "bytes that are no element follow the data set.")
     for element in parsed.elements:
@@ -277,12 +295,11 @@ class _Writer:
         cuts = [tag for tag, _ in ours]
         # An overlay without its bitmap, which goes, would be no valid overlay.
         overlays = {e.tag >> 16 for e in elements if e.tag & 0xFF00FFFF == _OVERLAY_DATA}
+        written = recording.RECORDED.union(tag for tag, _ in ours)
         rest = [
             e
             for e in elements
-            if e.tag not in recording.RECORDED
-            and e.tag < _PIXEL_GROUP
-            and e.tag >> 16 not in overlays
+            if e.tag not in written and e.tag < _PIXEL_GROUP and e.tag >> 16 not in overlays
         ]
         rest.sort(key=_tag)
         start = 0

@@ -31,6 +31,7 @@ class Outcome:
         words_removed: Words taken out of descriptions.
         verdict: Of the verifier; empty when it had nothing to see.
         found: Where the verifier found what, as ``TAG kind``.
+        texts: Keyed hashes of what was read in the pixels.
         repeated: Known from an earlier run; nothing was done.
     """
 
@@ -46,6 +47,7 @@ class Outcome:
     words_removed: int = 0
     verdict: Verdict = ""
     found: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     repeated: bool = False
 
 

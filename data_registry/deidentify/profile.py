@@ -35,7 +35,9 @@ CODES: dict[str, tuple[str, str]] = {
     "safe_private": ("113111", "Retain Safe Private Option"),
     "institution": ("113112", "Retain Institution Identity Option"),
 }
-"""Code and meaning in CID 7050 (PS3.16). 113101 and 113102 belong to work on pixels."""
+"""Code and meaning in CID 7050 (PS3.16)."""
+CLEAN_PIXELS = "113101", "Clean Pixel Data Option"
+"""Recorded for files whose pixels were read."""
 
 
 @dataclass(frozen=True)

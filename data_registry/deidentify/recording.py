@@ -21,34 +21,39 @@ from data_registry.deidentify.encoding import (
     header_of,
     item_of,
 )
-from data_registry.deidentify.profile import CODES, Profile
+from data_registry.deidentify.profile import CLEAN_PIXELS, CODES, Profile
 from data_registry.deidentify.rules import PATIENT_ID, PATIENT_NAME
 
 IMPLEMENTATION_UID = "2.25.309057942993711921583822705243986725411"
 IMPLEMENTATION_NAME = "CORE-MRI"
 IDENTITY_REMOVED, METHOD, METHOD_CODES, TEMPORAL = 0x00120062, 0x00120063, 0x00120064, 0x00280303
+BURNED_IN = 0x00280301
 RECORDED = frozenset((PATIENT_NAME, PATIENT_ID, IDENTITY_REMOVED, METHOD, METHOD_CODES, TEMPORAL))
 """Attributes of the top level that are written anew."""
 _SEAL_START = "seal "
 _NO_SEAL = b"0" * 32
 
 
-def method(profile: Profile) -> list[str]:
+def method(profile: Profile, *, pixels_clean: bool = False) -> list[str]:
     """De-identification Method (0012,0063), of at most 64 characters a value."""
     return [
         f"core-mri {__version__}, PS3.15 {EDITION}, {profile.name}",
-        "header; pixels not inspected",
+        "header; no text found in pixels" if pixels_clean else "header; pixels not inspected",
     ]
 
 
-def recorded(profile: Profile, patient: str, encoding: Encoding) -> list[tuple[int, bytes]]:
+def recorded(
+    profile: Profile, patient: str, encoding: Encoding, *, pixels_clean: bool = False
+) -> list[tuple[int, bytes]]:
     """Elements that every output holds, with an empty seal; tags ascend.
 
     Args:
         profile: What was done.
         patient: Pseudonym.
         encoding: Of the data set.
+        pixels_clean: The pixels were read and show no text, or were blanked: Clean Pixel Data.
     """
+    pixel_codes = [CLEAN_PIXELS[0]] if pixels_clean else []
     codes = b"".join(
         item_of(
             b"".join(
@@ -61,15 +66,16 @@ def recorded(profile: Profile, patient: str, encoding: Encoding) -> list[tuple[i
             ),
             encoding,
         )
-        for code in profile.codes
+        for code in sorted([*profile.codes, *pixel_codes])
     )
-    text = "\\".join([*method(profile), _SEAL_START]).encode() + _NO_SEAL
+    text = "\\".join([*method(profile, pixels_clean=pixels_clean), _SEAL_START]).encode() + _NO_SEAL
     return [
         (PATIENT_NAME, element(PATIENT_NAME, b"PN", patient.encode(), encoding)),
         (PATIENT_ID, element(PATIENT_ID, b"LO", patient.encode(), encoding)),
         (IDENTITY_REMOVED, element(IDENTITY_REMOVED, b"CS", b"YES", encoding)),
         (METHOD, element(METHOD, b"LO", text, encoding)),
         (METHOD_CODES, element(METHOD_CODES, b"SQ", codes, encoding)),
+        *([(BURNED_IN, element(BURNED_IN, b"CS", b"NO", encoding))] if pixels_clean else []),
         (TEMPORAL, element(TEMPORAL, b"CS", profile.temporal.encode(), encoding)),
     ]
 
@@ -139,4 +145,4 @@ def _seal(header: bytes, key: bytes) -> bytes:
     return digest[: len(_NO_SEAL)].encode()
 
 
-_MEANINGS = dict(CODES.values())
+_MEANINGS = dict([*CODES.values(), CLEAN_PIXELS])

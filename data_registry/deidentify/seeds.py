@@ -20,7 +20,7 @@ _DATE_VRS = (b"DA", b"DT")
 def subject_of(parsed: Parsed, patient_id: str, issuer: str, study: str, key: bytes) -> Subject:
     """The subject, from all words that the file gives away; the files of a series share it."""
     codecs = codecs_of(parsed.content, parsed.elements, ASCII)
-    seeds = tuple(dict.fromkeys(_seeds(parsed.content, parsed.elements, codecs)))
+    seeds = tuple(dict.fromkeys(seeds_of(parsed.content, parsed.elements, codecs)))
     return _known_subject(key, patient_id, issuer, study, seeds)
 
 
@@ -39,14 +39,14 @@ def _known_subject(
     return make_subject(key, patient_id, issuer, study, texts)
 
 
-def _seeds(
+def seeds_of(
     content: Buffer, elements: list[Element], codecs: tuple[str, ...]
 ) -> Iterator[tuple[Kind, bytes, tuple[str, ...]]]:
     """Every value that names somebody or something: kind, bytes, character set."""
     for element in elements:
         if element.items is not None:
             for item in element.items:
-                yield from _seeds(content, item, codecs_of(content, item, codecs))
+                yield from seeds_of(content, item, codecs_of(content, item, codecs))
             continue
         kind = _seed_kind(element.tag, element.vr)
         if kind is not None and element.end > element.value:

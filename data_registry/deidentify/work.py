@@ -16,6 +16,7 @@ from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from data_registry.deidentify import headers, verify
 from data_registry.deidentify.encoding import Buffer
+from data_registry.deidentify.identifiers import pseudonym
 from data_registry.deidentify.mapped import map_file, pieces
 from data_registry.deidentify.outcome import (
     Outcome,
@@ -25,7 +26,9 @@ from data_registry.deidentify.outcome import (
     content_id,
     whole_id,
 )
+from data_registry.deidentify.pixels import PixelVerdict
 from data_registry.deidentify.profile import Profile
+from data_registry.vocabulary import words
 
 WAITING = ".partial"
 """Folder below the output where finished files wait for their names."""
@@ -47,6 +50,7 @@ class Task:
         key: Project key.
         profile: What to do.
         own: Of an input that is an earlier output: path below it -> kind and keyed hash.
+        pixels: Path -> what its pixels show; None when nobody looked.
     """
 
     files: tuple[tuple[str, str, str], ...]
@@ -55,6 +59,7 @@ class Task:
     key: bytes
     profile: Profile
     own: dict[str, tuple[str, str]] = field(default_factory=dict)
+    pixels: dict[str, PixelVerdict] | None = None
 
 
 Done = tuple[Outcome, PrivateDetails]
@@ -85,7 +90,20 @@ class Product:
 
 def work(task: Task) -> list[Done]:
     """De-identify the files of a task; each finished one waits in OUT/.partial under its id."""
-    return [_one(task, identity, path, stamp) for identity, path, stamp in task.files]
+    done = []
+    for identity, path, stamp in task.files:
+        outcome, details = _one(task, identity, path, stamp)
+        verdict = (task.pixels or {}).get(path)
+        if verdict is not None and verdict.boxes:
+            outcome = replace(outcome, texts=_text_hashes(task.key, verdict))
+        done.append((outcome, details))
+    return done
+
+
+def _text_hashes(key: bytes, verdict: PixelVerdict) -> list[str]:
+    """Keyed, each once: what was read in the pixels is told to nobody."""
+    texts = {" ".join(words(text)) for rows in verdict.boxes.values() for _, text in rows}
+    return sorted(pseudonym(key, "text", text) for text in texts)
 
 
 def single(task: Task) -> list[Task]:
@@ -201,8 +219,11 @@ def _kind(path: str, head: bytes) -> Callable[[Task, str, str | None, Buffer], P
     return None
 
 
-def _dicom(task: Task, _name: str, waiting: str | None, file: Buffer) -> Product:
-    clean = headers.deidentify_dicom(file, task.key, task.profile)
+def _dicom(task: Task, path: str, waiting: str | None, file: Buffer) -> Product:
+    verdict = None if task.pixels is None else task.pixels.get(path)
+    if verdict is not None and verdict.code:
+        file = _without_text(file, verdict)
+    clean = headers.deidentify_dicom(file, task.key, task.profile, pixels_clean=verdict is not None)
     output = f"{clean.patient}/{clean.study}/{clean.series}/{clean.instance}.dcm"
     digest = hashlib.sha256()
     for (piece,) in pieces(memoryview(clean.pixels)):
@@ -230,6 +251,27 @@ def _dicom(task: Task, _name: str, waiting: str | None, file: Buffer) -> Product
         (clean.old_patient, clean.patient),
         clean.old_uids,
     )
+
+
+def _without_text(file: Buffer, verdict: PixelVerdict) -> bytes:
+    """The file with its text blanked, where every text is one of its own header.
+
+    Raises:
+        DataError: DATA-10 when the pixels cannot be decoded, DATA-16 for text that must stay in the
+            hands of a person.
+    """
+    from data_registry.deidentify.burned_in import blank, is_of_header
+
+    if verdict.code != "DATA-16":
+        raise DataError(verdict.code, "its pixel data cannot be decoded, so nobody can look.")
+    places = ", ".join(f"frame {n} {box}" for n, rows in verdict.boxes.items() for box, _ in rows)
+    if not verdict.everything or not verdict.blank:
+        raise DataError("DATA-16", f"text in the pixels of the series: {places or 'elsewhere'}.")
+    seeds = headers.identifying_texts(file)
+    texts = [text for rows in verdict.boxes.values() for _, text in rows]
+    if not all(is_of_header(text, seeds) for text in texts):
+        raise DataError("DATA-16", f"text that is not of the header: {places}.")
+    return blank(bytes(file), {n: [box for box, _ in rows] for n, rows in verdict.boxes.items()})
 
 
 def _is_nifti(path: str, head: bytes) -> bool:
