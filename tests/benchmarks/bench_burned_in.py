@@ -1,4 +1,4 @@
-"""Burned-in text: recall by size and contrast, clean volumes flagged, CPU per volume, beside tesseract.
+"""Burned-in text: recall by size and contrast, clean volumes flagged, CPU time, beside tesseract.
 
     CORE_MRI_DATA=DIR python tests/benchmarks/bench_burned_in.py
 
@@ -148,7 +148,8 @@ def main() -> None:
         for kind, hits in flagged[name].items():
             count, total = sum(hits), len(hits)
             print(
-                f"  clean {kind} volumes flagged: {count}/{total}, 95 % bound {bound(count, total):.2%}"
+                f"  clean {kind} volumes flagged: {count}/{total}, "
+                f"95 % bound {bound(count, total):.2%}"
             )
 
 
