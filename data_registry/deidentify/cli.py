@@ -43,6 +43,10 @@ class Arguments:
     pixels: Literal["skip", "check", "blank"] = "skip"
     """check reads three views of each series and quarantines those that show text; blank takes away
     text that the header of the file tells, and quarantines the rest; skip does not look."""
+    faces: Literal["keep", "crop", "deface"] = "keep"
+    """Only keep is there yet: the others are refused, so that nobody believes that faces went."""
+    release: Literal["restricted", "public"] = "restricted"
+    """public needs heads without faces and a person's review: refused until both are there."""
     jobs: int = 0
     """Worker processes; 0 takes all cores. The output does not depend on it."""
     dry_run: bool = False
@@ -91,6 +95,12 @@ def main(arguments: Sequence[str]) -> int:
             inside IN, or something private inside OUT or a registry.
     """
     flags = tyro.cli(Arguments, prog="core-mri data deidentify", args=arguments)
+    if flags.faces != "keep" or flags.release == "public":
+        raise ConfigError(
+            "CONFIG-06",
+            "this version removes no faces and records no review, so it makes nothing public.",
+            fix="Leave --faces keep and --release restricted, and treat heads as patient data.",
+        )
     key = load_key(flags.key_file, create=False)
     files = find_files(flags.source)
     if flags.source.resolve() in (flags.out.resolve(), *flags.out.resolve().parents):

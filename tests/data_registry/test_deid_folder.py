@@ -537,6 +537,19 @@ class TestCommand:
         words = (source, tmp_path / "mine", "--key-file", key_file, "--profile", "basic")
         assert self.refused(*words) == "CONFIG-04"
 
+    @pytest.mark.parametrize("words", [("--faces", "crop"), ("--release", "public")])
+    def test_what_is_not_there_yet_is_refused(
+        self,
+        source: Path,
+        tmp_path: Path,
+        key_file: Path,
+        images: list[Planted],
+        words: tuple[str, str],
+    ) -> None:
+        self.fill(source, images)
+        assert self.refused(source, tmp_path / "o", "--key-file", key_file, *words) == "CONFIG-06"
+        assert not (tmp_path / "o").exists()
+
     def test_nothing_readable_is_1(self, source: Path, tmp_path: Path, key_file: Path) -> None:
         (source / "b.txt").write_text("hello")
         assert main([str(source), str(tmp_path / "out"), "--key-file", str(key_file)]) == 1
