@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MIN_CHARACTERS = 4
 """Letters and digits that a text must have: fewer are markers of sides, scales and noise."""
 MIN_SCORE = 0.3
+MAX_HEIGHT, MIN_SURE_SCORE = 50, 0.8
 MIN_SIMILARITY = 0.8
 """From which a word read in the pixels is taken for a word of the header."""
 _SHORT_SIDE = 384
@@ -116,10 +117,12 @@ def read_image(image: npt.NDArray[np.uint8]) -> list[Read]:
     if found.boxes is None:
         return []
     reads = []
-    for corners, text in zip(found.boxes, found.txts, strict=True):
-        if sum(character.isalnum() for character in text) >= MIN_CHARACTERS:
-            corners = np.asarray(corners)
-            columns, rows = corners[:, 0], corners[:, 1]
+    for corners, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+        corners = np.asarray(corners)
+        columns, rows = corners[:, 0], corners[:, 1]
+        # Letters larger than any scanner writes are anatomy, unless they are read surely.
+        large = rows.max() - rows.min() > MAX_HEIGHT and score < MIN_SURE_SCORE
+        if sum(character.isalnum() for character in text) >= MIN_CHARACTERS and not large:
             box = (
                 max(int(rows.min()) - _MARGIN, 0),
                 max(int(columns.min()) - _MARGIN, 0),

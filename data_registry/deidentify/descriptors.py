@@ -10,7 +10,8 @@ from data_registry.vocabulary import is_technical, words
 def clean_text(text: str, forbidden: Collection[str] = ()) -> str:
     """Keep the words of `text` that stand in the vocabularies and not in `forbidden`.
 
-    Plain numbers are never kept: they may be a record number, a date or an age. A text all of whose
+    Plain numbers go, but for b-values and matrix sizes: they may be a record number, a date
+    or an age. A text all of whose
     words may stay is returned unchanged, so ``t1_mprage_sag`` keeps its spelling.
 
     Not covered: a person's name that is also a technical word ("Foot") and is not in `forbidden`.
