@@ -79,8 +79,14 @@ def is_damaged(tag: int, vr: bytes) -> bool:
 
 
 def _judged_by(tag: int, vr: bytes) -> bytes:
-    """The VR of the dictionary for values stored as UN (PS3.5 6.2.2)."""
-    return dictionary_vr(tag) if vr == b"UN" else vr
+    """The VR of the dictionary for values stored as UN (PS3.5 6.2.2) and for text of another VR.
+
+    A name in place of a number is then judged as a number, and goes.
+    """
+    known = dictionary_vr(tag)
+    if vr == b"UN" or (known != b"UN" and known in TEXT_VRS and vr in TEXT_VRS):
+        return known
+    return vr
 
 
 def _fits(tag: int, vr: bytes) -> bool:

@@ -59,8 +59,9 @@ def seeds_of(
 @cache
 def _seed_kind(tag: int, vr: bytes) -> Kind | None:
     """What an attribute names; None when it names nothing."""
-    if vr == b"UN":
-        vr = dictionary_vr(tag)
+    known = dictionary_vr(tag)
+    if known != b"UN":
+        vr = known
     if vr in _DATE_VRS:
         return "date"
     if vr == b"PN":

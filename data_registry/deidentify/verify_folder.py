@@ -26,6 +26,7 @@ from core_mri.errors import DataError
 from core_mri.files.fastmri import ACQUISITIONS
 from core_mri.files.hdf5 import open_hdf5
 from data_registry.deidentify.dictionary import tag_of
+from data_registry.deidentify.mapped import map_file, pieces
 from data_registry.deidentify.verify import Finding, find_leaks, find_text
 from data_registry.deidentify.verify_reader import scan
 from data_registry.deidentify.verify_tables import may_stay
@@ -42,6 +43,7 @@ _SAME_TEXT = frozenset(
 )  # fmt: skip
 """Elements of an ISMRMRD header whose text may be as it was."""
 _BATCH = 32
+_MAP_FROM = 1 << 24
 _AUDITED = re.compile(
     r"|done|quarantined|left out|passed|vetoed|dicom|nifti|sidecar|ismrmrd|fastmri"
     r"|[A-Z]+-\d\d|[FCP][A-Z2-7]{16,26}"
@@ -140,26 +142,31 @@ def _fingerprint(path: Path) -> str:
         if value.path in ((0x00080016,), (0x00200013,), (0x00200032,), (0x00200011,)):
             digest.update(bytes(value.raw).strip(b" \0") + b"|")
         elif value.tag == 0x7FE00010 and len(value.path) == 1:
-            digest.update(value.raw)
+            for (piece,) in pieces(memoryview(value.raw)):
+                digest.update(piece)
     return "dicom" + digest.hexdigest()
 
 
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+def _content(path: Path) -> bytes | memoryview:
+    """The bytes, unpacked; of a large file a view, so that memory stays flat."""
+    with path.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    if packed:
+        return gzip.decompress(path.read_bytes())
+    return map_file(path) if path.stat().st_size >= _MAP_FROM else path.read_bytes()
 
 
-def _is_nifti(content: bytes) -> bool:
+def _is_nifti(content: bytes | memoryview) -> bool:
     return content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0"
 
 
-def _nifti_start(content: bytes) -> tuple[int, bytes]:
+def _nifti_start(content: bytes | memoryview) -> tuple[int, bytes]:
     """Where the voxels begin, and all before them."""
     order = "<" if struct.unpack("<i", content[:4])[0] in _NIFTI_SIZES else ">"
     version_1 = struct.unpack(order + "i", content[:4])[0] == 348
     form, place = ("f", 108) if version_1 else ("q", 168)
     start = int(struct.unpack_from(order + form, content, place)[0])
-    return start, content[:start]
+    return start, bytes(content[:start])
 
 
 def _hdf5_print(path: Path) -> str:
@@ -208,7 +215,7 @@ def check_pair(original: Path, output: Path) -> list[Finding]:
     if new[:8] == b"\x89HDF\r\n\x1a\n":
         return _check_hdf5(original, output)
     if output.suffix == ".json":
-        return _check_sidecar(old, new)
+        return _check_sidecar(bytes(old), bytes(new))
     if _is_nifti(new):
         texts = [run.decode("ascii") for run in _nifti_texts(_nifti_start(old)[1])]
         head = _nifti_start(new)[1]

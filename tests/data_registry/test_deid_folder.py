@@ -246,12 +246,14 @@ class TestQuarantine:
         assert self.code(source, tmp_path, content, good) == "DATA-02"
 
     def test_wrong_vr_elsewhere_goes(self, images: list[Planted]) -> None:
-        content = explicit(images).replace(b"\x18\0\x14\x13DS", b"\x18\0\x14\x13OB", 0)
-        dataset = pydicom.dcmread(io.BytesIO(content))
-        dataset.add_new(0x00189073, "CS", "ZQXVWK")
+        dataset = pydicom.dcmread(io.BytesIO(explicit(images)))
+        dataset.add_new(0x00189073, "CS", "ZQXVWK")  # a number as bytes
+        dataset.add_new(0x00181049, "LO", "Zqxvwk")  # a number as text
+        dataset.add_new(0x00080022, "SH", "Zqxvwk")  # a date
         buffer = io.BytesIO()
         pydicom.dcmwrite(buffer, dataset)
-        assert b"ZQXVWK" not in deidentify_dicom(buffer.getvalue(), KEY, TCIA).content
+        clean = deidentify_dicom(buffer.getvalue(), KEY, TCIA).content
+        assert b"ZQXVWK" not in clean.upper()
 
     @pytest.mark.parametrize("charset", [None, "ISO_IR 999"])
     def test_undeclared_character_set(
