@@ -36,6 +36,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "data_registry.deidentify.cli:verify_main",
         "search outputs for what identified the originals",
     ),
+    "review": (
+        "data_registry.deidentify.cli:review_main",
+        "look at de-identified volumes, and record what was seen",
+    ),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""
 

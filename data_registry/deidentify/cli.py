@@ -1,4 +1,4 @@
-"""The commands `core-mri data deidentify` and `core-mri data verify`."""
+"""The commands `core-mri data deidentify`, `verify` and `review`."""
 
 from __future__ import annotations
 
@@ -171,6 +171,72 @@ def verify_main(arguments: Sequence[str]) -> int:
         for name in [*vetoed, *unpaired][:10]:
             print(f"  {name}")
     return 1 if vetoed or unpaired else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewArguments:
+    """Look at de-identified volumes in a browser on this machine, and record what was seen.
+
+    Shown are all volumes in which text was found and blanked, and a random sample of the others:
+    pictures and header side by side; P, F, U and the arrow keys. Each verdict becomes a line of
+    DIR/review.jsonl with initials and time. Ctrl-C ends it; the next run goes on.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """Output folder of `core-mri data deidentify`."""
+    sample: int = 30
+    """Volumes taken by chance, beside the flagged ones."""
+    seed: int = 0
+    """Of the sample: the same seed shows the same volumes."""
+    port: int = 0
+    """Of the page; 0 takes a free one."""
+    status: bool = False
+    """Only say what was looked at; exit with 1 unless every item passed."""
+    json: bool = False
+    """Print a JSON object (with --status)."""
+
+
+def review_main(arguments: Sequence[str]) -> int:
+    """Run `core-mri data review`.
+
+    Returns:
+        0 when the page was closed, or with ``--status`` when every item passed; else 1.
+
+    Raises:
+        CoreMRIError: As `items_of` and `Ledger.open`.
+    """
+    from data_registry.deidentify.review import VERDICTS, Ledger, items_of
+
+    flags = tyro.cli(ReviewArguments, prog="core-mri data review", args=arguments)
+    items = items_of(flags.folder, sample=flags.sample, seed=flags.seed)
+    ledger = Ledger.open(flags.folder)
+
+    def counts() -> dict[str, int]:
+        said = Counter(line.verdict for item in items if (line := ledger.verdict_on(item)))
+        return {"items": len(items), **{verdict: said[verdict] for verdict in VERDICTS}}
+
+    if not flags.status:
+        from data_registry.deidentify.review_server import ReviewServer
+
+        with ReviewServer(items, ledger, port=flags.port) as server:
+            print(
+                f"{len(items)} volumes to look at: {server.url}\nCtrl-C ends the review.",
+                flush=True,
+            )
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print()
+    told = counts()
+    open_items = told["items"] - told["pass"] - told["fail"] - told["unsure"]
+    if flags.json:
+        print(json.dumps({**told, "open": open_items}))
+    else:
+        print(
+            f"{told['items']} items: {told['pass']} passed, {told['fail']} failed, "
+            f"{told['unsure']} unsure, {open_items} not looked at."
+        )
+    return 0 if not flags.status or (items and told["pass"] == told["items"]) else 1
 
 
 class _Tally:

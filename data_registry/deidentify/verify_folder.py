@@ -33,7 +33,7 @@ from data_registry.deidentify.verify_tables import may_stay
 from data_registry.vocabulary import is_technical, words
 from data_registry.worker_pool import WorkerPool
 
-AUDIT = "audit.jsonl"
+AUDIT, LEDGER = "audit.jsonl", "review.jsonl"
 _NIFTI_SIZES = (348, 540)
 _SAME_TEXT = frozenset(
     (
@@ -84,7 +84,7 @@ def verify_folder(source: Path, out: Path, *, jobs: int = 1) -> Iterator[Checked
     """
     originals, outputs = _files(source), _files(out)
     audits = [path for path in outputs if path.name == AUDIT]
-    outputs = [path for path in outputs if path.name != AUDIT]
+    outputs = [path for path in outputs if path.name not in (AUDIT, LEDGER)]
     by_print: dict[str, list[str]] = defaultdict(list)
     with WorkerPool(jobs) as pool:
         for paths, marks in pool.each(_fingerprints, _batches(originals)):
