@@ -11,7 +11,7 @@ Reader: rapidocr (PP-OCR models inside the wheel) on onnxruntime, shorter side e
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cache
@@ -163,13 +163,34 @@ def blank(content: bytes, boxes: dict[int, list[Box]]) -> bytes:
     Raises:
         DataError: DATA-10 when pixel data cannot be decoded or are no gray values.
     """
+
+    def fill(frames: Image) -> None:
+        for number, rectangles in boxes.items():
+            lowest = frames[number].min()
+            for top, left, bottom, right in rectangles:
+                frames[number, top:bottom, left:right] = lowest
+
+    return edited(content, fill)
+
+
+def edited(content: bytes, change: Callable[[Image], None]) -> bytes:
+    """A DICOM file with other pixels.
+
+    Args:
+        content: The file; compressed pixel data are written uncompressed.
+        change: Changes the frames ``[frames, rows, columns]`` in place.
+
+    Raises:
+        DataError: DATA-10 when pixel data cannot be decoded or are no gray values; what `change`
+            raises.
+    """
     import io
 
     import pydicom
 
     dataset = pydicom.dcmread(io.BytesIO(content), force=True)
     if int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise DataError("DATA-10", "text in a colour image, which is not blanked.")
+        raise DataError("DATA-10", "a colour image, whose pixels are not changed.")
     try:
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             dataset.decompress(generate_instance_uid=False)
@@ -181,10 +202,7 @@ def blank(content: bytes, boxes: dict[int, list[Box]]) -> bytes:
         frames = pixels[: shape[0] * shape[1] * shape[2]].reshape(shape)
     except Exception as error:  # decoders raise nearly anything
         raise DataError("DATA-10", f"cannot be decoded ({type(error).__name__}).") from None
-    for number, rectangles in boxes.items():
-        lowest = frames[number].min()
-        for top, left, bottom, right in rectangles:
-            frames[number, top:bottom, left:right] = lowest
+    change(frames)
     dataset.PixelData = frames.tobytes() + b"\0" * (frames.nbytes & 1)
     buffer = io.BytesIO()
     dataset.save_as(buffer)

@@ -44,9 +44,10 @@ class Arguments:
     """check reads three views of each series and quarantines those that show text; blank takes away
     text that the header of the file tells, and quarantines the rest; skip does not look."""
     faces: Literal["keep", "crop", "deface"] = "keep"
-    """Only keep is there yet: the others are refused, so that nobody believes that faces went."""
+    """crop takes away all of a head below the orbital rim in front, deface pydeface's mask; heads
+    to which the template cannot be fitted surely are quarantined."""
     release: Literal["restricted", "public"] = "restricted"
-    """public needs heads without faces and a person's review: refused until both are there."""
+    """public needs a person's review, which nothing checks yet: refused until it does."""
     jobs: int = 0
     """Worker processes; 0 takes all cores. The output does not depend on it."""
     dry_run: bool = False
@@ -95,11 +96,11 @@ def main(arguments: Sequence[str]) -> int:
             inside IN, or something private inside OUT or a registry.
     """
     flags = tyro.cli(Arguments, prog="core-mri data deidentify", args=arguments)
-    if flags.faces != "keep" or flags.release == "public":
+    if flags.release == "public":
         raise ConfigError(
             "CONFIG-06",
-            "this version removes no faces and records no review, so it makes nothing public.",
-            fix="Leave --faces keep and --release restricted, and treat heads as patient data.",
+            "this version does not check that a person reviewed the scans: it makes none public.",
+            fix="Leave --release restricted, and look at the result with core-mri data review.",
         )
     key = load_key(flags.key_file, create=False)
     files = find_files(flags.source)
@@ -123,6 +124,7 @@ def main(arguments: Sequence[str]) -> int:
             jobs=flags.jobs or len(os.sched_getaffinity(0)),
             dry_run=flags.dry_run,
             pixels=flags.pixels,
+            faces=flags.faces,
         ),
         description="de-identify",
         total=len(files),
@@ -315,7 +317,7 @@ class _Tally:
             f"{f', {self.left_out.total()} left out' if self.left_out else ''}"
             f"{_reasons(self.left_out)}; {self.repeated} known from earlier runs.\n"
             f"{self._words['removed']} words taken out of descriptions. "
-            f"{_PIXELS[self._flags.pixels]}"
+            f"{_PIXELS[self._flags.pixels]} {_FACES[self._flags.faces]}"
         )
         if not self._flags.dry_run:
             print(f"Every file with its keyed id: {self._flags.out / AUDIT}")
@@ -323,9 +325,14 @@ class _Tally:
 
 
 _PIXELS = {
-    "skip": "Pixel data were not inspected: burned-in text and faces stay.",
-    "check": "Three views of each series were read for text. Faces stay.",
-    "blank": "Three views of each series were read for text; the header's was blanked. Faces stay.",
+    "skip": "Pixel data were not read: burned-in text stays.",
+    "check": "Three views of each series were read for text.",
+    "blank": "Three views of each series were read for text; the header's was blanked.",
+}
+_FACES = {
+    "keep": "Faces stay.",
+    "crop": "Heads were cropped at the orbital rim.",
+    "deface": "Heads were defaced; eyes may stay.",
 }
 
 

@@ -19,9 +19,16 @@ from typing import Any, TextIO
 from core_mri.errors import ConfigError, DataError
 from core_mri.version import __version__
 from data_registry.deidentify.actions import EDITION, OPTIONS_EDITION
+from data_registry.deidentify.faces import FacePolicy
+from data_registry.deidentify.heads import FaceVerdict
 from data_registry.deidentify.identifiers import file_id, pseudonym
 from data_registry.deidentify.outcome import Outcome, PrivateDetails
-from data_registry.deidentify.pixels import PixelMode, PixelVerdict, look_at_pixels
+from data_registry.deidentify.pixels import (
+    PixelMode,
+    PixelVerdict,
+    look_at_faces,
+    look_at_pixels,
+)
 from data_registry.deidentify.profile import Profile
 from data_registry.deidentify.work import WAITING, Done, Task, single, work
 from data_registry.worker_pool import WorkerPool
@@ -68,6 +75,7 @@ def deidentify_folder(
     jobs: int = 1,
     dry_run: bool = False,
     pixels: PixelMode = "skip",
+    faces: FacePolicy = "keep",
 ) -> Iterator[Item]:
     """De-identify files; inputs are only read, outputs appear complete or not at all.
 
@@ -85,6 +93,7 @@ def deidentify_folder(
         dry_run: Write nothing; `out` is not even made.
         pixels: Look for text in the pixels: ``check`` quarantines the series that shows some,
             ``blank`` takes away text that the file's own header tells, ``skip`` does not look.
+        faces: ``crop`` or ``deface`` heads, and hold back those where it is not sure.
 
     Yields:
         One item per file, in order, after its line of the audit is written.
@@ -94,7 +103,7 @@ def deidentify_folder(
             another key or profile.
         DataError: DATA-07 when `out` cannot be written.
     """
-    known = {} if dry_run else _open_audit(out, key, profile, pixels)
+    known = {} if dry_run else _open_audit(out, key, profile, pixels, faces)
     named = [(path, file_id(key, path.absolute()), _stamp(key, path)) for path in files]
     todo = [
         (identity, str(path.absolute()), stamp)
@@ -107,7 +116,11 @@ def deidentify_folder(
         shown = None
         if pixels != "skip":
             shown = look_at_pixels([path for _, path, _ in todo], pool, pixels)
-        results = _results(pool, _tasks(todo, common, shown))
+        fitted = None
+        if faces != "keep":
+            fitted = look_at_faces([path for _, path, _ in todo], pool, faces)
+        common = replace(common, face_policy=faces)
+        results = _results(pool, _tasks(todo, common, shown, fitted))
         seen: dict[str, str] = {}
         try:
             for path, identity, stamp in named:
@@ -135,12 +148,16 @@ def _root(source: Path) -> str:
 
 
 def _tasks(
-    todo: list[tuple[str, str, str]], common: Task, shown: dict[str, PixelVerdict] | None
+    todo: list[tuple[str, str, str]],
+    common: Task,
+    shown: dict[str, PixelVerdict] | None,
+    fitted: dict[str, FaceVerdict] | None,
 ) -> Iterator[Task]:
     waiting = iter(todo)
     while batch := tuple(islice(waiting, _BATCH)):
         own = None if shown is None else {p: shown[p] for _, p, _ in batch if p in shown}
-        yield replace(common, files=batch, pixels=own)
+        heads = None if fitted is None else {p: fitted[p] for _, p, _ in batch if p in fitted}
+        yield replace(common, files=batch, pixels=own, faces=heads)
 
 
 def _own(source: Path, key: bytes) -> dict[str, tuple[str, str]]:
@@ -199,7 +216,9 @@ def _twin(outcome: Outcome) -> Outcome:
     return replace(outcome, status="quarantined", code="DATA-02", output="", result="")
 
 
-def _open_audit(out: Path, key: bytes, profile: Profile, pixels: PixelMode) -> dict[str, Outcome]:
+def _open_audit(
+    out: Path, key: bytes, profile: Profile, pixels: PixelMode, faces: FacePolicy
+) -> dict[str, Outcome]:
     """Outcomes of earlier runs by keyed id; makes the folder and its first line when new."""
     path = out / AUDIT
     head = {
@@ -210,6 +229,7 @@ def _open_audit(out: Path, key: bytes, profile: Profile, pixels: PixelMode) -> d
         "table": f"PS3.15 {EDITION} (options {OPTIONS_EDITION})",
         "codes": profile.codes,
         "pixels": pixels,
+        "faces": faces,
         "key": pseudonym(key, "audit"),
     }
     try:
@@ -248,7 +268,7 @@ def _check_head(path: Path, first: dict[str, Any], head: dict[str, Any]) -> None
         )
     different = [
         name
-        for name in ("version", "profile", "options", "table", "pixels")
+        for name in ("version", "profile", "options", "table", "pixels", "faces")
         if first.get(name) != head[name]
     ]
     if different:

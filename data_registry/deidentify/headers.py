@@ -97,7 +97,12 @@ class Clean:
 
 
 def deidentify_dicom(
-    file: Buffer, key: bytes, profile: Profile, *, pixels_clean: bool = False
+    file: Buffer,
+    key: bytes,
+    profile: Profile,
+    *,
+    pixels_clean: bool = False,
+    face_removed: bool = False,
 ) -> Clean:
     """De-identify one DICOM file.
 
@@ -106,6 +111,7 @@ def deidentify_dicom(
         key: Project key.
         profile: What to do.
         pixels_clean: Somebody read the pixels, and they show no text.
+        face_removed: It is a head, and its face was taken away.
 
     Raises:
         DataError: As :func:`parse`; DATA-02 also when the UID of object, series or study is
@@ -135,7 +141,13 @@ def deidentify_dicom(
         )  # fmt: skip
     subject = subject_of(parsed, value(_PATIENT_ID), value(_ISSUER), uids[2], key)
     writer = _Writer(parsed.content, subject, profile, value(_SOP_CLASS))
-    ours = recording.recorded(profile, subject.name, parsed.encoding, pixels_clean=pixels_clean)
+    ours = recording.recorded(
+        profile,
+        subject.name,
+        parsed.encoding,
+        pixels_clean=pixels_clean,
+        face_removed=face_removed,
+    )
     body = writer.data_set(parsed.elements, parsed.encoding, ours)
     instance, series, study = (_new_uid(key, uid, profile) for uid in uids)
     syntax = parsed.syntax or _syntax_of(parsed.encoding)

@@ -1,4 +1,4 @@
-"""Which files show text: series by series, before their headers are de-identified."""
+"""Which files show text or a face: series by series, before headers are de-identified."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 from core_mri.errors import ConfigError, CoreMRIError
 from data_registry.deidentify.burned_in import Box, read_series
 from data_registry.deidentify.encoding import parse, text
+from data_registry.deidentify.faces import FacePolicy
+from data_registry.deidentify.heads import FaceVerdict, look_at_series
 from data_registry.deidentify.mapped import map_file
 from data_registry.worker_pool import WorkerPool
 
@@ -45,18 +47,42 @@ def look_at_pixels(paths: list[str], pool: WorkerPool, mode: PixelMode) -> dict[
         pool: Worker processes.
         mode: For ``blank``, every frame of a series with text is read.
     """
+    verdicts: dict[str, PixelVerdict] = {}
+    tasks = ((tuple(own), mode == "blank") for own in _by_series(paths, pool).values())
+    for (own, _), result in pool.each(_look, tasks):
+        dead = [PixelVerdict("DATA-10")] * len(own)  # a decoder that killed its process
+        verdicts.update(zip(own, result or dead, strict=True))
+    return verdicts
+
+
+def look_at_faces(paths: list[str], pool: WorkerPool, policy: FacePolicy) -> dict[str, FaceVerdict]:
+    """A verdict for every DICOM file with pixel data: the template is fitted to each series.
+
+    Args:
+        paths: Files of any kind.
+        pool: Worker processes.
+        policy: ``crop`` or ``deface``.
+    """
+    verdicts: dict[str, FaceVerdict] = {}
+    tasks = ((tuple(own), policy) for own in _by_series(paths, pool).values())
+    for (own, _), result in pool.each(_fit, tasks):
+        verdicts.update(dict.fromkeys(own, result or FaceVerdict("held", policy)))
+    return verdicts
+
+
+def _fit(task: tuple[tuple[str, ...], FacePolicy]) -> FaceVerdict:
+    paths, policy = task
+    return look_at_series([Path(path) for path in paths], policy)
+
+
+def _by_series(paths: list[str], pool: WorkerPool) -> dict[str, list[str]]:
     series: dict[str, list[str]] = defaultdict(list)
     batches = (tuple(paths[i : i + _BATCH]) for i in range(0, len(paths), _BATCH))
     for batch, found in pool.each(_series_of, batches):
         for path, name in zip(batch, found or [""] * len(batch), strict=True):
             if name:
                 series[name].append(path)
-    verdicts: dict[str, PixelVerdict] = {}
-    tasks = ((tuple(own), mode == "blank") for own in series.values())
-    for (own, _), result in pool.each(_look, tasks):
-        dead = [PixelVerdict("DATA-10")] * len(own)  # a decoder that killed its process
-        verdicts.update(zip(own, result or dead, strict=True))
-    return verdicts
+    return series
 
 
 def _series_of(paths: tuple[str, ...]) -> list[str]:

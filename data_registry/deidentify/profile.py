@@ -38,6 +38,8 @@ CODES: dict[str, tuple[str, str]] = {
 """Code and meaning in CID 7050 (PS3.16)."""
 CLEAN_PIXELS = "113101", "Clean Pixel Data Option"
 """Recorded for files whose pixels were read."""
+CLEAN_FACES = "113102", "Clean Recognizable Visual Features Option"
+"""Recorded for heads whose face was removed."""
 
 
 @dataclass(frozen=True)

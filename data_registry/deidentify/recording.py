@@ -21,13 +21,13 @@ from data_registry.deidentify.encoding import (
     header_of,
     item_of,
 )
-from data_registry.deidentify.profile import CLEAN_PIXELS, CODES, Profile
+from data_registry.deidentify.profile import CLEAN_FACES, CLEAN_PIXELS, CODES, Profile
 from data_registry.deidentify.rules import PATIENT_ID, PATIENT_NAME
 
 IMPLEMENTATION_UID = "2.25.309057942993711921583822705243986725411"
 IMPLEMENTATION_NAME = "CORE-MRI"
 IDENTITY_REMOVED, METHOD, METHOD_CODES, TEMPORAL = 0x00120062, 0x00120063, 0x00120064, 0x00280303
-BURNED_IN = 0x00280301
+BURNED_IN, FEATURES = 0x00280301, 0x00280302
 RECORDED = frozenset((PATIENT_NAME, PATIENT_ID, IDENTITY_REMOVED, METHOD, METHOD_CODES, TEMPORAL))
 """Attributes of the top level that are written anew."""
 _SEAL_START = "seal "
@@ -43,7 +43,12 @@ def method(profile: Profile, *, pixels_clean: bool = False) -> list[str]:
 
 
 def recorded(
-    profile: Profile, patient: str, encoding: Encoding, *, pixels_clean: bool = False
+    profile: Profile,
+    patient: str,
+    encoding: Encoding,
+    *,
+    pixels_clean: bool = False,
+    face_removed: bool = False,
 ) -> list[tuple[int, bytes]]:
     """Elements that every output holds, with an empty seal; tags ascend.
 
@@ -52,8 +57,10 @@ def recorded(
         patient: Pseudonym.
         encoding: Of the data set.
         pixels_clean: The pixels were read and show no text, or were blanked: Clean Pixel Data.
+        face_removed: The face of a head was removed: Clean Recognizable Visual Features.
     """
     pixel_codes = [CLEAN_PIXELS[0]] if pixels_clean else []
+    pixel_codes += [CLEAN_FACES[0]] if face_removed else []
     codes = b"".join(
         item_of(
             b"".join(
@@ -76,6 +83,7 @@ def recorded(
         (METHOD, element(METHOD, b"LO", text, encoding)),
         (METHOD_CODES, element(METHOD_CODES, b"SQ", codes, encoding)),
         *([(BURNED_IN, element(BURNED_IN, b"CS", b"NO", encoding))] if pixels_clean else []),
+        *([(FEATURES, element(FEATURES, b"CS", b"NO", encoding))] if face_removed else []),
         (TEMPORAL, element(TEMPORAL, b"CS", profile.temporal.encode(), encoding)),
     ]
 
@@ -145,4 +153,4 @@ def _seal(header: bytes, key: bytes) -> bytes:
     return digest[: len(_NO_SEAL)].encode()
 
 
-_MEANINGS = dict([*CODES.values(), CLEAN_PIXELS])
+_MEANINGS = dict([*CODES.values(), CLEAN_PIXELS, CLEAN_FACES])

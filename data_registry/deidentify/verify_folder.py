@@ -44,6 +44,11 @@ _SAME_TEXT = frozenset(
 """Elements of an ISMRMRD header whose text may be as it was."""
 _BATCH = 32
 _MAP_FROM = 1 << 24
+_NO_MARKS = ("", "")
+_PLACE = frozenset(
+    (tag,) for tag in (0x00080016, 0x00180081, 0x00200011, 0x00200012, 0x00200013, 0x00200032)
+)
+"""Class, echo time, numbers of series, acquisition and instance, position: none is changed."""
 _AUDITED = re.compile(
     r"|done|quarantined|left out|passed|vetoed|dicom|nifti|sidecar|ismrmrd|fastmri"
     r"|[A-Z]+-\d\d|[FCP][A-Z2-7]{16,26}"
@@ -86,14 +91,19 @@ def verify_folder(source: Path, out: Path, *, jobs: int = 1) -> Iterator[Checked
     audits = [path for path in outputs if path.name == AUDIT]
     outputs = [path for path in outputs if path.name not in (AUDIT, LEDGER)]
     by_print: dict[str, list[str]] = defaultdict(list)
+    by_place: dict[str, list[str]] = defaultdict(list)
     with WorkerPool(jobs) as pool:
         for paths, marks in pool.each(_fingerprints, _batches(originals)):
-            for path, mark in zip(paths, marks or [""] * len(paths), strict=True):
+            for path, (mark, place) in zip(paths, marks or [_NO_MARKS] * len(paths), strict=True):
                 by_print[mark].append(path)
+                by_place[place].append(path)
         pairs = []
         for paths, marks in pool.each(_fingerprints, _batches(outputs)):
-            for path, mark in zip(paths, marks or [""] * len(paths), strict=True):
-                pairs.append((path, tuple(by_print.get(mark, [])) if mark else (), str(out)))
+            for path, (mark, place) in zip(paths, marks or [_NO_MARKS] * len(paths), strict=True):
+                # Pixels that were blanked or cropped are another picture at the same place.
+                found = by_print.get(mark) if mark else None
+                found = found or (by_place.get(place) if place else None) or []
+                pairs.append((path, tuple(found), str(out)))
         tasks = (tuple(pairs[i : i + _BATCH]) for i in range(0, len(pairs), _BATCH))
         for task, results in pool.each(_check_all, tasks):  # a crash costs its pair only
             yield from results or [
@@ -117,34 +127,44 @@ def _batches(paths: list[Path]) -> Iterator[tuple[str, ...]]:
         yield tuple(map(str, paths[start : start + _BATCH]))
 
 
-def _fingerprints(paths: tuple[str, ...]) -> list[str]:
-    """What tells a file again; empty for what cannot be read."""
+def _fingerprints(paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    """What tells a file again: its pixels, or its place alone; empty where it cannot be read."""
     found = []
     for path in paths:
         try:
             found.append(_fingerprint(Path(path)))
         except (DataError, OSError, ValueError, KeyError, EOFError, struct.error, zlib.error):
-            found.append("")
+            found.append(_NO_MARKS)
     return found
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(path: Path) -> tuple[str, str]:
     content = _content(path)
     if content[:8] == b"\x89HDF\r\n\x1a\n":
-        return _hdf5_print(path)
+        return _hdf5_print(path), ""
     if path.suffix == ".json":
-        return _sidecar_print(path)
+        return _sidecar_print(path), ""
     if _is_nifti(content):
-        start, _ = _nifti_start(content)
-        return "nifti" + hashlib.sha256(content[start:]).hexdigest()
-    digest = hashlib.sha256()
+        start, head = _nifti_start(content)
+        version_1 = head[344:348] == b"n+1\0"
+        shape = (
+            head[40:56] + head[76:108] + head[280:328]
+            if version_1
+            else head[16:168] + head[400:496]
+        )
+        return (
+            "nifti" + hashlib.sha256(content[start:]).hexdigest(),
+            "nifti" + hashlib.sha256(shape).hexdigest(),
+        )
+    place, pixels = hashlib.sha256(), hashlib.sha256()
     for value in scan(content).values:
-        if value.path in ((0x00080016,), (0x00200013,), (0x00200032,), (0x00200011,)):
-            digest.update(bytes(value.raw).strip(b" \0") + b"|")
+        if value.path in _PLACE:
+            place.update(bytes(value.raw).strip(b" \0") + b"|")
         elif value.tag == 0x7FE00010 and len(value.path) == 1:
             for (piece,) in pieces(memoryview(value.raw)):
-                digest.update(piece)
-    return "dicom" + digest.hexdigest()
+                pixels.update(piece)
+    mark = place.hexdigest()
+    return f"dicom{mark}{pixels.hexdigest()}", f"dicom{mark}"
 
 
 def _content(path: Path) -> bytes | memoryview:
@@ -183,7 +203,7 @@ def _sidecar_print(path: Path) -> str:
     for suffix in (".nii.gz", ".nii"):
         image = path.with_name(path.name.removesuffix(".json") + suffix)
         if image.is_file():
-            return "sidecar" + _fingerprint(image)
+            return "sidecar" + _fingerprint(image)[1]
     return ""
 
 

@@ -15,6 +15,7 @@ _OPTION_OF_CODE = {
     "113103": "graphics", "113104": "structured_content", "113105": "descriptors",
     "113106": "full_dates", "113107": "modified_dates", "113108": "patient_characteristics",
     "113109": "device", "113110": "uids", "113111": "safe_private", "113112": "institution",
+    "113101": "pixels", "113102": "faces",
 }  # fmt: skip
 _CODE, _SCHEME, _MEANING = 0x00080100, 0x00080102, 0x00080104
 _METHOD_CODES = 0x00120064

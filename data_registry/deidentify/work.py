@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,10 @@ from pathlib import Path
 
 from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
-from data_registry.deidentify import headers, verify
+from data_registry.deidentify import headers, heads, verify
 from data_registry.deidentify.encoding import Buffer
+from data_registry.deidentify.faces import FacePolicy
+from data_registry.deidentify.heads import FaceVerdict
 from data_registry.deidentify.identifiers import pseudonym
 from data_registry.deidentify.mapped import map_file, pieces
 from data_registry.deidentify.outcome import (
@@ -51,6 +54,8 @@ class Task:
         profile: What to do.
         own: Of an input that is an earlier output: path below it -> kind and keyed hash.
         pixels: Path -> what its pixels show; None when nobody looked.
+        faces: Path -> what is to become of its face; None to keep faces.
+        face_policy: The same for files that are no DICOM.
     """
 
     files: tuple[tuple[str, str, str], ...]
@@ -60,6 +65,8 @@ class Task:
     profile: Profile
     own: dict[str, tuple[str, str]] = field(default_factory=dict)
     pixels: dict[str, PixelVerdict] | None = None
+    faces: dict[str, FaceVerdict] | None = None
+    face_policy: FacePolicy = "keep"
 
 
 Done = tuple[Outcome, PrivateDetails]
@@ -223,7 +230,19 @@ def _dicom(task: Task, path: str, waiting: str | None, file: Buffer) -> Product:
     verdict = None if task.pixels is None else task.pixels.get(path)
     if verdict is not None and verdict.code:
         file = _without_text(file, verdict)
-    clean = headers.deidentify_dicom(file, task.key, task.profile, pixels_clean=verdict is not None)
+    face = None if task.faces is None else task.faces.get(path)
+    has_fit = face is not None and face.outcome == "fit"
+    if face is not None and face.outcome == "held":
+        raise heads.held_back(face)
+    if face is not None and has_fit:
+        file = heads.without_face(bytes(file), face)
+    clean = headers.deidentify_dicom(
+        file,
+        task.key,
+        task.profile,
+        pixels_clean=verdict is not None,
+        face_removed=has_fit,
+    )
     output = f"{clean.patient}/{clean.study}/{clean.series}/{clean.instance}.dcm"
     digest = hashlib.sha256()
     for (piece,) in pieces(memoryview(clean.pixels)):
@@ -301,7 +320,14 @@ def _nifti(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     from data_registry.deidentify import nifti
 
     place = nifti.place_of(task.key, path, task.root)
-    result = nifti.deidentify_nifti(Path(path), _path(waiting))
+    source = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        if task.face_policy != "keep":
+            suffix = ".nii.gz" if path.lower().endswith(".gz") else ".nii"
+            faceless = Path(folder) / f"{source.name.split('.')[0]}{suffix}"
+            if heads.nifti_without_face(source, faceless, task.face_policy):
+                source = faceless
+        result = nifti.deidentify_nifti(source, _path(waiting))
     result = replace(result, patient=(place.old, place.patient))
     return _other(task, path, waiting, "nifti", place.output, result)
 
@@ -320,6 +346,8 @@ def _sidecar(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
 def _raw_data(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     from data_registry.deidentify import raw_data
 
+    if task.face_policy != "keep":
+        raise DataError("DATA-17", "raw data, which shows a face once it is reconstructed.")
     kind, output, result = raw_data.deidentify_raw_data(Path(path), _path(waiting), task.key)
     return _other(task, path, waiting, kind, output, result)
 

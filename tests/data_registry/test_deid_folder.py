@@ -539,7 +539,7 @@ class TestCommand:
         words = (source, tmp_path / "mine", "--key-file", key_file, "--profile", "basic")
         assert self.refused(*words) == "CONFIG-04"
 
-    @pytest.mark.parametrize("words", [("--faces", "crop"), ("--release", "public")])
+    @pytest.mark.parametrize("words", [("--release", "public")])
     def test_what_is_not_there_yet_is_refused(
         self,
         source: Path,
