@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import track
 
 from core_mri.errors import ConfigError
+from data_registry.deidentify.faces import FacePolicy
 from data_registry.deidentify.folder import AUDIT, Item, deidentify_folder, find_files
 from data_registry.deidentify.identifiers import load_key
 from data_registry.deidentify.mapping import Maps, outside, private_writer, write_words
+from data_registry.deidentify.pixels import PixelMode
 from data_registry.deidentify.profile import PROFILES
 from data_registry.deidentify.verify_folder import verify_folder
 
@@ -27,8 +29,8 @@ class Arguments:
     """De-identify scans by DICOM PS3.15 Annex E, and verify every output before it gets its name.
 
     Writes OUT/PATIENT/STUDY/SERIES/SOP.dcm with keyed names and OUT/audit.jsonl. NIfTI files, BIDS
-    sidecars, ISMRMRD and fastMRI files go to OUT/PATIENT/FILE. Pixel data are not changed and not
-    looked at: burned-in text and faces stay. Running again goes on where it stopped.
+    sidecars, ISMRMRD and fastMRI files go to OUT/PATIENT/FILE. Burned-in text and faces stay unless
+    --pixels, --faces or --release public ask for more. Running again goes on where it stopped.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -40,14 +42,17 @@ class Arguments:
     profile: Literal["tcia-mr", "basic"] = "tcia-mr"
     """basic: the Basic Profile alone. tcia-mr: with cleaned descriptions, moved dates, patient
     characteristics, safe private attributes and structured content."""
-    pixels: Literal["skip", "check", "blank"] = "skip"
+    pixels: PixelMode | None = None
     """check reads three views of each series and quarantines those that show text; blank takes away
-    text that the header of the file tells, and quarantines the rest; skip does not look."""
-    faces: Literal["keep", "crop", "deface"] = "keep"
+    text that the header of the file tells, and quarantines the rest; skip does not look. Taken when
+    nothing is said: skip, and check for --release public."""
+    faces: FacePolicy | None = None
     """crop takes away all of a head below the orbital rim in front, deface pydeface's mask; heads
-    to which the template cannot be fitted surely are quarantined."""
+    to which the template cannot be fitted surely are quarantined. Taken when nothing is said: keep,
+    and crop for --release public."""
     release: Literal["restricted", "public"] = "restricted"
-    """public needs a person's review, which nothing checks yet: refused until it does."""
+    """public refuses --pixels skip and --faces keep, and quarantines raw data. What comes out may
+    be made public only when a person has looked at it: core-mri data review OUT."""
     jobs: int = 0
     """Worker processes; 0 takes all cores. The output does not depend on it."""
     dry_run: bool = False
@@ -93,15 +98,11 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         CoreMRIError: As `load_key`, `find_files` and `deidentify_folder`; CONFIG-05 when OUT lies
-            inside IN, or something private inside OUT or a registry.
+            inside IN, something private inside OUT or a registry, or ``--release public`` stands
+            beside ``--pixels skip`` or ``--faces keep``.
     """
     flags = tyro.cli(Arguments, prog="core-mri data deidentify", args=arguments)
-    if flags.release == "public":
-        raise ConfigError(
-            "CONFIG-06",
-            "this version does not check that a person reviewed the scans: it makes none public.",
-            fix="Leave --release restricted, and look at the result with core-mri data review.",
-        )
+    pixels, faces = _asked(flags)
     key = load_key(flags.key_file, create=False)
     files = find_files(flags.source)
     if flags.source.resolve() in (flags.out.resolve(), *flags.out.resolve().parents):
@@ -123,15 +124,15 @@ def main(arguments: Sequence[str]) -> int:
             PROFILES[flags.profile],
             jobs=flags.jobs or len(os.sched_getaffinity(0)),
             dry_run=flags.dry_run,
-            pixels=flags.pixels,
-            faces=flags.faces,
+            pixels=pixels,
+            faces=faces,
         ),
         description="de-identify",
         total=len(files),
         console=console,
         disable=not console.is_terminal,
     )
-    tally = _Tally(flags)
+    tally = _Tally(flags, pixels, faces)
     for item in items:
         tally.add(item)
     tally.write_private(key)
@@ -139,6 +140,19 @@ def main(arguments: Sequence[str]) -> int:
     if flags.strict and tally.quarantined:
         return 1
     return 0 if tally.done else 1
+
+
+def _asked(flags: Arguments) -> tuple[PixelMode, FacePolicy]:
+    """What to do with pixels and faces: what the release asks, where the user says nothing."""
+    if flags.release == "restricted":
+        return flags.pixels or "skip", flags.faces or "keep"
+    if flags.pixels == "skip" or flags.faces == "keep":
+        raise ConfigError(
+            "CONFIG-05",
+            "--release public beside --pixels skip or --faces keep: text and faces would stay.",
+            fix="Leave --pixels and --faces out, or give check or blank, and crop or deface.",
+        )
+    return flags.pixels or "check", flags.faces or "crop"
 
 
 def verify_main(arguments: Sequence[str]) -> int:
@@ -244,11 +258,11 @@ def review_main(arguments: Sequence[str]) -> int:
 class _Tally:
     """Counts for everybody, and lists for those who may see names."""
 
-    def __init__(self, flags: Arguments) -> None:
+    def __init__(self, flags: Arguments, pixels: PixelMode, faces: FacePolicy) -> None:
         self.done = self.repeated = 0
         self.quarantined: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._flags = flags
+        self._flags, self._pixels, self._faces = flags, pixels, faces
         self._actions: Counter[str] = Counter()
         self._words: Counter[str] = Counter()
         self._removed: Counter[str] = Counter()
@@ -317,11 +331,16 @@ class _Tally:
             f"{f', {self.left_out.total()} left out' if self.left_out else ''}"
             f"{_reasons(self.left_out)}; {self.repeated} known from earlier runs.\n"
             f"{self._words['removed']} words taken out of descriptions. "
-            f"{_PIXELS[self._flags.pixels]} {_FACES[self._flags.faces]}"
+            f"{_PIXELS[self._pixels]} {_FACES[self._faces]}"
         )
         if not self._flags.dry_run:
             print(f"Every file with its keyed id: {self._flags.out / AUDIT}")
             print(f"Next: core-mri data verify {self._flags.source} {self._flags.out}")
+            if self._flags.release == "public":
+                print(
+                    "Not public before a person has looked at it: core-mri data review "
+                    f"{self._flags.out}; with --status it says what is open."
+                )
 
 
 _PIXELS = {

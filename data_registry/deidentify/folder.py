@@ -110,7 +110,8 @@ def deidentify_folder(
         for path, identity, stamp in named
         if not _is_done(known.get(identity), stamp, out)
     ]
-    common = Task((), _root(source), None if dry_run else str(out), key, profile, _own(source, key))
+    own = _own(source, key, pixels, faces)
+    common = Task((), _root(source), None if dry_run else str(out), key, profile, own)
     audit = None if dry_run else (out / AUDIT).open("a", encoding="ascii")
     with WorkerPool(min(jobs, max(1, len(todo) // 4))) as pool:
         shown = None
@@ -160,14 +161,21 @@ def _tasks(
         yield replace(common, files=batch, pixels=own, faces=heads)
 
 
-def _own(source: Path, key: bytes) -> dict[str, tuple[str, str]]:
-    """Of a source that is an output of this command with this key: path -> kind, keyed hash."""
+def _own(
+    source: Path, key: bytes, pixels: PixelMode, faces: FacePolicy
+) -> dict[str, tuple[str, str]]:
+    """Of a source that is an output of this command with this key: path -> kind, keyed hash.
+
+    Only where text and faces were looked for as they are now, if they are.
+    """
     try:
         lines = (source / AUDIT).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return {}
     head = _parse(lines[0]) if lines else {}
     if head.get("kind") != _KIND or head.get("key") != pseudonym(key, "audit"):
+        return {}
+    if pixels not in ("skip", head.get("pixels")) or faces not in ("keep", head.get("faces")):
         return {}
     done = _outcomes(lines[1:]).values()
     return {o.output: (o.kind, o.result) for o in done if o.output and o.kind != "dicom"}

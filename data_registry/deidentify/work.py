@@ -317,10 +317,12 @@ def _other(
 
 
 def _nifti(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
-    from data_registry.deidentify import nifti
+    from data_registry.deidentify import nifti, nifti_text
 
     place = nifti.place_of(task.key, path, task.root)
     source = Path(path)
+    if task.pixels is not None and nifti_text.shows_text(source):
+        raise DataError("DATA-16", "text in the pixels of the volume.")
     with tempfile.TemporaryDirectory() as folder:
         if task.face_policy != "keep":
             suffix = ".nii.gz" if path.lower().endswith(".gz") else ".nii"

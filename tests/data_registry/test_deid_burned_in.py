@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -14,6 +15,7 @@ from core_mri.physics.phantoms import phantom_volume
 from data_registry.deidentify.burned_in import display, is_of_header, read_image, read_series
 from data_registry.deidentify.cli import main
 from data_registry.deidentify.folder import AUDIT
+from data_registry.deidentify.nifti_text import shows_text
 from tests.data_registry.burned_text import PLACES, Burn, Series, a_burn, burn, write_series
 
 pytest.importorskip("rapidocr")
@@ -171,6 +173,44 @@ class TestCommand:
         paths, lines = self.run(tmp_path, key_file, "blank", self.shown("BRINKMANN WARD 7"))
         assert len(paths) == 3
         assert [line["code"] for line in lines].count("DATA-16") == 4
+
+    @pytest.mark.parametrize("upside_down", [False, True])
+    def test_nifti(self, tmp_path: Path, key_file: Path, upside_down: bool) -> None:
+        for name, series in (("clean", phantom()), ("shown", self.shown())):
+            array = series.transpose(2, 1, 0)[:, :: -1 if upside_down else 1].astype(np.int16)
+            (tmp_path / "in" / name).mkdir(parents=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / name / "sub-1_T1w.nii.gz")
+        codes: dict[str, list[str]] = {}
+        source = tmp_path / "in"
+        for mode in ("skip", "check", "blank"):
+            out, log = tmp_path / f"out-{mode}", tmp_path / f"log-{mode}"
+            words = [str(source), str(out), "--key-file", str(key_file), "--jobs", "1"]
+            assert main([*words, "--pixels", mode, "--private-log", str(log)]) == 0
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            codes[mode] = [line["code"] for line in lines if line["path"].endswith(".gz")]
+        assert codes == {"skip": ["", ""], "check": ["", "DATA-16"], "blank": ["", "DATA-16"]}
+
+    def test_own_nifti_is_read_when_it_was_not(self, tmp_path: Path, key_file: Path) -> None:
+        array = self.shown().transpose(2, 1, 0).astype(np.int16)
+        (tmp_path / "in").mkdir()
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "in" / "sub-1_T1w.nii.gz")
+        words = ["--key-file", str(key_file), "--jobs", "1"]
+        unread, again, read = (str(tmp_path / name) for name in ("unread", "again", "read"))
+        assert main([str(tmp_path / "in"), unread, *words]) == 0
+        assert main([unread, again, *words]) == 0
+        assert main([unread, read, *words, "--pixels", "check"]) == 1
+
+    @pytest.mark.parametrize(
+        ("shape", "kind"),
+        [((32, 32), "<i2"), ((32, 32, 3, 2), "<f4"), ((32, 32, 4), "<c8"), ((32, 32, 1), "rgb")],
+    )
+    def test_nifti_of_any_shape(self, tmp_path: Path, shape: tuple[int, ...], kind: str) -> None:
+        colours = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+        array = np.zeros(shape, dtype=colours if kind == "rgb" else kind)
+        if kind == "<f4":
+            array[0, 0] = np.nan
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
+        assert not shows_text(tmp_path / "a.nii")
 
     def test_skip_looks_at_nothing(self, tmp_path: Path, key_file: Path) -> None:
         paths, _ = self.run(tmp_path, key_file, "skip", self.shown())

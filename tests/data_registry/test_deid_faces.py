@@ -179,7 +179,8 @@ class TestCommand:
         out = tmp_path / f"out-{way}"
         words = [str(tmp_path / "in"), str(out), "--key-file", str(key), "--jobs", "1"]
         log = tmp_path / f"log-{way}"
-        main([*words, "--faces", way, "--private-log", str(log)])
+        asked = ("--release", "public") if way == "public" else ("--faces", way)
+        main([*words, *asked, "--private-log", str(log)])
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert (out / AUDIT).is_file()
         return {Path(line["path"]).parent.name: line for line in lines}, sorted(out.rglob("*.dcm"))
@@ -216,6 +217,18 @@ class TestCommand:
         assert told["knee"]["status"] == "done"
         assert len(paths) == 12
         assert "RecognizableVisualFeatures" not in pydicom.dcmread(paths[0])
+
+    def test_public_reads_text_and_crops(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("rapidocr")
+        image, _ = head(4, spacing=(2.0, 2.0, 4.0))
+        write_head(tmp_path / "in" / "head", image, BodyPartExamined="HEAD")
+        told, paths = self.run(tmp_path, "public")
+        assert told["head"]["status"] == "done"
+        codes = pydicom.dcmread(paths[0]).DeidentificationMethodCodeSequence
+        assert {"113101", "113102"} <= {item.CodeValue for item in codes}
+        assert "Not public before a person has looked at it" in capsys.readouterr().out
 
     def test_single_slices_are_held_back(self, tmp_path: Path) -> None:
         image, _ = head(5, spacing=(2.0, 2.0, 4.0))

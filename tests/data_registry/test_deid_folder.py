@@ -539,8 +539,8 @@ class TestCommand:
         words = (source, tmp_path / "mine", "--key-file", key_file, "--profile", "basic")
         assert self.refused(*words) == "CONFIG-04"
 
-    @pytest.mark.parametrize("words", [("--release", "public")])
-    def test_what_is_not_there_yet_is_refused(
+    @pytest.mark.parametrize("words", [("--pixels", "skip"), ("--faces", "keep")])
+    def test_public_and_text_or_faces_is_refused(
         self,
         source: Path,
         tmp_path: Path,
@@ -549,7 +549,8 @@ class TestCommand:
         words: tuple[str, str],
     ) -> None:
         self.fill(source, images)
-        assert self.refused(source, tmp_path / "o", "--key-file", key_file, *words) == "CONFIG-06"
+        asked = ("--key-file", key_file, "--release", "public", *words)
+        assert self.refused(source, tmp_path / "o", *asked) == "CONFIG-05"
         assert not (tmp_path / "o").exists()
 
     def test_nothing_readable_is_1(self, source: Path, tmp_path: Path, key_file: Path) -> None:
