@@ -16,7 +16,7 @@ from pathlib import Path
 from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from data_registry.deidentify import headers, heads, verify
-from data_registry.deidentify.encoding import Buffer
+from data_registry.deidentify.encoding import PIXEL_TAGS, Buffer, parse
 from data_registry.deidentify.faces import FacePolicy
 from data_registry.deidentify.heads import FaceVerdict
 from data_registry.deidentify.identifiers import pseudonym
@@ -231,6 +231,8 @@ def _dicom(task: Task, path: str, waiting: str | None, file: Buffer) -> Product:
     if verdict is not None and verdict.code:
         file = _without_text(file, verdict)
     face = None if task.faces is None else task.faces.get(path)
+    if (task.pixels is not None and verdict is None) or (task.faces is not None and face is None):
+        _without_pixels(file)
     has_fit = face is not None and face.outcome == "fit"
     if face is not None and face.outcome == "held":
         raise heads.held_back(face)
@@ -270,6 +272,20 @@ def _dicom(task: Task, path: str, waiting: str | None, file: Buffer) -> Product:
         (clean.old_patient, clean.patient),
         clean.old_uids,
     )
+
+
+def _without_pixels(file: Buffer) -> None:
+    """Nobody looked at the file: right for reports, wrong for images.
+
+    Raises:
+        DataError: DATA-10 when it holds pixel data.
+    """
+    if not PIXEL_TAGS.isdisjoint(element.tag for element in parse(file).elements):
+        raise DataError(
+            "DATA-10",
+            "pixel data that are not looked at for text and faces: in gzip, or of floating point.",
+            fix="Unpack it.",
+        )
 
 
 def _without_text(file: Buffer, verdict: PixelVerdict) -> bytes:

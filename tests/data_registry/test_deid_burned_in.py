@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -211,6 +212,17 @@ class TestCommand:
             array[0, 0] = np.nan
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
         assert not shows_text(tmp_path / "a.nii")
+
+    def test_packed_dicom_is_not_passed_unread(self, tmp_path: Path, key_file: Path) -> None:
+        (path, *_) = write_series(self.shown(), tmp_path / "shown", "shown")
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.dcm.gz").write_bytes(gzip.compress(path.read_bytes()))
+        words = [str(tmp_path / "in"), "--key-file", str(key_file), "--jobs", "1"]
+        assert main([*words[:1], str(tmp_path / "unread"), *words[1:]]) == 0
+        for number, asked in enumerate((("--pixels", "check"), ("--faces", "crop"))):
+            out = tmp_path / str(number)
+            assert main([*words[:1], str(out), *words[1:], *asked]) == 1
+            assert '"DATA-10"' in (out / AUDIT).read_text()
 
     def test_skip_looks_at_nothing(self, tmp_path: Path, key_file: Path) -> None:
         paths, _ = self.run(tmp_path, key_file, "skip", self.shown())
