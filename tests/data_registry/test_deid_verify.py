@@ -370,6 +370,25 @@ class TestCommand:
     def test_originals_themselves_are_vetoed(self, folders: tuple[Path, Path]) -> None:
         assert verify([str(folders[0]), str(folders[0]), "--jobs", "1"]) == 1
 
+    def test_numbers_of_file_names(self, folders: tuple[Path, Path]) -> None:
+        source, out = folders
+        output = next(iter(sorted(out.rglob("*.dcm"))))
+        number = output.stem[-4:]
+        for index, original in enumerate(sorted(source.rglob("*.dcm"))):
+            (source / str(index)).mkdir()
+            original.rename(source / str(index) / f"{number}.dcm")
+        assert verify([*map(str, folders), "--jobs", "1"]) == 0  # in a keyed UID by chance
+        named = output.with_name(f"scan-{number}.dcm")
+        output.rename(named)
+        assert verify([*map(str, folders), "--jobs", "1"]) == 1
+        uid = "2.25.271724794637377816680852049994314117279.dcm"
+        for original in sorted(source.rglob("*.dcm")):
+            original.rename(original.with_name(uid))
+        named.rename(output)
+        assert verify([*map(str, folders), "--jobs", "1"]) == 0
+        output.rename(output.with_name(uid))
+        assert verify([*map(str, folders), "--jobs", "1"]) == 1
+
     def test_words_in_the_audit(self, folders: tuple[Path, Path]) -> None:
         audit = folders[1] / "audit.jsonl"
         audit.write_text(audit.read_text() + json.dumps({"file": "Zqxvwk"}) + "\n")
