@@ -33,6 +33,14 @@ def save() -> Callable[..., Volume]:
     return save_phantom
 
 
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An empty folder for files to de-identify."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("key") / "project.key"

@@ -33,14 +33,6 @@ def says(text: str, *, size: int = 14, place: str = "top left") -> Burn:
     return Burn(text, "DejaVuSans.ttf", size, 1.0, place)
 
 
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    path = tmp_path / "key"
-    path.touch(mode=0o600)
-    path.write_text("33" * 32)
-    return path
-
-
 class TestReading:
     @pytest.mark.parametrize("place", PLACES)
     def test_text_anywhere(self, place: str) -> None:

@@ -23,14 +23,6 @@ from tests.data_registry.deid_corpus.objects import Planted
 from tests.data_registry.deid_corpus.score import found, score
 
 
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    path = tmp_path / "project.key"
-    path.touch(mode=0o600)
-    path.write_text("5a" * 32)
-    return path
-
-
 def run(files: list[Planted], tmp_path: Path, key_file: Path, *words: str) -> dict[Path, bytes]:
     source, out = tmp_path / "in", tmp_path / "out"
     write(files, source)

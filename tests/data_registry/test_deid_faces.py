@@ -172,12 +172,13 @@ def write_head(folder: Path, image: Any, **facts: object) -> None:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _key(self, key_file: Path) -> None:
+        self.key_file = key_file
+
     def run(self, tmp_path: Path, way: str) -> tuple[dict[str, Any], list[Path]]:
-        key = tmp_path / "key"
-        key.touch(mode=0o600)
-        key.write_text("55" * 32)
         out = tmp_path / f"out-{way}"
-        words = [str(tmp_path / "in"), str(out), "--key-file", str(key), "--jobs", "1"]
+        words = [str(tmp_path / "in"), str(out), "--key-file", str(self.key_file), "--jobs", "1"]
         log = tmp_path / f"log-{way}"
         asked = ("--release", "public") if way == "public" else ("--faces", way)
         main([*words, *asked, "--private-log", str(log)])

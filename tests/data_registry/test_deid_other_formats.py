@@ -27,13 +27,6 @@ TOKENS = ("Zqxvwkab", "Zqhbfdcx", "47114711", "20110213", "2011-02-13", "Zqklini
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def run(source: Path, tmp_path: Path) -> Any:
     key = tmp_path / "key"
     key.touch(mode=0o600)
