@@ -7,6 +7,7 @@ Text is rendered on the volumes of CORE_MRI_DATA (without it on phantoms only), 
 the bright tissue, added to what is there), corners and over tissue, one place in all slices. Both
 readers get the same three views; tesseract (if installed) gets them twice as large, as its manual
 advises. A volume counts as found when one view shows four letters or digits in a row of text.
+Last, all NIfTI files of CORE_MRI_DATA as they are: many show one patient, and half are label maps.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from core_mri import read_volume
 from core_mri.errors import CoreMRIError
 from core_mri.physics.phantoms import phantom_volume
 from data_registry.deidentify.burned_in import display, read_image
+from data_registry.deidentify.nifti_text import shows_text
 from tests.data_registry.burned_text import Series, a_burn, burn
 
 View = npt.NDArray[np.uint8]
@@ -153,6 +155,18 @@ def main() -> None:
                 f"  clean {kind} volumes flagged: {count}/{total}, "
                 f"95 % bound {bound(count, total):.2%}"
             )
+    nifti()
+
+
+def nifti() -> None:
+    """Whole NIfTI files: flagged, and CPU time."""
+    if "CORE_MRI_DATA" not in os.environ:
+        return
+    paths = sorted(Path(os.environ["CORE_MRI_DATA"]).rglob("*.nii*"))
+    start = time.process_time()
+    flagged = sum(map(shows_text, paths))
+    spent = (time.process_time() - start) / len(paths)
+    print(f"\nNIfTI files flagged: {flagged}/{len(paths)}, CPU ms per file {1e3 * spent:.0f}")
 
 
 def bound(count: int, total: int) -> float:

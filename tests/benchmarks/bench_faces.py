@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data_registry.deidentify import faces
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
+from data_registry.deidentify.heads import look_at_series
 
 TISSUES = {
     "T1": {"white": 220, "gray": 160, "csf": 40, "stem": 200, "bone": 60, "fat": 240, "soft": 150},
@@ -151,6 +152,19 @@ def main() -> None:
             part = np.array(found)[:, start : start + 3]
             worst += [part[:, 0].min(), part[:, 1].min(), part[:, 2].max()]
         show(f"{name}, worst", list(map(float, worst)))
+    real()
+
+
+def real() -> None:
+    """Fits of the whole heads of CORE_MRI_DATA, whose faces nobody has outlined."""
+    import SimpleITK
+
+    data = Path(os.environ["CORE_MRI_DATA"])
+    for series in ("brain_tcia_btp003/t1post_dicom", "dicom/ge_head_pd_series"):
+        fit = look_at_series(sorted((data / series).glob("*.dcm")), "crop").fit
+        print(f"{series}: information {fit.information if fit else 0.0:.3f}")
+    path = data / "brain_tcia_btp003" / "flair_reg.nii.gz"
+    print(f"{path.name}: information {fit_head(SimpleITK.ReadImage(str(path))).information:.3f}")
 
 
 def show(name: str, row: list[float]) -> None:
