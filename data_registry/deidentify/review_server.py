@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,21 +23,13 @@ class ReviewServer(ThreadingHTTPServer):
         items: To look at.
         ledger: Receives the verdicts.
         port: 0 takes a free one.
-        on_verdict: Called after each verdict with the number of items that have one.
     """
 
     daemon_threads = True
 
-    def __init__(
-        self,
-        items: list[Item],
-        ledger: Ledger,
-        *,
-        port: int = 0,
-        on_verdict: Callable[[int], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, items: list[Item], ledger: Ledger, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.items, self.ledger, self.on_verdict = items, ledger, on_verdict
+        self.items, self.ledger = items, ledger
         self.token = secrets.token_urlsafe(16)
 
     @property
@@ -97,7 +88,6 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, KeyError, TypeError):
             self._send_json({"error": "no verdict on an item"}, HTTPStatus.BAD_REQUEST)
             return
-        self.server.on_verdict(self.server.reviewed)
         self._send_json(self._summary(item))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
