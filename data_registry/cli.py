@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from core_mri.errors import ConfigError
-from data_registry.export import Format
+from data_registry.export import Format, Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,11 +33,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "copy scans with de-identified, verified headers",
     ),
     "verify": (
-        "data_registry.deidentify.cli:verify_main",
+        "data_registry.deidentify.verify_cli:main",
         "search outputs for what identified the originals",
     ),
     "review": (
-        "data_registry.deidentify.cli:review_main",
+        "data_registry.deidentify.review_cli:main",
         "look at de-identified volumes, and record what was seen",
     ),
 }
@@ -106,6 +106,12 @@ class _Export:
     """Folder to write; new or empty."""
     where: str = ""
     """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
+    release: Release = "restricted"
+    """public refuses volumes that were not de-identified for it and looked at by a person."""
+    reviewed: tuple[Path, ...] = ()
+    """For public: the folders of `core-mri data deidentify` that were reviewed and ingested."""
+    key_file: Path | None = None
+    """For public: the project key; REGISTRY.key beside the registry when not given."""
     json: bool = False
     """Print a JSON object."""
 
@@ -265,7 +271,13 @@ def export_main(arguments: Sequence[str]) -> int:
 
     options = _parse(_Export, arguments, "export")
     config = ExportConfig(
-        registry=options.registry, out=options.out, format=options.format, where=options.where
+        registry=options.registry,
+        out=options.out,
+        format=options.format,
+        where=options.where,
+        release=options.release,
+        reviewed=options.reviewed,
+        key_file=options.key_file,
     )
     with _progress("writing files") as on_progress:
         report = export(config, on_progress)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from data_registry.schema import VolumeRow
 
 Format = Literal["nifti", "bids", "fastmri", "ismrmrd"]
+Release = Literal["restricted", "public"]
 ROLES: dict[Format, tuple[str, ...]] = {
     "nifti": ("image", "label"),
     "bids": ("image", "label"),
@@ -45,6 +46,12 @@ class ExportConfig:
     """``nifti`` and ``bids`` hold images and label maps, ``fastmri`` and ``ismrmrd`` raw data."""
     where: str = ""
     """SQL condition on the columns of `VolumeRow`; all volumes when empty."""
+    release: Release = "restricted"
+    """``public`` refuses what was not de-identified for it and looked at by a person."""
+    reviewed: tuple[Path, ...] = ()
+    """For ``public``: output folders of `core-mri data deidentify` that were ingested."""
+    key_file: Path | None = None
+    """For ``public``: the project key; ``<registry>.key`` beside the registry when None."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def export(
         ConfigError: CONFIG-01 for a wrong condition, CONFIG-03 when the folder holds something
             else.
         DataError: DATA-07 when the disk is full, DATA-08 for a damaged registry, DATA-09 when
-            nothing is selected.
+            nothing is selected; for a public release what `check_release` raises.
     """
     from data_registry.catalogue import Registry
 
@@ -90,6 +97,12 @@ def export(
             "condition.",
             fix=f"Look at `core-mri data ls --registry {config.registry}`.",
         )
+    if config.release == "public":
+        from data_registry.deidentify.identifiers import load_key
+        from data_registry.release import check_release
+
+        key_file = config.key_file or config.registry.with_name(f"{config.registry.name}.key")
+        check_release(registry, rows, config.reviewed, load_key(key_file, create=False))
     _claim(config)
     write = _WRITERS[config.format]
     written, lines = 0, []

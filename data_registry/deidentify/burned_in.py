@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.deidentify.scope import Box
 from data_registry.vocabulary import words
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ _MAX_PROJECTED = 16
 _MARGIN = 2
 
 Image = npt.NDArray[Any]
-Box = tuple[int, int, int, int]
-"""Rows and columns from and to: (r0, c0, r1, c1), half-open."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,15 @@ class SeriesText:
         return bool(self.reads)
 
 
-def read_series(paths: Sequence[Path], *, every_frame: bool = False) -> SeriesText:
+def read_series(
+    paths: Sequence[Path], *, every_frame: bool = False, without: Sequence[Box] = ()
+) -> SeriesText:
     """Read the text in the pixels of one series.
 
     Args:
         paths: Its DICOM files.
         every_frame: Read all of them whatever the header says.
+        without: Rectangles that are not read.
 
     Raises:
         ConfigError: CONFIG-06 when rapidocr is not installed.
@@ -91,7 +93,7 @@ def read_series(paths: Sequence[Path], *, every_frame: bool = False) -> SeriesTe
     reads: dict[tuple[int, int], list[Read]] = {}
     count = 0
     chosen = places if everything else list(dict.fromkeys((places[0], places[len(places) // 2])))
-    frames = _Frames(paths)
+    frames = _Frames(paths, without)
     for place in chosen:
         found = read_image(display(frames.get(place)))
         count += 1
@@ -153,22 +155,23 @@ def is_of_header(text: str, seeds: Sequence[str]) -> bool:
     )
 
 
-def blank(content: bytes, boxes: dict[int, list[Box]]) -> bytes:
+def blank(content: bytes, boxes: dict[int, list[Box]], *, everywhere: Sequence[Box] = ()) -> bytes:
     """A DICOM file with rectangles of its frames set to the frame's lowest value.
 
     Args:
         content: The file; compressed pixel data are written uncompressed.
         boxes: Number of the frame -> rectangles.
+        everywhere: Rectangles of all frames.
 
     Raises:
         DataError: DATA-10 when pixel data cannot be decoded or are no gray values.
     """
 
     def fill(frames: Image) -> None:
-        for number, rectangles in boxes.items():
-            lowest = frames[number].min()
-            for top, left, bottom, right in rectangles:
-                frames[number, top:bottom, left:right] = lowest
+        for number, frame in enumerate(frames):
+            lowest = frame.min()
+            for top, left, bottom, right in (*everywhere, *boxes.get(number, ())):
+                frame[top:bottom, left:right] = lowest
 
     return edited(content, fill)
 
@@ -210,17 +213,20 @@ def edited(content: bytes, change: Callable[[Image], None]) -> bytes:
 
 
 class _Frames:
-    """Decoded frames, the file of the last one kept open."""
+    """Decoded frames without some rectangles, the file of the last one kept open."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], without: Sequence[Box]) -> None:
+        self._paths, self._without = paths, without
         self._open: tuple[int, Image] | None = None
 
     def get(self, place: tuple[int, int]) -> Image:
         number, frame = place
         if self._open is None or self._open[0] != number:
             self._open = (number, _decoded(self._paths[number]))
-        return np.asarray(self._open[1][frame])
+        pixels = np.array(self._open[1][frame])
+        for top, left, bottom, right in self._without:
+            pixels[top:bottom, left:right] = pixels.min()
+        return pixels
 
 
 def _decoded(path: Path) -> Image:

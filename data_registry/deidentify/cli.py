@@ -1,4 +1,4 @@
-"""The commands `core-mri data deidentify`, `verify` and `review`."""
+"""The command `core-mri data deidentify`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.progress import track
 
 from core_mri.errors import ConfigError
-from data_registry.deidentify.faces import FacePolicy
-from data_registry.deidentify.folder import AUDIT, Item, deidentify_folder, find_files
+from data_registry.deidentify.audit import AUDIT
+from data_registry.deidentify.folder import Item, deidentify_folder, find_files
 from data_registry.deidentify.identifiers import load_key
-from data_registry.deidentify.mapping import Maps, outside, private_writer, write_words
-from data_registry.deidentify.pixels import PixelMode
+from data_registry.deidentify.mapping import Maps, outside, private_writer, write_heads, write_words
 from data_registry.deidentify.profile import PROFILES
-from data_registry.deidentify.verify_folder import verify_folder
+from data_registry.deidentify.scope import Box, Extra, FacePolicy, PixelMode, Scope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,16 @@ class Arguments:
     """crop takes away all of a head below the orbital rim in front, deface pydeface's mask; heads
     to which the template cannot be fitted surely are quarantined. Taken when nothing is said: keep,
     and crop for --release public."""
+    blank_regions: tuple[str, ...] = ()
+    """Rectangles R0,C0,R1,C1 (rows and columns, from and to) that are blanked in every DICOM image,
+    such as where a scanner writes; with --pixels blank."""
+    extras: tuple[Extra, ...] = ()
+    """Objects that are no scans and are left out unless named here: captures (secondary captures
+    and screenshots, whose pixels must be checked), reports (structured ones, of dose too) and
+    documents (encapsulated PDF: only the header is cleaned, nobody reads what is inside)."""
     release: Literal["restricted", "public"] = "restricted"
-    """public refuses --pixels skip and --faces keep, and quarantines raw data. What comes out may
-    be made public only when a person has looked at it: core-mri data review OUT."""
+    """public refuses --pixels skip, --faces keep and documents, and quarantines raw data. What
+    comes out may be made public only when a person has looked at it: core-mri data review OUT."""
     jobs: int = 0
     """Worker processes; 0 takes all cores. The output does not depend on it."""
     dry_run: bool = False
@@ -64,30 +70,13 @@ class Arguments:
     private_log: Path | None = None
     """Write which file each keyed id stands for, with the reason in full. Names patients."""
     private_report: Path | None = None
-    """Folder for lists that a person should look at: words taken out of descriptions, and what was
-    quarantined. Names patients."""
+    """Folder for what a person should look at: words taken out of descriptions, what was
+    quarantined, heads with the figures of their fit, and pictures of each before and after. Names
+    patients and shows faces."""
     maps: Path | None = None
     """Folder for uid_map.csv and patient_map.csv (id_old,id_new), for MIDI-B. Names patients."""
     mapping_store: Path | None = None
     """File to which old and new ids are appended, encrypted with the project key."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyArguments:
-    """Search what identified the originals in every byte of the outputs, and veto what holds it.
-
-    It needs no key, and works on the output of any tool. Findings are shown by keyed file name,
-    attribute and kind, never by value.
-    """
-
-    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """The originals."""
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """What was made of them."""
-    jobs: int = 0
-    """Worker processes; 0 takes all cores."""
-    json: bool = False
-    """Print a JSON object."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -98,11 +87,11 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         CoreMRIError: As `load_key`, `find_files` and `deidentify_folder`; CONFIG-05 when OUT lies
-            inside IN, something private inside OUT or a registry, or ``--release public`` stands
-            beside ``--pixels skip`` or ``--faces keep``.
+            inside IN, something private inside OUT or a registry, or for flags that contradict
+            each other.
     """
     flags = tyro.cli(Arguments, prog="core-mri data deidentify", args=arguments)
-    pixels, faces = _asked(flags)
+    scope = _scope(flags)
     key = load_key(flags.key_file, create=False)
     files = find_files(flags.source)
     if flags.source.resolve() in (flags.out.resolve(), *flags.out.resolve().parents):
@@ -124,15 +113,15 @@ def main(arguments: Sequence[str]) -> int:
             PROFILES[flags.profile],
             jobs=flags.jobs or len(os.sched_getaffinity(0)),
             dry_run=flags.dry_run,
-            pixels=pixels,
-            faces=faces,
+            scope=scope,
+            face_pictures=flags.private_report and flags.private_report / "faces",
         ),
         description="de-identify",
         total=len(files),
         console=console,
         disable=not console.is_terminal,
     )
-    tally = _Tally(flags, pixels, faces)
+    tally = _Tally(flags, scope)
     for item in items:
         tally.add(item)
     tally.write_private(key)
@@ -142,137 +131,78 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if tally.done else 1
 
 
-def _asked(flags: Arguments) -> tuple[PixelMode, FacePolicy]:
-    """What to do with pixels and faces: what the release asks, where the user says nothing."""
-    if flags.release == "restricted":
-        return flags.pixels or "skip", flags.faces or "keep"
-    if flags.pixels == "skip" or flags.faces == "keep":
+def _scope(flags: Arguments) -> Scope:
+    """What to do beside the header: what the release asks, where the user says nothing."""
+    public = flags.release == "public"
+    scope = Scope(
+        pixels=flags.pixels or ("check" if public else "skip"),
+        faces=flags.faces or ("crop" if public else "keep"),
+        regions=tuple(map(_region, flags.blank_regions)),
+        extras=tuple(sorted(set(flags.extras))),
+    )
+    if public and (scope.pixels == "skip" or scope.faces == "keep"):
         raise ConfigError(
             "CONFIG-05",
             "--release public beside --pixels skip or --faces keep: text and faces would stay.",
             fix="Leave --pixels and --faces out, or give check or blank, and crop or deface.",
         )
-    return flags.pixels or "check", flags.faces or "crop"
-
-
-def verify_main(arguments: Sequence[str]) -> int:
-    """Run `core-mri data verify`.
-
-    Returns:
-        0 when every output passed, 1 when one was vetoed or has no original.
-
-    Raises:
-        CoreMRIError: As `verify_folder`.
-    """
-    flags = tyro.cli(VerifyArguments, prog="core-mri data verify", args=arguments)
-    passed, kinds = 0, Counter[str]()
-    vetoed: dict[str, list[str]] = {}
-    unpaired: list[str] = []
-    for checked in verify_folder(
-        flags.source, flags.out, jobs=flags.jobs or len(os.sched_getaffinity(0))
-    ):
-        if not checked.paired:
-            unpaired.append(checked.output)
-        elif checked.findings:
-            vetoed[checked.output] = [f"{f.where} {f.kind}" for f in checked.findings]
-            kinds.update({f"{f.where} {f.kind}" for f in checked.findings})
-        else:
-            passed += 1
-    if flags.json:
-        print(json.dumps({"passed": passed, "vetoed": vetoed, "without_original": unpaired}))
-    else:
-        print(f"{passed} outputs passed, {len(vetoed)} vetoed, {len(unpaired)} without original.")
-        for kind, count in kinds.most_common(20):
-            print(f"  {count} x {kind}")
-        for name in [*vetoed, *unpaired][:10]:
-            print(f"  {name}")
-    return 1 if vetoed or unpaired else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReviewArguments:
-    """Look at de-identified volumes in a browser on this machine, and record what was seen.
-
-    Shown are all volumes in which text was found and blanked, and a random sample of the others:
-    pictures and header side by side; P, F, U and the arrow keys. Each verdict becomes a line of
-    DIR/review.jsonl with initials and time. Ctrl-C ends it; the next run goes on.
-    """
-
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Output folder of `core-mri data deidentify`."""
-    sample: int = 30
-    """Volumes taken by chance, beside the flagged ones."""
-    seed: int = 0
-    """Of the sample: the same seed shows the same volumes."""
-    port: int = 0
-    """Of the page; 0 takes a free one."""
-    status: bool = False
-    """Only say what was looked at; exit with 1 unless every item passed."""
-    json: bool = False
-    """Print a JSON object (with --status)."""
-
-
-def review_main(arguments: Sequence[str]) -> int:
-    """Run `core-mri data review`.
-
-    Returns:
-        0 when the page was closed, or with ``--status`` when every item passed; else 1.
-
-    Raises:
-        CoreMRIError: As `items_of` and `Ledger.open`.
-    """
-    from data_registry.deidentify.review import VERDICTS, Ledger, items_of
-
-    flags = tyro.cli(ReviewArguments, prog="core-mri data review", args=arguments)
-    items = items_of(flags.folder, sample=flags.sample, seed=flags.seed)
-    ledger = Ledger.open(flags.folder)
-
-    def counts() -> dict[str, int]:
-        said = Counter(line.verdict for item in items if (line := ledger.verdict_on(item)))
-        return {"items": len(items), **{verdict: said[verdict] for verdict in VERDICTS}}
-
-    if not flags.status:
-        from data_registry.deidentify.review_server import ReviewServer
-
-        with ReviewServer(items, ledger, port=flags.port) as server:
-            print(
-                f"{len(items)} volumes to look at: {server.url}\nCtrl-C ends the review.",
-                flush=True,
-            )
-            try:
-                server.serve_forever()
-            except KeyboardInterrupt:
-                print()
-    told = counts()
-    open_items = told["items"] - told["pass"] - told["fail"] - told["unsure"]
-    if flags.json:
-        print(json.dumps({**told, "open": open_items}))
-    else:
-        print(
-            f"{told['items']} items: {told['pass']} passed, {told['fail']} failed, "
-            f"{told['unsure']} unsure, {open_items} not looked at."
+    if public and "documents" in scope.extras:
+        raise ConfigError(
+            "CONFIG-05", "--release public beside --extras documents: nobody reads what is inside."
         )
-    return 0 if not flags.status or (items and told["pass"] == told["items"]) else 1
+    if "captures" in scope.extras and scope.pixels == "skip":
+        raise ConfigError(
+            "CONFIG-05",
+            "--extras captures beside --pixels skip: captures show text more often than not.",
+            fix="Give --pixels check or blank.",
+        )
+    if scope.regions and scope.pixels != "blank":
+        raise ConfigError("CONFIG-05", "--blank-regions needs --pixels blank.")
+    return scope
+
+
+def _region(text: str) -> Box:
+    try:
+        top, left, bottom, right = map(int, text.split(","))
+    except ValueError:
+        top = left = bottom = right = -1
+    if not (0 <= top < bottom and 0 <= left < right):
+        raise ConfigError(
+            "CONFIG-01",
+            f"--blank-regions {text}: not R0,C0,R1,C1 with 0 <= R0 < R1 and 0 <= C0 < C1.",
+        )
+    return top, left, bottom, right
 
 
 class _Tally:
     """Counts for everybody, and lists for those who may see names."""
 
-    def __init__(self, flags: Arguments, pixels: PixelMode, faces: FacePolicy) -> None:
+    def __init__(self, flags: Arguments, scope: Scope) -> None:
         self.done = self.repeated = 0
         self.quarantined: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._flags, self._pixels, self._faces = flags, pixels, faces
+        self._flags, self._scope = flags, scope
         self._actions: Counter[str] = Counter()
         self._words: Counter[str] = Counter()
         self._removed: Counter[str] = Counter()
         self._held: list[tuple[str, str, str]] = []
+        self._heads: dict[str, dict[str, object]] = {}
         self._maps = Maps()
         self._log = private_writer(flags.private_log) if flags.private_log else None
 
     def add(self, item: Item) -> None:
         outcome, details = item.outcome, item.details
         self.repeated += outcome.repeated
+        if outcome.face:
+            self._heads.setdefault(
+                outcome.group or outcome.file,
+                {
+                    "first_file": outcome.file,
+                    "path": item.path,
+                    "code": outcome.code,
+                    **outcome.face,
+                },
+            )
         if outcome.status == "done":
             self.done += 1
             self._actions.update(outcome.actions)
@@ -304,6 +234,7 @@ class _Tally:
                 for path, code, message in self._held:
                     record = {"path": path, "code": code, "message": message}
                     stream.write(json.dumps(record) + "\n")
+            write_heads(flags.private_report / "heads.csv", list(self._heads.values()))
         if flags.maps is not None:
             self._maps.write_csv(flags.maps)
         if flags.mapping_store is not None:
@@ -331,7 +262,7 @@ class _Tally:
             f"{f', {self.left_out.total()} left out' if self.left_out else ''}"
             f"{_reasons(self.left_out)}; {self.repeated} known from earlier runs.\n"
             f"{self._words['removed']} words taken out of descriptions. "
-            f"{_PIXELS[self._pixels]} {_FACES[self._faces]}"
+            f"{_PIXELS[self._scope.pixels]} {_FACES[self._scope.faces]}"
         )
         if not self._flags.dry_run:
             print(f"Every file with its keyed id: {self._flags.out / AUDIT}")

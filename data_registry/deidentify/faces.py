@@ -1,43 +1,47 @@
 """Faces of heads: a whole-head template is laid over the scan, and what lies in its face goes.
 
-The template and its face mask are pydeface's (MIT, inside its package). A similarity transform,
-then an affine one, maximize Mattes' mutual information from the moments of both heads (SimpleITK),
-so that the contrast does not matter. A fit that is not sure removes nothing: the scan is held back.
+A similarity transform, then an affine one, maximize Mattes' mutual information from the moments of
+both heads (SimpleITK), so that the contrast does not matter. A fit that is not sure removes
+nothing: the scan is held back.
 
-Two ways, in the template's voxels (x to the right, y to the front, z up):
+Two ways, in the voxels of the template:
 
 * ``crop``: all below the orbital rim in front, and all below the skull base further back. Nothing
-  of eyes, nose, mouth and jaw stays, and no surface that could be rendered. The planes were placed
-  on the two head label maps of SynthSeg (eyes and orbital brain), mapped into the template.
+  of eyes, nose, mouth and jaw stays, and no surface that could be rendered.
 * ``deface``: pydeface's own mask, which follows the face and leaves most of the eyes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from core_mri.errors import ConfigError
+from data_registry.deidentify.head_masks import agreement
+from data_registry.deidentify.head_template import (
+    Mask,
+    Points,
+    below_rim,
+    coarse_template,
+    directions,
+    face_mask,
+    full_template,
+    on_grid,
+)
+from data_registry.deidentify.scope import FacePolicy
 
 if TYPE_CHECKING:
     import SimpleITK
 
-FacePolicy = Literal["keep", "crop", "deface"]
 MIN_INFORMATION = 0.62
 """Nats of mutual information that a fit must reach. Whole heads reach 0.65 to 0.80, a ball and a
 head turned round 0.59, brains without skull 0.41, other regions 0.1 to 0.5."""
 SCALES = (0.55, 1.7)
 """Volume of the head beside the template's."""
-_FRONT, _RIM, _SLOPE, _RIM_TOP = 178.0, 102.7, 0.33, 122.0
-_BACK, _BASE = 150.0, 78.0
-_GRID_MM = 2.0
-
-Points = npt.NDArray[np.float64]
+MIN_DICE, MIN_OVERLAP = 0.94, 0.85
+"""Of both heads, and of the template's face with tissue. Whole heads reach 0.96
+to 0.97 and 0.91 to 0.93; where a face was masked before the overlap is 0.55, if cropped 0.14."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,39 @@ class HeadFit:
         matrix: ``[3, 4]``: patient coordinates (LPS, mm) to voxels of the template.
         information: Mutual information in nats.
         scale: Volume of the scan's head beside the template's.
+        dice: Of the heads of scan and template, where both show something.
+        overlap: Part of the template's face that lies on tissue of the scan.
     """
 
     matrix: tuple[tuple[float, ...], ...]
     information: float
     scale: float
+    dice: float
+    overlap: float
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why faces may not be removed by it; empty for a sure fit."""
+        return [
+            text
+            for sure, text in (
+                (self.information >= MIN_INFORMATION, f"information {self.information:.2f}"),
+                (SCALES[0] <= self.scale <= SCALES[1], f"size {self.scale:.2f} times the template"),
+                (self.dice >= MIN_DICE, f"overlap of the heads {self.dice:.2f}"),
+                (self.overlap >= MIN_OVERLAP, f"tissue in {self.overlap:.0%} of the face"),
+            )
+            if not sure
+        ]
+
+    def to_mapping(self) -> dict[str, float]:
+        """The figures, as the audit states them."""
+        figures = {n: getattr(self, n) for n in ("information", "scale", "dice", "overlap")}
+        return {name: round(value, 3) for name, value in figures.items()}
 
     @property
     def sure(self) -> bool:
         """Whether faces may be removed by it."""
-        return self.information >= MIN_INFORMATION and SCALES[0] <= self.scale <= SCALES[1]
+        return not self.doubts
 
 
 def fit_head(image: SimpleITK.Image) -> HeadFit:
@@ -75,9 +102,9 @@ def fit_head(image: SimpleITK.Image) -> HeadFit:
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order
-    moving, _ = _template()
+    moving = coarse_template()
     try:
-        fixed = _on_grid(image)
+        fixed = on_grid(image)
         similar = SimpleITK.CenteredTransformInitializer(
             fixed,
             moving,
@@ -93,19 +120,21 @@ def fit_head(image: SimpleITK.Image) -> HeadFit:
             fixed, moving, affine, shrink=[4, 2, 1], sigmas=[4, 2, 0], steps=150, length=1.0
         )
     except RuntimeError:  # flat, empty or too small images
-        return HeadFit(((0.0,) * 4,) * 3, 0.0, 0.0)
+        return HeadFit(((0.0,) * 4,) * 3, 0.0, 0.0, 0.0, 0.0)
     linear = np.array(affine.GetMatrix()).reshape(3, 3)
     center = np.array(affine.GetCenter())
     offset = center + np.array(affine.GetTranslation()) - linear @ center
-    to_voxels = np.linalg.inv(_directions(_full_template()))
+    to_voxels = np.linalg.inv(directions(full_template()))
     matrix = np.column_stack(
-        (to_voxels @ linear, to_voxels @ (offset - np.array(_full_template().GetOrigin())))
+        (to_voxels @ linear, to_voxels @ (offset - np.array(full_template().GetOrigin())))
     )
     scale = 1 / abs(float(np.linalg.det(linear)))
-    return HeadFit(tuple(map(tuple, matrix.tolist())), information, scale)
+    return HeadFit(
+        tuple(map(tuple, matrix.tolist())), information, scale, *agreement(fixed, matrix)
+    )
 
 
-def in_face(fit: HeadFit, points: Points, policy: FacePolicy) -> npt.NDArray[np.bool_]:
+def in_face(fit: HeadFit, points: Points, policy: FacePolicy) -> Mask:
     """Which points go.
 
     Args:
@@ -116,11 +145,8 @@ def in_face(fit: HeadFit, points: Points, policy: FacePolicy) -> npt.NDArray[np.
     matrix = np.array(fit.matrix)
     voxels = points @ matrix[:, :3].T + matrix[:, 3]
     if policy == "crop":
-        front, height = voxels[:, 1], voxels[:, 2]
-        rim = np.minimum(_RIM + (front - _FRONT) * _SLOPE, _RIM_TOP)
-        below_rim = (front >= _FRONT) & (height <= rim)
-        return np.asarray(below_rim | ((front >= _BACK) & (height <= _BASE)))
-    _, mask = _template()
+        return below_rim(voxels)
+    mask = face_mask()
     nearest = np.rint(voxels).astype(int)
     inside = ((nearest >= 0) & (nearest < mask.shape)).all(axis=1)
     gone = np.zeros(len(points), dtype=bool)
@@ -154,56 +180,3 @@ def _optimize(
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(fixed, moving)
     return -float(method.GetMetricValue())
-
-
-def _on_grid(image: SimpleITK.Image) -> SimpleITK.Image:
-    """Voxels of 2 mm, a little smoothed."""
-    import SimpleITK
-
-    spacing = image.GetSpacing()
-    size = [max(1, round(n * s / _GRID_MM)) for n, s in zip(image.GetSize(), spacing, strict=True)]
-    smooth = SimpleITK.SmoothingRecursiveGaussian(SimpleITK.Cast(image, SimpleITK.sitkFloat32), 1.0)
-    return SimpleITK.Resample(
-        smooth,
-        size,
-        SimpleITK.Transform(),
-        SimpleITK.sitkLinear,
-        image.GetOrigin(),
-        [_GRID_MM] * 3,
-        image.GetDirection(),
-        0.0,
-    )
-
-
-def _directions(image: SimpleITK.Image) -> npt.NDArray[np.float64]:
-    return np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-
-
-@cache
-def _template() -> tuple[Any, npt.NDArray[np.bool_]]:
-    """The template on the coarse grid, and what its face mask takes away, ``[x, y, z]``."""
-    import SimpleITK
-
-    mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(_data() / "facemask.nii.gz")))
-    return _on_grid(_full_template()), np.asarray(mask.transpose(2, 1, 0) == 0)
-
-
-@cache
-def _full_template() -> Any:
-    import SimpleITK
-
-    return SimpleITK.ReadImage(str(_data() / "mean_reg2mean.nii.gz"), SimpleITK.sitkFloat32)
-
-
-def _data() -> Path:
-    """The folder of the package, found without importing it: it would import nipype."""
-    from importlib.util import find_spec
-
-    found = find_spec("pydeface")
-    if found is None or found.origin is None:
-        raise ConfigError(
-            "CONFIG-06",
-            "removing faces needs the template of the package pydeface.",
-            fix='Install it with pip install "core-mri[deid]", or give --faces keep.',
-        )
-    return Path(found.origin).parent / "data"

@@ -7,34 +7,31 @@ the whole. A finished file waits in OUT/.partial; its name and its line of the a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
 
-from core_mri.errors import ConfigError, DataError
-from core_mri.version import __version__
-from data_registry.deidentify.actions import EDITION, OPTIONS_EDITION
-from data_registry.deidentify.faces import FacePolicy
-from data_registry.deidentify.heads import FaceVerdict
-from data_registry.deidentify.identifiers import file_id, pseudonym
-from data_registry.deidentify.outcome import Outcome, PrivateDetails
-from data_registry.deidentify.pixels import (
-    PixelMode,
-    PixelVerdict,
-    look_at_faces,
-    look_at_pixels,
+from core_mri.errors import DataError
+from data_registry.deidentify.audit import (
+    AUDIT,
+    WAITING,
+    append,
+    cannot_write,
+    open_audit,
+    own_outputs,
 )
+from data_registry.deidentify.identifiers import file_id, pseudonym
+from data_registry.deidentify.outcome import Outcome, Passed, PrivateDetails
+from data_registry.deidentify.pixels import Looks, look_at
 from data_registry.deidentify.profile import Profile
-from data_registry.deidentify.work import WAITING, Done, Task, single, work
+from data_registry.deidentify.review_items import passed_by_a_person
+from data_registry.deidentify.scope import DEFAULT, Scope
+from data_registry.deidentify.work import Done, Task, single, work
 from data_registry.worker_pool import WorkerPool
 
-AUDIT = "audit.jsonl"
-_KIND = "core-mri data deidentify"
 _BATCH = 32
 
 
@@ -74,8 +71,8 @@ def deidentify_folder(
     *,
     jobs: int = 1,
     dry_run: bool = False,
-    pixels: PixelMode = "skip",
-    faces: FacePolicy = "keep",
+    scope: Scope = DEFAULT,
+    face_pictures: Path | None = None,
 ) -> Iterator[Item]:
     """De-identify files; inputs are only read, outputs appear complete or not at all.
 
@@ -91,9 +88,8 @@ def deidentify_folder(
         profile: What to do.
         jobs: Worker processes.
         dry_run: Write nothing; `out` is not even made.
-        pixels: Look for text in the pixels: ``check`` quarantines the series that shows some,
-            ``blank`` takes away text that the file's own header tells, ``skip`` does not look.
-        faces: ``crop`` or ``deface`` heads, and hold back those where it is not sure.
+        scope: What to do with pixels, faces and objects that are no scans.
+        face_pictures: Folder for pictures of heads before and after, which show faces.
 
     Yields:
         One item per file, in order, after its line of the audit is written.
@@ -103,30 +99,37 @@ def deidentify_folder(
             another key or profile.
         DataError: DATA-07 when `out` cannot be written.
     """
-    known = {} if dry_run else _open_audit(out, key, profile, pixels, faces)
-    named = [(path, file_id(key, path.absolute()), _stamp(key, path)) for path in files]
-    todo = [
-        (identity, str(path.absolute()), stamp)
-        for path, identity, stamp in named
-        if not _is_done(known.get(identity), stamp, out)
+    known = {} if dry_run else open_audit(out, key, profile, scope)
+    named = [
+        (path, str(path.absolute()), file_id(key, path.absolute()), _stamp(key, path))
+        for path in files
     ]
-    own = _own(source, key, pixels, faces)
-    common = Task((), _root(source), None if dry_run else str(out), key, profile, own)
+    verdicts = {} if dry_run else passed_by_a_person(out, known)
+    passed = {
+        whole: verdicts[identity]
+        for _, whole, identity, stamp in named
+        if identity in verdicts and known[identity].stamp == stamp
+    }
+    todo = [
+        (identity, whole, stamp)
+        for _, whole, identity, stamp in named
+        if not _is_done(known.get(identity), stamp, out, passed.get(whole, frozenset()))
+    ]
+    waiting = {identity for identity, _, _ in todo}
+    common = Task(
+        (), _root(source), None if dry_run else str(out), key, profile, scope,
+        own=own_outputs(source, key, scope), face_pictures=face_pictures,
+    )  # fmt: skip
     audit = None if dry_run else (out / AUDIT).open("a", encoding="ascii")
     with WorkerPool(min(jobs, max(1, len(todo) // 4))) as pool:
-        shown = None
-        if pixels != "skip":
-            shown = look_at_pixels([path for _, path, _ in todo], pool, pixels)
-        fitted = None
-        if faces != "keep":
-            fitted = look_at_faces([path for _, path, _ in todo], pool, faces)
-        common = replace(common, face_policy=faces)
-        results = _results(pool, _tasks(todo, common, shown, fitted))
+        looks = look_at(todo, pool, scope, passed, face_pictures)
+        results = _results(pool, _tasks(todo, common, looks, passed))
         seen: dict[str, str] = {}
         try:
-            for path, identity, stamp in named:
+            for path, _, identity, _ in named:
                 before = known.get(identity)
-                if before is not None and _is_done(before, stamp, out):
+                if identity not in waiting:
+                    assert before is not None
                     yield Item(path, before, PrivateDetails())
                     continue
                 outcome, details = next(results)
@@ -134,7 +137,7 @@ def deidentify_folder(
                     outcome = _without_twin(outcome, seen)
                 else:
                     outcome = _named(outcome, out, before.output if before else "")
-                    _append(audit, outcome)
+                    append(audit, outcome)
                 if outcome.status == "quarantined" and not details.message:
                     details = PrivateDetails("another file has the same SOP instance UID.")
                 yield Item(path, outcome, details)
@@ -149,36 +152,13 @@ def _root(source: Path) -> str:
 
 
 def _tasks(
-    todo: list[tuple[str, str, str]],
-    common: Task,
-    shown: dict[str, PixelVerdict] | None,
-    fitted: dict[str, FaceVerdict] | None,
+    todo: list[tuple[str, str, str]], common: Task, looks: Looks, passed: Passed
 ) -> Iterator[Task]:
     waiting = iter(todo)
     while batch := tuple(islice(waiting, _BATCH)):
-        own = None if shown is None else {p: shown[p] for _, p, _ in batch if p in shown}
-        heads = None if fitted is None else {p: fitted[p] for _, p, _ in batch if p in fitted}
-        yield replace(common, files=batch, pixels=own, faces=heads)
-
-
-def _own(
-    source: Path, key: bytes, pixels: PixelMode, faces: FacePolicy
-) -> dict[str, tuple[str, str]]:
-    """Of a source that is an output of this command with this key: path -> kind, keyed hash.
-
-    Only where text and faces were looked for as they are now, if they are.
-    """
-    try:
-        lines = (source / AUDIT).read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return {}
-    head = _parse(lines[0]) if lines else {}
-    if head.get("kind") != _KIND or head.get("key") != pseudonym(key, "audit"):
-        return {}
-    if pixels not in ("skip", head.get("pixels")) or faces not in ("keep", head.get("faces")):
-        return {}
-    done = _outcomes(lines[1:]).values()
-    return {o.output: (o.kind, o.result) for o in done if o.output and o.kind != "dicom"}
+        paths = [path for _, path, _ in batch]
+        codes = {path: passed[path] for path in paths if path in passed}
+        yield replace(common, files=batch, looks=looks.of(paths), passed=codes)
 
 
 def _results(pool: WorkerPool, tasks: Iterator[Task]) -> Iterator[Done]:
@@ -207,7 +187,7 @@ def _named(outcome: Outcome, out: Path, old: str) -> Outcome:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             os.replace(waiting, target)  # noqa: PTH105
     except OSError as error:
-        raise _full(error) from None
+        raise cannot_write(error) from None
     return outcome
 
 
@@ -224,103 +204,13 @@ def _twin(outcome: Outcome) -> Outcome:
     return replace(outcome, status="quarantined", code="DATA-02", output="", result="")
 
 
-def _open_audit(
-    out: Path, key: bytes, profile: Profile, pixels: PixelMode, faces: FacePolicy
-) -> dict[str, Outcome]:
-    """Outcomes of earlier runs by keyed id; makes the folder and its first line when new."""
-    path = out / AUDIT
-    head = {
-        "kind": _KIND,
-        "version": __version__,
-        "profile": profile.name,
-        "options": sorted(profile.options),
-        "table": f"PS3.15 {EDITION} (options {OPTIONS_EDITION})",
-        "codes": profile.codes,
-        "pixels": pixels,
-        "faces": faces,
-        "key": pseudonym(key, "audit"),
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if any(out.iterdir()):
-                raise ConfigError(
-                    "CONFIG-03",
-                    f"{out} is not empty and holds no {AUDIT} of this command.",
-                    fix="Give a new folder.",
-                )
-            path.write_text(json.dumps(head) + "\n", encoding="ascii")
-        text = path.read_text(encoding="ascii", errors="replace")
-        if not text.endswith("\n"):  # killed while it wrote a line
-            path.write_text(text + "\n", encoding="ascii", errors="replace")
-        lines = text.splitlines()
-        first = _parse(lines[0]) if lines else {}
-        _check_head(path, first, head)
-        shutil.rmtree(out / WAITING, ignore_errors=True)
-        (out / WAITING).mkdir()
-    except OSError as error:
-        raise _full(error) from None
-    return _outcomes(lines[1:])
-
-
-def _check_head(path: Path, first: dict[str, Any], head: dict[str, Any]) -> None:
-    if first.get("kind") != _KIND:
-        raise ConfigError(
-            "CONFIG-03", f"{path} was not written by `{_KIND}`.", fix="Give a new folder."
-        )
-    if first.get("key") != head["key"]:
-        raise ConfigError(
-            "CONFIG-04",
-            f"{path.parent} was made with another key; one folder has one key.",
-            fix="Use the key of the first run, or give a new folder.",
-        )
-    different = [
-        name
-        for name in ("version", "profile", "options", "table", "pixels", "faces")
-        if first.get(name) != head[name]
-    ]
-    if different:
-        raise ConfigError(
-            "CONFIG-04",
-            f"{path.parent} was made with another {different[0]} ({first.get(different[0])}).",
-            fix="Give a new folder: one folder is de-identified in one way.",
-        )
-
-
-def _outcomes(lines: list[str]) -> dict[str, Outcome]:
-    """Later lines win; a line cut off by a kill is skipped, its file is done again."""
-    known = {}
-    for line in lines:
-        record = _parse(line)
-        if record:
-            known[record["file"]] = Outcome(**record, repeated=True)
-    return known
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _append(audit: TextIO | None, outcome: Outcome) -> None:
-    if audit is None:
-        return
-    record = dict(vars(outcome))
-    del record["repeated"]
-    try:
-        audit.write(json.dumps(record) + "\n")
-        audit.flush()
-    except OSError as error:
-        raise _full(error) from None
-
-
-def _is_done(outcome: Outcome | None, stamp: str, out: Path) -> bool:
+def _is_done(outcome: Outcome | None, stamp: str, out: Path, passed: frozenset[str]) -> bool:
+    """Whether nothing is to be done: unchanged, its output there, no new verdict of a person."""
     if outcome is None or outcome.stamp != stamp:
         return False
-    return outcome.status != "done" or (out / outcome.output).is_file()
+    if outcome.status != "done":
+        return outcome.code not in passed
+    return (out / outcome.output).is_file()
 
 
 def _stamp(key: bytes, path: Path) -> str:
@@ -330,11 +220,3 @@ def _stamp(key: bytes, path: Path) -> str:
     except OSError:
         return ""
     return pseudonym(key, "stamp", str(status.st_size), str(status.st_mtime_ns))
-
-
-def _full(error: OSError) -> DataError:
-    return DataError(
-        "DATA-07",
-        f"cannot write to the output folder: {error.strerror}.",
-        fix="Make room and run the command again; it goes on where it stopped.",
-    )

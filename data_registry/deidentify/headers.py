@@ -10,6 +10,7 @@ import mmap
 import re
 import zlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from core_mri.errors import DataError
@@ -43,6 +44,7 @@ from data_registry.deidentify.rules import (
     is_damaged,
     rules_of,
 )
+from data_registry.deidentify.scope import Extra, extra_of
 from data_registry.deidentify.seeds import codecs_of, seeds_of, subject_of
 from data_registry.deidentify.subject import Subject
 from data_registry.deidentify.treatments import Place
@@ -58,7 +60,6 @@ _UID = re.compile(r"\d+(\.\d+){1,31}")
 _PIXEL_GROUP = 0x7FE00000
 _OVERLAY_DATA = 0x60003000
 _TRAILING_PADDING = 0xFFFCFFFC
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -103,6 +104,7 @@ def deidentify_dicom(
     *,
     pixels_clean: bool = False,
     face_removed: bool = False,
+    extras: Collection[Extra] = (),
 ) -> Clean:
     """De-identify one DICOM file.
 
@@ -112,12 +114,14 @@ def deidentify_dicom(
         profile: What to do.
         pixels_clean: Somebody read the pixels, and they show no text.
         face_removed: It is a head, and its face was taken away.
+        extras: Kinds of objects that are no scans and may go out. Nobody reads an encapsulated
+            document: its file says Patient Identity Removed NO.
 
     Raises:
         DataError: As :func:`parse`; DATA-02 also when the UID of object, series or study is
             missing, pixels are missing that the header states, or text has an undeclared character
-            set; DATA-10 for a document, DATA-15 for a DICOMDIR; DATA-16 for an image that shows
-            text, or may.
+            set; DATA-15 for a DICOMDIR; DATA-16 for an image that shows text, or may; DATA-18 for
+            objects that are no scans.
     """
     if isinstance(file, memoryview):  # slices of a map are bytes, those of its view are not
         file = file.obj if isinstance(file.obj, mmap.mmap) else bytes(file)  # type: ignore[assignment]
@@ -127,8 +131,15 @@ def deidentify_dicom(
     def value(tag: int) -> str:
         return text(parsed.content, top[tag]) if tag in top else ""
 
-    states_text = value(_BURNED_IN) == "YES" and not pixels_clean
-    _refuse(parsed, top, value(_SOP_CLASS), states_text)
+    extra = extra_of(value(_SOP_CLASS))
+    may_show_text = value(_BURNED_IN) == "YES" or extra == "captures"
+    _refuse(parsed, top, value(_SOP_CLASS))
+    if extra is not None and extra not in extras:
+        raise DataError("DATA-18", f"one of the {extra}, which are no scans.")
+    if _DOCUMENT in top and extra != "documents":
+        raise DataError("DATA-10", "a document inside an object that is none.")
+    if may_show_text and not pixels_clean:
+        raise DataError("DATA-16", "the pixels show text, or may.")
     uids = [value(tag) for tag in (_SOP_INSTANCE, _SERIES, _STUDY)]
     first_pixel = next((e.value for e in parsed.elements if e.tag in PIXEL_TAGS), len(file))
     source_header = file[: first_pixel if parsed.content is file else len(file)]
@@ -147,7 +158,12 @@ def deidentify_dicom(
         parsed.encoding,
         pixels_clean=pixels_clean,
         face_removed=face_removed,
+        document_inside=_DOCUMENT in top,
     )
+    if _DOCUMENT in top:
+        inside = top[_DOCUMENT]
+        content = bytes(parsed.content[inside.value : inside.end])
+        ours.append((_DOCUMENT, recording.element(_DOCUMENT, b"OB", content, parsed.encoding)))
     body = writer.data_set(parsed.elements, parsed.encoding, ours)
     instance, series, study = (_new_uid(key, uid, profile) for uid in uids)
     syntax = parsed.syntax or _syntax_of(parsed.encoding)
@@ -194,7 +210,7 @@ def _new_uid(key: bytes, uid: str, profile: Profile) -> str:
     return uid
 
 
-def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, states_text: bool) -> None:
+def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str) -> None:
     """What cannot be de-identified by its header."""
     if sop_class == _DIRECTORY or (parsed.meta and 0x00041220 in top):
         raise DataError("DATA-15", "a DICOMDIR: it indexes the names of the original files.")
@@ -212,10 +228,6 @@ def _refuse(parsed: Parsed, top: dict[int, Element], sop_class: str, states_text
         raise DataError("DATA-02", f"the header lacks {', '.join(missing)}.")
     if _ROWS in top and PIXEL_TAGS.isdisjoint(top):
         raise DataError("DATA-10", "no pixel data, though the header describes an image.")
-    if _DOCUMENT in top:
-        raise DataError("DATA-10", "an encapsulated document, which no header rule can clean.")
-    if states_text or sop_class.startswith(_SECONDARY_CAPTURE):
-        raise DataError("DATA-16", "the pixels show text, or may.")
     if any(parsed.content[len(parsed.content) - parsed.rest :]):
         raise DataError("DATA-02", "bytes that are no element follow the data set.")
     for element in parsed.elements:

@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from core_mri.errors import ConfigError, DataError
+from core_mri.errors import ConfigError, CoreMRIError, DataError
 from data_registry.deidentify.burned_in import edited
-from data_registry.deidentify.faces import FacePolicy, HeadFit, fit_head, in_face
+from data_registry.deidentify.faces import HeadFit, fit_head, in_face
+from data_registry.deidentify.scope import FacePolicy
 from data_registry.labels import find_region
 
 if TYPE_CHECKING:
     import SimpleITK
-    from pydicom import Dataset
+
+    from core_mri.files.dicom_frames import Frame
 
 HEADS = frozenset({"", "unknown", "brain", "head", "neck", "cervical spine", "spine"})
 """Regions whose scans may show a face; empty where nothing tells the region."""
 _TEXTS = ("BodyPartExamined", "SeriesDescription", "ProtocolName", "StudyDescription")
 _LPS = np.diag([-1.0, -1.0, 1.0])
+_MIN_SLICES = 4
 
 
 @dataclass(frozen=True)
@@ -45,99 +48,99 @@ class FaceVerdict:
     fit: HeadFit | None = None
 
 
-def look_at_series(paths: Sequence[Path], policy: FacePolicy) -> FaceVerdict:
-    """The verdict on one DICOM series.
+def look_at_series(
+    paths: Sequence[Path], policy: FacePolicy, picture: Path | None = None
+) -> FaceVerdict:
+    """The verdict on one DICOM series: of its volumes, the template is fitted to the largest.
 
     Args:
         paths: Its files.
         policy: ``crop`` or ``deface``.
+        picture: Where a picture of the head before and after goes.
     """
     import pydicom
 
+    from core_mri.files.dicom import group_series, read_series
+
     try:
-        files = [pydicom.dcmread(path, force=True) for path in paths]
-        if find_region([str(files[0].get(name, "")) for name in _TEXTS]) not in HEADS:
+        header = pydicom.dcmread(paths[0], stop_before_pixels=True, force=True)
+        if find_region([str(header.get(name, "")) for name in _TEXTS]) not in HEADS:
             return FaceVerdict("none", policy)
-        image = _image(files)
-        fit = None if image is None else fit_head(image)
+        volumes = [v for v in group_series(paths).series if min(v.shape) >= _MIN_SLICES]
+        if not volumes:
+            return FaceVerdict("held", policy)
+        volume = read_series(max(volumes, key=lambda v: int(np.prod(v.shape))))
+        fit = _fit(volume.array.astype(np.float32), volume.affine, policy, picture)
     except ConfigError:
         raise
     except Exception:  # decoders and damaged headers raise nearly anything; nothing is removed then
-        fit = None
-    return FaceVerdict("fit" if fit is not None and fit.sure else "held", policy, fit)
+        return FaceVerdict("held", policy)
+    return FaceVerdict("fit" if fit.sure else "held", policy, fit)
 
 
-def without_face(content: bytes, verdict: FaceVerdict) -> bytes:
+def without_face(content: bytes, path: Path, verdict: FaceVerdict) -> bytes:
     """A DICOM file of a fitted head, its face set to the lowest value of each frame.
 
-    Raises:
-        DataError: DATA-10 when pixel data cannot be decoded, DATA-17 for several frames.
-    """
-    import io
+    Args:
+        content: The file as far as it has been changed.
+        path: The file as it was, whose header tells where its frames lie.
+        verdict: With a fit.
 
-    import pydicom
+    Raises:
+        DataError: DATA-10 when pixel data cannot be decoded, DATA-17 when nothing tells where the
+            frames lie.
+    """
+    from core_mri.files.dicom_frames import quiet_pydicom, read_frames
 
     assert verdict.fit is not None
-    header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True, force=True)
-    points = _points(header)
-    gone = in_face(verdict.fit, points, verdict.policy).reshape(
-        int(header.Rows), int(header.Columns)
-    )
+    fit = verdict.fit
+    try:
+        with quiet_pydicom():
+            places = read_frames(path)
+    except CoreMRIError:
+        raise DataError("DATA-17", "a head without the place of its pixels.") from None
+    if places[0].mosaic_tiles:
+        raise DataError("DATA-17", "a mosaic of a head, which is not cropped.")
 
     def take_away(frames: npt.NDArray[Any]) -> None:
-        if len(frames) != 1:
-            raise DataError(
-                "DATA-17", "a head in several frames of one file, which is not cropped."
-            )
-        frames[0][gone] = frames[0].min()
+        for place in places:
+            gone = in_face(fit, _points(place), verdict.policy).reshape(place.rows, place.columns)
+            frames[place.index][gone] = frames[place.index].min()
 
     return edited(content, take_away)
 
 
-def nifti_without_face(path: Path, out: Path, policy: FacePolicy) -> bool:
+def nifti_without_face(
+    path: Path, out: Path, policy: FacePolicy, picture: Path | None = None
+) -> HeadFit | None:
     """Write a NIfTI file without its face to `out`.
 
     Returns:
-        Whether there was a head; nothing is written for other regions.
+        The fit of the head; None, and nothing is written, for other regions.
 
     Raises:
         DataError: DATA-17 for a head, or an unknown region, that cannot be fitted.
     """
     import nibabel as nib
-    import SimpleITK
 
     if find_region([path.name.split(".")[0].replace("_", " ")]) not in HEADS:
-        return False
+        return None
     loaded: Any = nib.load(path)
     array = np.array(loaded.dataobj.get_unscaled())
     volume = array.reshape(*array.shape[:3], -1)[..., 0].astype(np.float32)
-    if volume.ndim != 3 or min(volume.shape) < 2:
+    if volume.ndim != 3 or min(volume.shape) < _MIN_SLICES:
         raise DataError("DATA-17", "a scan that may be a head and is no volume.")
-    lps = _LPS @ loaded.affine[:3, :3]
-    spacing = np.linalg.norm(lps, axis=0)
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.transpose(2, 1, 0)))
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin((_LPS @ loaded.affine[:3, 3]).tolist())
-    image.SetDirection((lps / spacing).ravel().tolist())
-    fit = fit_head(image)
+    fit = _fit(volume, loaded.affine, policy, picture)
     if not fit.sure:
         raise DataError("DATA-17", _unsure(fit))
-    origin = _LPS @ loaded.affine[:3, 3]
+    lps, origin = _LPS @ loaded.affine[:3, :3], _LPS @ loaded.affine[:3, 3]
     for index in range(array.shape[2]):  # a plane at a time: coordinates are three doubles a voxel
         plane = np.indices((*array.shape[:2], 1)).reshape(3, -1).astype(np.float64)
         plane[2] = index
         gone = in_face(fit, plane.T @ lps.T + origin, policy).reshape(array.shape[:2])
         array[:, :, index][gone] = array.min()
     nib.save(type(loaded)(array, loaded.affine, loaded.header), out)
-    return True
-
-
-def _unsure(fit: HeadFit | None) -> str:
-    reached = 0.0 if fit is None else fit.information
-    return (
-        "a head, or a scan of an unknown region, to which the template could not be fitted "
-        f"(information {reached:.2f})."
-    )
+    return fit
 
 
 def held_back(verdict: FaceVerdict) -> DataError:
@@ -145,43 +148,43 @@ def held_back(verdict: FaceVerdict) -> DataError:
     return DataError("DATA-17", _unsure(verdict.fit))
 
 
-def _image(files: list[Dataset]) -> SimpleITK.Image | None:
-    """Slices of one orientation as a volume; None where they form none."""
+def _fit(
+    array: npt.NDArray[np.float32],
+    affine: npt.NDArray[np.float64],
+    policy: FacePolicy,
+    picture: Path | None,
+) -> HeadFit:
+    """Fit the template to ``array[i, j, k]`` and `affine` (RAS+ mm), and draw it."""
+    image = _image(array, affine)
+    fit = fit_head(image)
+    if picture is not None and fit.information > 0:
+        from data_registry.deidentify.face_pictures import write_face_picture
+
+        write_face_picture(image, fit, policy, picture)
+    return fit
+
+
+def _unsure(fit: HeadFit | None) -> str:
+    doubts = "no regular volume" if fit is None else ", ".join(fit.doubts)
+    return f"a head, or a scan of an unknown region, that the template does not fit ({doubts})."
+
+
+def _image(array: npt.NDArray[np.float32], affine: npt.NDArray[np.float64]) -> SimpleITK.Image:
+    """An array ``[i, j, k]`` as SimpleITK holds it, in LPS+ mm."""
     import SimpleITK
 
-    axes = [np.array(f.ImageOrientationPatient, dtype=float) for f in files]
-    if len(files) < 4 or any(not np.allclose(a, axes[0], atol=1e-3) for a in axes):
-        return None
-    normal = np.cross(axes[0][:3], axes[0][3:])
-    files = sorted(files, key=lambda f: float(np.array(f.ImagePositionPatient, float) @ normal))
-    places = np.array([np.array(f.ImagePositionPatient, float) @ normal for f in files])
-    if len({(f.Rows, f.Columns) for f in files}) > 1:
-        return None
-    keep = np.concatenate(([True], np.diff(places) > 1e-3))  # echoes and repetitions share a place
-    chosen = [f for f, first in zip(files, keep, strict=True) if first]
-    steps = np.diff(places[keep])
-    if len(chosen) < 4 or steps.max() > 1.5 * steps.min():
-        return None
-    array = np.stack([np.asarray(f.pixel_array, dtype=np.float32) for f in chosen])
-    if array.ndim != 3:
-        return None
-    image = SimpleITK.GetImageFromArray(array)
-    rows_mm, columns_mm = map(float, chosen[0].PixelSpacing)
-    image.SetSpacing([columns_mm, rows_mm, float(np.median(steps))])
-    image.SetOrigin([float(v) for v in chosen[0].ImagePositionPatient])
-    image.SetDirection(np.column_stack((axes[0][:3], axes[0][3:], normal)).ravel().tolist())
+    lps = _LPS @ affine[:3, :3]
+    spacing = np.linalg.norm(lps, axis=0)
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin((_LPS @ affine[:3, 3]).tolist())
+    image.SetDirection((lps / spacing).ravel().tolist())
     return image
 
 
-def _points(header: Dataset) -> npt.NDArray[np.float64]:
+def _points(frame: Frame) -> npt.NDArray[np.float64]:
     """Patient coordinates of each pixel, row by row (PS3.3 C.7.6.2.1.1)."""
-    try:
-        position = np.array(header.ImagePositionPatient, dtype=float)
-        axes = np.array(header.ImageOrientationPatient, dtype=float)
-        rows_mm, columns_mm = map(float, header.PixelSpacing)
-    except (AttributeError, TypeError, ValueError):
-        raise DataError("DATA-17", "a head without the place of its pixels.") from None
-    row, column = np.indices((int(header.Rows), int(header.Columns))).reshape(2, -1)
-    across = np.outer(column * columns_mm, axes[:3])
-    down = np.outer(row * rows_mm, axes[3:])
-    return np.asarray(position + across + down)
+    row, column = np.indices((frame.rows, frame.columns)).reshape(2, -1)
+    across = np.outer(column * frame.column_spacing, frame.row_direction)
+    down = np.outer(row * frame.row_spacing, frame.column_direction)
+    return np.asarray(np.array(frame.position) + across + down)

@@ -142,3 +142,12 @@ def write_words(path: Path, words: Iterable[tuple[str, int]]) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["word", "count"])
         writer.writerows(words)
+
+
+def write_heads(path: Path, heads: list[dict[str, object]]) -> None:
+    """Heads with the figures of their fit; ``faces/FIRST_FILE.png`` shows each of them."""
+    with private_writer(path) as stream:
+        columns = ["first_file", "path", "code", "information", "scale", "dice", "overlap"]
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(heads)

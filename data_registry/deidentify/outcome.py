@@ -13,6 +13,8 @@ from data_registry.deidentify.verify import Finding
 
 Status = Literal["done", "quarantined", "left out"]
 Verdict = Literal["passed", "vetoed", ""]
+Passed = dict[str, frozenset[str]]
+"""File -> codes for which it was held back, and for which a person has passed it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Outcome:
         verdict: Of the verifier; empty when it had nothing to see.
         found: Where the verifier found what, as ``TAG kind``.
         texts: Keyed hashes of what was read in the pixels.
+        group: Keyed id of the series (DICOM) or the file that a person looks at as one.
+        face: What a head's fit reached (`HeadFit`); empty where no face was looked for.
         repeated: Known from an earlier run; nothing was done.
     """
 
@@ -48,6 +52,8 @@ class Outcome:
     verdict: Verdict = ""
     found: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    group: str = ""
+    face: dict[str, float] = field(default_factory=dict)
     repeated: bool = False
 
 

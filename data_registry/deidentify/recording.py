@@ -34,11 +34,14 @@ _SEAL_START = "seal "
 _NO_SEAL = b"0" * 32
 
 
-def method(profile: Profile, *, pixels_clean: bool = False) -> list[str]:
+def method(
+    profile: Profile, *, pixels_clean: bool = False, document_inside: bool = False
+) -> list[str]:
     """De-identification Method (0012,0063), of at most 64 characters a value."""
+    seen = "no text found in pixels" if pixels_clean else "pixels not inspected"
     return [
         f"core-mri {__version__}, PS3.15 {EDITION}, {profile.name}",
-        "header; no text found in pixels" if pixels_clean else "header; pixels not inspected",
+        f"header; {'document not read' if document_inside else seen}",
     ]
 
 
@@ -49,6 +52,7 @@ def recorded(
     *,
     pixels_clean: bool = False,
     face_removed: bool = False,
+    document_inside: bool = False,
 ) -> list[tuple[int, bytes]]:
     """Elements that every output holds, with an empty seal; tags ascend.
 
@@ -58,6 +62,7 @@ def recorded(
         encoding: Of the data set.
         pixels_clean: The pixels were read and show no text, or were blanked: Clean Pixel Data.
         face_removed: The face of a head was removed: Clean Recognizable Visual Features.
+        document_inside: There is a document that nobody read: Patient Identity Removed is NO.
     """
     pixel_codes = [CLEAN_PIXELS[0]] if pixels_clean else []
     pixel_codes += [CLEAN_FACES[0]] if face_removed else []
@@ -75,11 +80,13 @@ def recorded(
         )
         for code in sorted([*profile.codes, *pixel_codes])
     )
-    text = "\\".join([*method(profile, pixels_clean=pixels_clean), _SEAL_START]).encode() + _NO_SEAL
+    told = method(profile, pixels_clean=pixels_clean, document_inside=document_inside)
+    text = "\\".join([*told, _SEAL_START]).encode() + _NO_SEAL
+    removed = b"NO" if document_inside else b"YES"
     return [
         (PATIENT_NAME, element(PATIENT_NAME, b"PN", patient.encode(), encoding)),
         (PATIENT_ID, element(PATIENT_ID, b"LO", patient.encode(), encoding)),
-        (IDENTITY_REMOVED, element(IDENTITY_REMOVED, b"CS", b"YES", encoding)),
+        (IDENTITY_REMOVED, element(IDENTITY_REMOVED, b"CS", removed, encoding)),
         (METHOD, element(METHOD, b"LO", text, encoding)),
         (METHOD_CODES, element(METHOD_CODES, b"SQ", codes, encoding)),
         *([(BURNED_IN, element(BURNED_IN, b"CS", b"NO", encoding))] if pixels_clean else []),

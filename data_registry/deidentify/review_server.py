@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from core_mri.errors import CoreMRIError
-from data_registry.deidentify.review import Item, Ledger, header, picture
+from data_registry.deidentify.ledger import Draw, Ledger
+from data_registry.deidentify.review_items import Item
+from data_registry.deidentify.review_pictures import header, picture
 
 _PAGE = Path(__file__).parent / "assets" / "review.html"
 _MAX_BODY = 4096
@@ -22,14 +24,15 @@ class ReviewServer(ThreadingHTTPServer):
     Args:
         items: To look at.
         ledger: Receives the verdicts.
+        draw: Of the items, which the ledger notes.
         port: 0 takes a free one.
     """
 
     daemon_threads = True
 
-    def __init__(self, items: list[Item], ledger: Ledger, *, port: int = 0) -> None:
+    def __init__(self, items: list[Item], ledger: Ledger, draw: Draw, *, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.items, self.ledger = items, ledger
+        self.items, self.ledger, self.draw = items, ledger, draw
         self.token = secrets.token_urlsafe(16)
 
     @property
@@ -40,7 +43,7 @@ class ReviewServer(ThreadingHTTPServer):
     @property
     def reviewed(self) -> int:
         """How many items have a verdict."""
-        return sum(self.ledger.verdict_on(item) is not None for item in self.items)
+        return sum(self.ledger.verdict_on(item.name, item.seen) is not None for item in self.items)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,7 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
             item = self._item(str(said["item"]))
             if item is None:
                 raise KeyError
-            self.server.ledger.add(item, str(said["verdict"]), str(said["initials"]))
+            self.server.ledger.add(
+                item.name, item.seen, str(said["verdict"]), str(said["initials"]), self.server.draw
+            )
         except CoreMRIError as error:
             self._send_json({"error": error.message}, HTTPStatus.BAD_REQUEST)
             return
@@ -103,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.items[int(number)]
 
     def _summary(self, item: Item) -> dict[str, str]:
-        line = self.server.ledger.verdict_on(item)
+        line = self.server.ledger.verdict_on(item.name, item.seen)
         said = (
             {"verdict": line.verdict, "initials": line.initials, "time": line.time} if line else {}
         )

@@ -30,6 +30,8 @@ MIN = 4
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MAX_BYTES_VALUE = 4096
 _CODE = 0x00080100
+_DOCUMENT = 0x00420011
+"""An encapsulated document: searched for what the other values hold, not for its own words."""
 
 
 @dataclass
@@ -69,7 +71,7 @@ def wanted_of(
     wanted = Wanted()
     for value in values:
         group = value.tag >> 16
-        if group == 0x7FE0 or not len(value.raw):
+        if group == 0x7FE0 or value.tag == _DOCUMENT or not len(value.raw):
             continue
         raw = bytes(value.raw)
         if value.path in local:

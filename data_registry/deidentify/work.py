@@ -16,28 +16,29 @@ from pathlib import Path
 from core_mri.errors import CoreMRIError, DataError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
 from data_registry.deidentify import headers, heads, verify
-from data_registry.deidentify.encoding import PIXEL_TAGS, Buffer, parse
-from data_registry.deidentify.faces import FacePolicy
-from data_registry.deidentify.heads import FaceVerdict
-from data_registry.deidentify.identifiers import pseudonym
+from data_registry.deidentify.audit import AUDIT_START, WAITING
+from data_registry.deidentify.encoding import PIXEL_TAGS, Buffer, parse, text
+from data_registry.deidentify.identifiers import file_id, pseudonym
 from data_registry.deidentify.mapped import map_file, pieces
 from data_registry.deidentify.outcome import (
     Outcome,
+    Passed,
     PrivateDetails,
     Result,
     Status,
     content_id,
     whole_id,
 )
-from data_registry.deidentify.pixels import PixelVerdict
+from data_registry.deidentify.pixels import Looks, PixelVerdict
 from data_registry.deidentify.profile import Profile
+from data_registry.deidentify.scope import DEFAULT, Scope, is_asked_for
 from data_registry.vocabulary import words
 
-WAITING = ".partial"
-"""Folder below the output where finished files wait for their names."""
 _DAMAGE = (ValueError, LookupError, ArithmeticError, RecursionError, EOFError)
 """What readers raise on damaged files beside their own errors: it costs the file, not the batch."""
-AUDIT_START = b'{"kind": "core-mri data deidentify"'
+_LEFT_OUT = ("DATA-15", "DATA-18")
+"""Indices, and what was not asked for: nothing is wrong with them."""
+_SOP_CLASS = 0x00080016
 _MAP_FROM = 1 << 24
 """Bytes from which on a file is mapped into memory rather than read."""
 
@@ -52,10 +53,11 @@ class Task:
         out: Output folder; None to write nothing (dry run).
         key: Project key.
         profile: What to do.
+        scope: What to do beside the header.
         own: Of an input that is an earlier output: path below it -> kind and keyed hash.
-        pixels: Path -> what its pixels show; None when nobody looked.
-        faces: Path -> what is to become of its face; None to keep faces.
-        face_policy: The same for files that are no DICOM.
+        looks: What pixels and faces of the DICOM images among them show.
+        passed: Path -> codes for which a person has passed the file.
+        face_pictures: Folder for pictures of heads that are no DICOM.
     """
 
     files: tuple[tuple[str, str, str], ...]
@@ -63,10 +65,11 @@ class Task:
     out: str | None
     key: bytes
     profile: Profile
+    scope: Scope = DEFAULT
     own: dict[str, tuple[str, str]] = field(default_factory=dict)
-    pixels: dict[str, PixelVerdict] | None = None
-    faces: dict[str, FaceVerdict] | None = None
-    face_policy: FacePolicy = "keep"
+    looks: Looks = field(default_factory=Looks)
+    passed: Passed = field(default_factory=dict)
+    face_pictures: Path | None = None
 
 
 Done = tuple[Outcome, PrivateDetails]
@@ -81,7 +84,7 @@ class Product:
         output: Path below the output folder.
         findings: Of the verifier.
         source, result: Keyed hashes.
-        actions, removed, patient, uids: As in `Outcome` and `PrivateDetails`.
+        actions, removed, patient, uids, face: As in `Outcome` and `PrivateDetails`.
     """
 
     kind: str
@@ -93,6 +96,7 @@ class Product:
     removed: tuple[str, ...] = ()
     patient: tuple[str, str] = ("", "")
     uids: dict[str, str] | None = None
+    face: dict[str, float] = field(default_factory=dict)
 
 
 def work(task: Task) -> list[Done]:
@@ -100,11 +104,23 @@ def work(task: Task) -> list[Done]:
     done = []
     for identity, path, stamp in task.files:
         outcome, details = _one(task, identity, path, stamp)
-        verdict = (task.pixels or {}).get(path)
-        if verdict is not None and verdict.boxes:
-            outcome = replace(outcome, texts=_text_hashes(task.key, verdict))
-        done.append((outcome, details))
+        done.append((_with_looks(task, path, outcome), details))
     return done
+
+
+def _with_looks(task: Task, path: str, outcome: Outcome) -> Outcome:
+    """The outcome of a DICOM image with what was seen of its series."""
+    series = task.looks.series.get(path)
+    if series is None:
+        return outcome
+    seen = (task.looks.pixels or {}).get(path, PixelVerdict())
+    face = (task.looks.faces or {}).get(path)
+    return replace(
+        outcome,
+        texts=_text_hashes(task.key, seen),
+        group=pseudonym(task.key, "review", series),
+        face=face.fit.to_mapping() if face is not None and face.fit is not None else {},
+    )
 
 
 def _text_hashes(key: bytes, verdict: PixelVerdict) -> list[str]:
@@ -126,7 +142,7 @@ def _one(task: Task, identity: str, path: str, stamp: str) -> Done:
         if error.code == "DATA-07":
             raise
         _forget(waiting)
-        status: Status = "left out" if error.code == "DATA-15" else "quarantined"
+        status: Status = "left out" if error.code in _LEFT_OUT else "quarantined"
         return Outcome(identity, stamp, status, code=error.code), PrivateDetails(error.message)
     except _DAMAGE as error:
         _forget(waiting)
@@ -151,6 +167,7 @@ def _one(task: Task, identity: str, path: str, stamp: str) -> Done:
         actions=dict(sorted(product.actions.items())),
         words_removed=len(product.removed),
         verdict="passed",
+        face=product.face,
     )
     return outcome, details
 
@@ -227,23 +244,25 @@ def _kind(path: str, head: bytes) -> Callable[[Task, str, str | None, Buffer], P
 
 
 def _dicom(task: Task, path: str, waiting: str | None, file: Buffer) -> Product:
-    verdict = None if task.pixels is None else task.pixels.get(path)
-    if verdict is not None and verdict.code:
-        file = _without_text(file, verdict)
-    face = None if task.faces is None else task.faces.get(path)
-    if (task.pixels is not None and verdict is None) or (task.faces is not None and face is None):
-        _without_pixels(file)
+    pixels, faces, scope = task.looks.pixels, task.looks.faces, task.scope
+    verdict = None if pixels is None else pixels.get(path)
+    face = None if faces is None else faces.get(path)
+    if (pixels is not None and verdict is None) or (faces is not None and face is None):
+        _without_pixels(file, scope)
+    if verdict is not None and (verdict.code or scope.regions):
+        file = _without_text(file, verdict, scope)
     has_fit = face is not None and face.outcome == "fit"
     if face is not None and face.outcome == "held":
         raise heads.held_back(face)
     if face is not None and has_fit:
-        file = heads.without_face(bytes(file), face)
+        file = heads.without_face(bytes(file), Path(path), face)
     clean = headers.deidentify_dicom(
         file,
         task.key,
         task.profile,
-        pixels_clean=verdict is not None,
+        pixels_clean=verdict is not None or "DATA-16" in task.passed.get(path, ()),
         face_removed=has_fit,
+        extras=scope.extras,
     )
     output = f"{clean.patient}/{clean.study}/{clean.series}/{clean.instance}.dcm"
     digest = hashlib.sha256()
@@ -274,13 +293,16 @@ def _dicom(task: Task, path: str, waiting: str | None, file: Buffer) -> Product:
     )
 
 
-def _without_pixels(file: Buffer) -> None:
+def _without_pixels(file: Buffer, scope: Scope) -> None:
     """Nobody looked at the file: right for reports, wrong for images.
 
     Raises:
         DataError: DATA-10 when it holds pixel data.
     """
-    if not PIXEL_TAGS.isdisjoint(element.tag for element in parse(file).elements):
+    parsed = parse(file)
+    tags = {element.tag: element for element in parsed.elements}
+    kind = text(parsed.content, tags[_SOP_CLASS]) if _SOP_CLASS in tags else ""
+    if is_asked_for(kind, scope) and not PIXEL_TAGS.isdisjoint(tags):
         raise DataError(
             "DATA-10",
             "pixel data that are not looked at for text and faces: in gzip, or of floating point.",
@@ -288,8 +310,8 @@ def _without_pixels(file: Buffer) -> None:
         )
 
 
-def _without_text(file: Buffer, verdict: PixelVerdict) -> bytes:
-    """The file with its text blanked, where every text is one of its own header.
+def _without_text(file: Buffer, verdict: PixelVerdict, scope: Scope) -> bytes:
+    """The file without the regions that are blanked and without text of its own header.
 
     Raises:
         DataError: DATA-10 when the pixels cannot be decoded, DATA-16 for text that must stay in the
@@ -297,16 +319,22 @@ def _without_text(file: Buffer, verdict: PixelVerdict) -> bytes:
     """
     from data_registry.deidentify.burned_in import blank, is_of_header
 
-    if verdict.code != "DATA-16":
+    if verdict.code not in ("", "DATA-16"):
         raise DataError(verdict.code, "its pixel data cannot be decoded, so nobody can look.")
-    places = ", ".join(f"frame {n} {box}" for n, rows in verdict.boxes.items() for box, _ in rows)
-    if not verdict.everything or not verdict.blank:
-        raise DataError("DATA-16", f"text in the pixels of the series: {places or 'elsewhere'}.")
-    seeds = headers.identifying_texts(file)
-    texts = [text for rows in verdict.boxes.values() for _, text in rows]
-    if not all(is_of_header(text, seeds) for text in texts):
-        raise DataError("DATA-16", f"text that is not of the header: {places}.")
-    return blank(bytes(file), {n: [box for box, _ in rows] for n, rows in verdict.boxes.items()})
+    if verdict.code:
+        places = ", ".join(
+            f"frame {n} {box}" for n, rows in verdict.boxes.items() for box, _ in rows
+        )
+        if not verdict.everything or scope.pixels != "blank":
+            raise DataError(
+                "DATA-16", f"text in the pixels of the series: {places or 'elsewhere'}."
+            )
+        seeds = headers.identifying_texts(file)
+        texts = [text for rows in verdict.boxes.values() for _, text in rows]
+        if not all(is_of_header(text, seeds) for text in texts):
+            raise DataError("DATA-16", f"text that is not of the header: {places}.")
+    boxes = {n: [box for box, _ in rows] for n, rows in verdict.boxes.items()}
+    return blank(bytes(file), boxes, everywhere=scope.regions)
 
 
 def _is_nifti(path: str, head: bytes) -> bool:
@@ -336,18 +364,21 @@ def _nifti(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     from data_registry.deidentify import nifti, nifti_text
 
     place = nifti.place_of(task.key, path, task.root)
-    source = Path(path)
-    if task.pixels is not None and nifti_text.shows_text(source):
+    source, passed = Path(path), task.passed.get(path, frozenset())
+    if task.scope.pixels != "skip" and "DATA-16" not in passed and nifti_text.shows_text(source):
         raise DataError("DATA-16", "text in the pixels of the volume.")
+    fit = None
     with tempfile.TemporaryDirectory() as folder:
-        if task.face_policy != "keep":
+        if task.scope.faces != "keep" and "DATA-17" not in passed:
             suffix = ".nii.gz" if path.lower().endswith(".gz") else ".nii"
             faceless = Path(folder) / f"{source.name.split('.')[0]}{suffix}"
-            if heads.nifti_without_face(source, faceless, task.face_policy):
-                source = faceless
+            picture = task.face_pictures and task.face_pictures / f"{file_id(task.key, path)}.png"
+            fit = heads.nifti_without_face(source, faceless, task.scope.faces, picture)
+            source = source if fit is None else faceless
         result = nifti.deidentify_nifti(source, _path(waiting))
     result = replace(result, patient=(place.old, place.patient))
-    return _other(task, path, waiting, "nifti", place.output, result)
+    product = _other(task, path, waiting, "nifti", place.output, result)
+    return product if fit is None else replace(product, face=fit.to_mapping())
 
 
 def _sidecar(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
@@ -364,7 +395,7 @@ def _sidecar(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
 def _raw_data(task: Task, path: str, waiting: str | None, _: Buffer) -> Product:
     from data_registry.deidentify import raw_data
 
-    if task.face_policy != "keep":
+    if task.scope.faces != "keep" and "DATA-17" not in task.passed.get(path, ()):
         raise DataError("DATA-17", "raw data, which shows a face once it is reconstructed.")
     kind, output, result = raw_data.deidentify_raw_data(Path(path), _path(waiting), task.key)
     return _other(task, path, waiting, kind, output, result)

@@ -88,15 +88,18 @@ OURS = (
     "from data_registry.deidentify import PROFILES, deidentify_folder\n"
     "from data_registry.deidentify import find_leaks, headers, sidecars, raw_data\n"
     "from data_registry.deidentify.folder import find_files\nfrom pathlib import Path\n"
+    "from data_registry.deidentify.scope import Scope\n"
     "os.rmdir(out)",
     "items = deidentify_folder(Path(source), find_files(Path(source)), Path(out), bytes(32), "
-    "PROFILES['tcia-mr'])\nfailed = sum(item.outcome.status != 'done' for item in items)",
+    "PROFILES['tcia-mr'], scope=Scope(extras=('reports',)))\n"
+    "failed = sum(item.outcome.status != 'done' for item in items)",
 )
 ENGINE = (
     "from data_registry.deidentify import PROFILES, deidentify_dicom\n"
     "from data_registry.deidentify.work import write_parts",
     EACH.format(
-        call="c = deidentify_dicom(open(path, 'rb').read(), bytes(32), PROFILES['tcia-mr']); "
+        call="c = deidentify_dicom(open(path, 'rb').read(), bytes(32), PROFILES['tcia-mr'], "
+        "extras=('reports',)); "
         'write_parts(f"{out}/{number}.dcm", c.header, c.pixels)'
     ),
 )

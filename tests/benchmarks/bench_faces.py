@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data_registry.deidentify import faces
+from data_registry.deidentify import head_template
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
 from data_registry.deidentify.heads import look_at_series
 
@@ -94,11 +94,13 @@ def head(contrast: str, seed: int, slice_mm: float) -> tuple[Any, np.ndarray, np
     made.CopyInformation(image)
     found = SimpleITK.GetArrayFromImage(seen)
     places = np.argwhere(found > 0)
-    points = places[:, ::-1] @ faces._directions(made).T + np.array(made.GetOrigin())
+    points = places[:, ::-1] @ head_template.directions(made).T + np.array(made.GetOrigin())
     moved = (
         (points - np.array(center)) @ linear.T + np.array(center) + np.array(move.GetTranslation())
     )
-    inside = (moved - np.array(labels.GetOrigin())) @ np.linalg.inv(faces._directions(labels)).T
+    inside = (moved - np.array(labels.GetOrigin())) @ np.linalg.inv(
+        head_template.directions(labels)
+    ).T
     front, height = inside[:, 2], labels.GetSize()[1] - 1 - inside[:, 1]
     return made, found[tuple(places.T)], np.column_stack((points, front, height))
 
@@ -107,16 +109,16 @@ def laid_on(image: Any) -> HeadFit:
     """The template moved to the center of mass, and no further."""
     import SimpleITK
 
-    moving, _ = faces._template()
+    moving = head_template.coarse_template()
     start = SimpleITK.CenteredTransformInitializer(
-        faces._on_grid(image), moving, SimpleITK.Euler3DTransform(),
+        head_template.on_grid(image), moving, SimpleITK.Euler3DTransform(),
         SimpleITK.CenteredTransformInitializerFilter.MOMENTS,
     )  # fmt: skip
-    template = faces._full_template()
-    to_voxels = np.linalg.inv(faces._directions(template))
+    template = head_template.full_template()
+    to_voxels = np.linalg.inv(head_template.directions(template))
     offset = np.array(start.GetTranslation()) - np.array(template.GetOrigin())
     return HeadFit(
-        tuple(map(tuple, np.column_stack((to_voxels, to_voxels @ offset)).tolist())), 0, 1
+        tuple(map(tuple, np.column_stack((to_voxels, to_voxels @ offset)).tolist())), 0, 1, 1, 1
     )
 
 

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 
 from core_mri.physics.phantoms import phantom_volume
+from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.burned_in import display, is_of_header, read_image, read_series
 from data_registry.deidentify.cli import main
-from data_registry.deidentify.folder import AUDIT
 from data_registry.deidentify.nifti_text import shows_text
 from tests.data_registry.burned_text import PLACES, Burn, Series, a_burn, burn, write_series
 

@@ -15,8 +15,8 @@ import pydicom
 import pytest
 from pydicom.dataset import FileMetaDataset
 
+from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
-from data_registry.deidentify.folder import AUDIT
 from tests.data_registry.deid_corpus.attributes import CLASSIC, SAFE_PRIVATE
 from tests.data_registry.deid_corpus.generate import corpus, write
 from tests.data_registry.deid_corpus.objects import Planted
@@ -26,6 +26,7 @@ from tests.data_registry.deid_corpus.score import found, score
 def run(files: list[Planted], tmp_path: Path, key_file: Path, *words: str) -> dict[Path, bytes]:
     source, out = tmp_path / "in", tmp_path / "out"
     write(files, source)
+    words = ("--extras", "reports", *words)
     assert main([str(source), str(out), "--key-file", str(key_file), *words]) == 0
     return read(out)
 
@@ -111,8 +112,8 @@ def test_same_bytes_for_any_number_of_workers(tmp_path: Path, key_file: Path) ->
     outputs = []
     for jobs in (1, 2, 4):
         out = tmp_path / f"out{jobs}"
-        words = [str(source), str(out), "--key-file", str(key_file), "--jobs", str(jobs)]
-        assert main(words) == 0
+        words = [str(source), str(out), "--key-file", str(key_file), "--extras", "reports"]
+        assert main([*words, "--jobs", str(jobs)]) == 0
         outputs.append(read(out))
     assert outputs[0] == outputs[1] == outputs[2]
 
@@ -121,7 +122,15 @@ def test_own_output_passes_unchanged(tmp_path: Path, key_file: Path) -> None:
     files = list(corpus(8, 2))
     first = run(files, tmp_path, key_file)
     again = tmp_path / "again"
-    words = [str(tmp_path / "out"), str(again), "--key-file", str(key_file), "--strict"]
+    words = [
+        str(tmp_path / "out"),
+        str(again),
+        "--key-file",
+        str(key_file),
+        "--strict",
+        "--extras",
+        "reports",
+    ]
     assert main(words) == 0
     del first[Path(AUDIT)]
     second = read(again)

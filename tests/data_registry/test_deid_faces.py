@@ -15,11 +15,11 @@ import pydicom
 import pytest
 
 from core_mri.physics.phantoms import phantom_volume
-from data_registry.deidentify import faces
+from data_registry.deidentify import head_template
+from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
-from data_registry.deidentify.cli import verify_main as verify
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
-from data_registry.deidentify.folder import AUDIT
+from data_registry.deidentify.verify_cli import main as verify
 
 pytest.importorskip("pydeface")
 SimpleITK = pytest.importorskip("SimpleITK")
@@ -30,7 +30,7 @@ def head(
 ) -> tuple[Any, Any]:
     """A turned, stretched and noisy head, and the transform from its points to the template's."""
     chance = np.random.default_rng(seed)
-    template = faces._full_template()
+    template = head_template.full_template()
     center = template.TransformContinuousIndexToPhysicalPoint(
         [(n - 1) / 2 for n in template.GetSize()]
     )
@@ -62,7 +62,7 @@ def points_of(image: Any) -> np.ndarray[Any, Any]:
     """Coordinates of every voxel, in the order of the array."""
     size = image.GetSize()
     voxels = np.indices(size[::-1]).reshape(3, -1)[::-1].T
-    return np.asarray(voxels @ faces._directions(image).T + np.array(image.GetOrigin()))
+    return np.asarray(voxels @ head_template.directions(image).T + np.array(image.GetOrigin()))
 
 
 def volume(array: np.ndarray[Any, Any], spacing: float = 2.0) -> Any:
@@ -80,9 +80,9 @@ class TestFit:
         linear = np.array(move.GetMatrix()).reshape(3, 3)
         center = np.array(move.GetCenter())
         moved = (points - center) @ linear.T + center + np.array(move.GetTranslation())
-        template = faces._full_template()
+        template = head_template.full_template()
         voxels = (moved - np.array(template.GetOrigin())) @ np.linalg.inv(
-            faces._directions(template)
+            head_template.directions(template)
         ).T
         matrix = np.array(fit.matrix)
         found = points @ matrix[:, :3].T + matrix[:, 3]
@@ -152,9 +152,9 @@ def test_fits_that_are_not_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("noise", "flat", "empty", "ball"):
         assert not fit_head(made[name]).sure, name
     matrix = ((1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0))
-    assert HeadFit(matrix, 0.7, 1.0).sure
-    assert not HeadFit(matrix, 0.7, 2.5).sure
-    assert not HeadFit(matrix, 0.5, 1.0).sure
+    assert HeadFit(matrix, 0.7, 1.0, 0.97, 0.9).sure
+    assert not HeadFit(matrix, 0.7, 2.5, 0.97, 0.9).sure
+    assert not HeadFit(matrix, 0.5, 1.0, 0.97, 0.9).sure
 
 
 def write_head(folder: Path, image: Any, **facts: object) -> None:
@@ -164,7 +164,7 @@ def write_head(folder: Path, image: Any, **facts: object) -> None:
 
     array = SimpleITK.GetArrayFromImage(image)
     affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ faces._directions(image)
+    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ head_template.directions(image)
     affine[:3, 3] = np.diag([-1.0, -1.0, 1.0]) @ np.array(image.GetOrigin())
     voxels = np.ascontiguousarray(array.transpose(2, 1, 0)).clip(0, 4000).astype(np.uint16)
     header = {"Modality": "MR", "PatientID": "7", "PatientName": "Zqxvwk^Anna", **facts}
@@ -214,7 +214,7 @@ class TestCommand:
         write_head(tmp_path / "in" / "knee", noise, BodyPartExamined="KNEE")
         told, paths = self.run(tmp_path, "crop")
         assert (told["head"]["code"], told["unknown"]["code"]) == ("DATA-17", "DATA-17")
-        assert "could not be fitted" in told["head"]["message"]
+        assert "does not fit" in told["head"]["message"]
         assert told["knee"]["status"] == "done"
         assert len(paths) == 12
         assert "RecognizableVisualFeatures" not in pydicom.dcmread(paths[0])
@@ -244,7 +244,7 @@ class TestCommand:
         image, _ = head(6, spacing=(2.5, 2.5, 2.5))
         array = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
         affine = np.eye(4)
-        affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ faces._directions(image)
+        affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ head_template.directions(image)
         affine[:3, 3] = np.diag([-1.0, -1.0, 1.0]) @ np.array(image.GetOrigin())
         (tmp_path / "in" / "a").mkdir(parents=True)
         nib.save(

@@ -20,8 +20,9 @@ from pydicom.sequence import Sequence
 
 from core_mri.errors import ConfigError, CoreMRIError
 from data_registry.deidentify import work
+from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
-from data_registry.deidentify.folder import AUDIT, deidentify_folder, find_files
+from data_registry.deidentify.folder import deidentify_folder, find_files
 from data_registry.deidentify.headers import deidentify_dicom
 from data_registry.deidentify.mapping import read_mapping
 from data_registry.deidentify.profile import PROFILES
@@ -293,20 +294,10 @@ class TestQuarantine:
         content = changed(images[0].content, StudyInstanceUID=None)
         assert self.code(source, tmp_path, content, good) == "DATA-02"
 
-    @pytest.mark.parametrize(
-        ("keyword", "value"),
-        [("BurnedInAnnotation", "YES"), ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7")],
-    )
     def test_text_in_the_pixels(
-        self,
-        source: Path,
-        tmp_path: Path,
-        images: list[Planted],
-        good: bytes,
-        keyword: str,
-        value: str,
+        self, source: Path, tmp_path: Path, images: list[Planted], good: bytes
     ) -> None:
-        content = changed(images[0].content, **{keyword: value})
+        content = changed(images[0].content, BurnedInAnnotation="YES")
         assert self.code(source, tmp_path, content, good) == "DATA-16"
 
     def test_symbolic_links(self, source: Path, tmp_path: Path, good: bytes) -> None:

@@ -15,11 +15,11 @@ import pytest
 
 import core_mri
 from core_mri.errors import DataError
+from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
-from data_registry.deidentify.cli import verify_main as verify
-from data_registry.deidentify.folder import AUDIT
 from data_registry.deidentify.identifiers import patient_pseudonym
 from data_registry.deidentify.mrd_xml import rebuild_xml
+from data_registry.deidentify.verify_cli import main as verify
 from tests.data_registry.deid_corpus.score import found
 
 KEY = bytes(range(32))

@@ -18,10 +18,10 @@ from pydicom.dataset import Dataset
 
 from core_mri.errors import DataError
 from data_registry.deidentify.cli import main
-from data_registry.deidentify.cli import verify_main as verify
 from data_registry.deidentify.headers import deidentify_dicom
 from data_registry.deidentify.profile import PROFILES
 from data_registry.deidentify.verify import find_leaks
+from data_registry.deidentify.verify_cli import main as verify
 from tests.data_registry.deid_corpus.score import found
 
 KEY = bytes(range(32))

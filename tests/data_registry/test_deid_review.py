@@ -15,11 +15,22 @@ from typing import Any
 import pytest
 
 from core_mri.errors import ConfigError, DataError
-from data_registry.deidentify.cli import main, review_main
-from data_registry.deidentify.review import LEDGER, Item, Ledger, header, items_of, picture
+from data_registry.deidentify.cli import main
+from data_registry.deidentify.ledger import LEDGER, Draw, Ledger, Line
+from data_registry.deidentify.review_cli import main as review
+from data_registry.deidentify.review_items import Item, items_of
+from data_registry.deidentify.review_pictures import header, picture
 from data_registry.deidentify.review_server import ReviewServer
 from tests.data_registry.deid_corpus.generate import routine, write
 from tests.data_registry.deid_corpus.score import found
+
+
+def said(ledger: Ledger, item: Item) -> Line | None:
+    return ledger.verdict_on(item.name, item.seen)
+
+
+def say(ledger: Ledger, item: Item, verdict: str, initials: str = "ab") -> None:
+    ledger.add(item.name, item.seen, verdict, initials, Draw(30, 0))
 
 
 @pytest.fixture
@@ -37,12 +48,14 @@ def folder(tmp_path: Path) -> Path:
 
 class TestItems:
     def test_a_sample_of_volumes(self, folder: Path) -> None:
-        items = items_of(folder, sample=3, seed=1)
+        items = items_of(folder, Draw(3, 1))
         assert len(items) == 3
         assert [len(item.files) for item in items] == [3, 3, 3]
-        assert items == items_of(folder, sample=3, seed=1)
-        assert {i.name for i in items_of(folder, sample=9, seed=0)} >= {i.name for i in items}
-        assert items_of(folder, sample=2, seed=3) != items_of(folder, sample=2, seed=4)
+        assert items == items_of(folder, Draw(3, 1))
+        assert {i.name for i in items_of(folder, Draw(9, 0))} >= {i.name for i in items}
+        names = [[i.name for i in items_of(folder, Draw(4, seed))] for seed in range(3)]
+        assert names[0] != names[1]
+        assert [i.name for i in items_of(folder, Draw(2, 1))] == names[1][:2]
 
     def test_flagged_volumes_come_first_and_always(self, folder: Path) -> None:
         audit = folder / "audit.jsonl"
@@ -50,13 +63,13 @@ class TestItems:
         record = json.loads(lines[-1])
         record["texts"] = ["PABCDEFGHIJKLMNOP"]
         audit.write_text("\n".join([*lines[:-1], json.dumps(record)]) + "\n")
-        items = items_of(folder, sample=0, seed=0)
+        items = items_of(folder, Draw(0, 0))
         assert [item.why for item in items] == ["flagged"]
         assert record["output"].startswith(items[0].name)
 
     def test_pictures_and_headers_hold_no_name(self, folder: Path) -> None:
         tokens = {token for file in routine(5, (64, 64, 96, 96), 3) for token in file.tokens}
-        for item in items_of(folder, sample=4, seed=0):
+        for item in items_of(folder, Draw(4, 0)):
             assert picture(item).startswith("data:image/png;base64,iVBOR")
             rows = header(item)
             assert ("Patient Identity Removed", "YES") in rows
@@ -64,33 +77,33 @@ class TestItems:
 
     def test_no_output_folder(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"audit\.jsonl"):
-            items_of(tmp_path, sample=1, seed=0)
+            items_of(tmp_path, Draw(1, 0))
 
 
 class TestLedger:
     @pytest.fixture
     def item(self, folder: Path) -> Item:
-        return items_of(folder, sample=1, seed=0)[0]
+        return items_of(folder, Draw(1, 0))[0]
 
     def test_ships_unfilled(self, folder: Path, item: Item) -> None:
         assert not (folder / LEDGER).exists()
-        assert Ledger.open(folder).verdict_on(item) is None
+        assert said(Ledger.open(folder), item) is None
 
     def test_later_verdicts_count_and_earlier_ones_stay(self, folder: Path, item: Item) -> None:
         ledger = Ledger.open(folder)
-        ledger.add(item, "fail", "ab")
+        say(ledger, item, "fail")
         first = (folder / LEDGER).read_text()
-        ledger.add(item, "pass", "cd")
+        say(ledger, item, "pass", "cd")
         assert (folder / LEDGER).read_text().startswith(first)
         again = Ledger.open(folder)
-        line = again.verdict_on(item)
+        line = said(again, item)
         assert line is not None
         assert (line.verdict, line.initials, len(again.lines)) == ("pass", "CD", 2)
 
     def test_a_verdict_is_on_what_was_seen(self, folder: Path, item: Item) -> None:
-        Ledger.open(folder).add(item, "pass", "ab")
+        say(Ledger.open(folder), item, "pass")
         changed = Item(item.name, item.files, "C" + "A" * 26, item.why)
-        assert Ledger.open(folder).verdict_on(changed) is None
+        assert said(Ledger.open(folder), changed) is None
 
     @pytest.mark.parametrize(
         ("verdict", "initials"),
@@ -100,7 +113,7 @@ class TestLedger:
         self, folder: Path, item: Item, verdict: str, initials: str
     ) -> None:
         with pytest.raises(ConfigError):
-            Ledger.open(folder).add(item, verdict, initials)
+            say(Ledger.open(folder), item, verdict, initials)
         assert not (folder / LEDGER).exists()
 
     def test_damaged(self, folder: Path) -> None:
@@ -113,27 +126,28 @@ class TestStatus:
     def test_says_what_is_open(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = [str(folder), "--sample", "2", "--status", "--json"]
         capsys.readouterr()
-        assert review_main(words) == 1
+        assert review(words) == 1
         assert json.loads(capsys.readouterr().out) == {
             "items": 2, "pass": 0, "fail": 0, "unsure": 0, "open": 2
         }  # fmt: skip
         ledger = Ledger.open(folder)
-        for item in items_of(folder, sample=2, seed=0):
-            ledger.add(item, "pass", "ab")
-        assert review_main(words) == 0
+        for item in items_of(folder, Draw(2, 0)):
+            say(ledger, item, "pass")
+        assert review(words) == 0
 
     def test_the_verifier_takes_the_ledger_for_no_output(
         self, folder: Path, tmp_path: Path
     ) -> None:
-        from data_registry.deidentify.cli import verify_main
+        from data_registry.deidentify.verify_cli import main as verify_main
 
-        Ledger.open(folder).add(items_of(folder, sample=1, seed=0)[0], "pass", "ab")
+        say(Ledger.open(folder), items_of(folder, Draw(1, 0))[0], "pass")
         assert verify_main([str(tmp_path / "in"), str(folder), "--jobs", "1"]) == 0
 
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[ReviewServer]:
-    with ReviewServer(items_of(folder, sample=4, seed=0), Ledger.open(folder)) as served:
+    draw = Draw(4, 0)
+    with ReviewServer(items_of(folder, draw), Ledger.open(folder), draw) as served:
         thread = threading.Thread(target=served.serve_forever, daemon=True)
         thread.start()
         yield served

@@ -16,12 +16,12 @@ import pytest
 from core_mri.errors import CoreMRIError
 from data_registry.deidentify import headers, rules, seeds, subject, treatments
 from data_registry.deidentify.cli import main as deidentify
-from data_registry.deidentify.cli import verify_main as verify
 from data_registry.deidentify.headers import deidentify_dicom
 from data_registry.deidentify.policy import policy
 from data_registry.deidentify.profile import PROFILES, Profile
 from data_registry.deidentify.rules import Rule, rules_of
 from data_registry.deidentify.verify import Finding, find_leaks, find_text
+from data_registry.deidentify.verify_cli import main as verify
 from data_registry.deidentify.verify_reader import scan
 from tests.data_registry.deid_corpus.generate import corpus, write
 from tests.data_registry.deid_corpus.objects import Planted
@@ -337,7 +337,8 @@ class TestCommand:
         key.write_text("11" * 32)
         source, out = tmp_path / "in", tmp_path / "out"
         write(list(corpus(60, 1)), source)
-        assert deidentify([str(source), str(out), "--key-file", str(key), "--jobs", "1"]) == 0
+        words = [str(source), str(out), "--key-file", str(key), "--jobs", "1"]
+        assert deidentify([*words, "--extras", "reports"]) == 0
         return source, out
 
     def test_passes(self, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,16 @@ def main() -> int:
             key.write_text("5a" * 32)
             command = [sys.executable, "-m", "core_mri", "data", "deidentify"]
             subprocess.run(
-                [*command, str(Path(folder) / "in"), str(out), "--key-file", str(key)], check=True
+                [
+                    *command,
+                    str(Path(folder) / "in"),
+                    str(out),
+                    "--key-file",
+                    str(key),
+                    "--extras",
+                    "reports",
+                ],
+                check=True,
             )
         outputs = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
         result = score(files, outputs)
