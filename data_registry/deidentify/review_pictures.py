@@ -34,7 +34,7 @@ def picture(item: Item) -> str:
     views = [frames[0], frames[len(frames) // 2], np.min(frames, axis=0)]
     rows = [_row([display(view) for view in views], _HEIGHT)]
     rows += [_row(planes, _HEIGHT)] if (planes := _planes(item)) else []
-    shown = frames[:: -(-len(frames) // _MAX_THUMBS)]
+    shown = frames[:: -(-len(frames) // _MAX_THUMBS)] if len(frames) > 3 else []
     rows += [_row([display(f) for f in shown[i : i + 8]], _THUMB) for i in range(0, len(shown), 8)]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 4), (0, width - row.shape[1]))) for row in rows]

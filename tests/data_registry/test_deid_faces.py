@@ -6,6 +6,7 @@ check the machinery. Recall on heads of other origin is measured by `bench_faces
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from data_registry.deidentify import head_template
 from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
+from data_registry.deidentify.heads import FaceVerdict, held_back, look_at_series, without_face
+from data_registry.deidentify.scope import FacePolicy
 from data_registry.deidentify.verify_cli import main as verify
 
 pytest.importorskip("pydeface")
@@ -262,3 +265,118 @@ class TestCommand:
         assert 0.05 < (voxels != array.astype(np.int16)).mean() < 0.4
         assert np.allclose(clean.affine, affine, atol=1e-4)
         assert (told["b"]["code"], "raw data" in told["b"]["message"]) == ("DATA-17", True)
+
+
+def as_enhanced(paths: list[Path], out: Path) -> None:
+    """The slices of a classic series as one Enhanced MR file."""
+    frames = sorted((pydicom.dcmread(path) for path in paths), key=lambda d: int(d.InstanceNumber))
+    made = frames[0]
+    groups = []
+    for frame in frames:
+        place, turned, measures = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = frame.ImagePositionPatient
+        turned.ImageOrientationPatient = frame.ImageOrientationPatient
+        measures.PixelSpacing, measures.SliceThickness = frame.PixelSpacing, frame.SliceThickness
+        group = pydicom.Dataset()
+        group.PlanePositionSequence = [place]
+        group.PlaneOrientationSequence = [turned]
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    pixels = b"".join(frame.PixelData for frame in frames)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        delattr(made, keyword)
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    made.NumberOfFrames = len(frames)
+    made.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    made.PerFrameFunctionalGroupsSequence = groups
+    made.PixelData = pixels
+    out.parent.mkdir(parents=True)
+    made.save_as(out)
+
+
+class TestUnusualHeads:
+    """Each with the right outcome and a reason."""
+
+    def look(self, image: Any, folder: Path, **facts: object) -> FaceVerdict:
+        write_head(folder, image, BodyPartExamined="HEAD", **facts)
+        return look_at_series(sorted(folder.rglob("*.dcm")), "crop", folder / "picture.png")
+
+    def test_pixels_that_are_not_square(self, tmp_path: Path) -> None:
+        image, _ = head(8, spacing=(1.8, 2.8, 4.0))
+        verdict = self.look(image, tmp_path / "a")
+        assert verdict.outcome == "fit"
+        assert verdict.fit is not None
+        gone = in_face(verdict.fit, points_of(image), "crop").reshape(image.GetSize()[::-1])
+        kept = 0
+        for path in sorted((tmp_path / "a").rglob("*.dcm")):
+            dataset = pydicom.dcmread(path)
+            row_mm, column_mm = map(float, dataset.PixelSpacing)
+            assert row_mm != column_mm
+            after = pydicom.dcmread(
+                io.BytesIO(without_face(path.read_bytes(), path, verdict))
+            ).pixel_array
+            kept += int((after == dataset.pixel_array).sum())
+        assert kept == pytest.approx((~gone).sum(), rel=0.02)
+
+    def test_many_frames_in_one_file(self, tmp_path: Path) -> None:
+        image, _ = head(9, spacing=(2.0, 2.0, 4.0))
+        write_head(tmp_path / "classic", image, BodyPartExamined="HEAD")
+        paths = sorted((tmp_path / "classic").rglob("*.dcm"))
+        as_enhanced(paths, tmp_path / "enhanced" / "a.dcm")
+        one, many = (
+            look_at_series(paths, "crop"),
+            look_at_series([tmp_path / "enhanced" / "a.dcm"], "crop"),
+        )
+        assert many.outcome == "fit"
+        assert many.fit == one.fit
+        content = (tmp_path / "enhanced" / "a.dcm").read_bytes()
+        cropped = without_face(content, tmp_path / "enhanced" / "a.dcm", many)
+        frames = pydicom.dcmread(io.BytesIO(cropped)).pixel_array
+        for path in paths:
+            classic = pydicom.dcmread(io.BytesIO(without_face(path.read_bytes(), path, one)))
+            number = int(classic.InstanceNumber) - 1
+            np.testing.assert_array_equal(frames[number], classic.pixel_array)
+
+    @pytest.mark.parametrize("way", ["crop", "deface"])
+    def test_faces_that_have_gone_already(self, tmp_path: Path, way: FacePolicy) -> None:
+        image, _ = head(10, spacing=(2.0, 2.0, 3.0))
+        gone = in_face(fit_head(image), points_of(image), way)
+        array = SimpleITK.GetArrayFromImage(image)
+        array[gone.reshape(array.shape)] = 0
+        without = SimpleITK.GetImageFromArray(array)
+        without.CopyInformation(image)
+        verdict = self.look(without, tmp_path / "a")
+        assert verdict.outcome == "held"
+        assert "of the face" in held_back(verdict).message
+
+    def test_an_animal(self, tmp_path: Path) -> None:
+        image, _ = head(11, spacing=(2.0, 2.0, 3.0))
+        image.SetSpacing((0.6, 0.6, 0.9))
+        verdict = self.look(image, tmp_path / "a", PatientID="RAT 7")
+        assert verdict.outcome == "held"
+        assert "times the template" in held_back(verdict).message
+
+    def test_colours_are_held_back(self, tmp_path: Path) -> None:
+        image, _ = head(12, spacing=(4.0, 4.0, 8.0))
+        write_head(tmp_path / "a", image, BodyPartExamined="HEAD")
+        paths = sorted((tmp_path / "a").rglob("*.dcm"))
+        for path in paths:
+            dataset = pydicom.dcmread(path)
+            gray = (dataset.pixel_array // 16).astype(np.uint8)
+            dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 3, "RGB"
+            dataset.PlanarConfiguration, dataset.BitsAllocated = 0, 8
+            dataset.BitsStored, dataset.HighBit = 8, 7
+            dataset.PixelData = np.repeat(gray[..., None], 3, axis=-1).tobytes()
+            dataset.save_as(path)
+        assert look_at_series(paths, "crop").outcome == "held"
+
+    def test_the_picture_shows_before_and_after(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        image, _ = head(13, spacing=(2.0, 2.0, 3.0))
+        assert self.look(image, tmp_path / "a").outcome == "fit"
+        shown = np.asarray(Image.open(tmp_path / "a" / "picture.png")).astype(int)
+        before, after = np.split(shown, 2)
+        assert (after > 0).sum() < 0.95 * (before > 0).sum()
+        upper = len(before) // 3
+        np.testing.assert_array_equal(before[:upper], after[:upper])
