@@ -127,8 +127,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     flags = parser.parse_args()
     print(
-        f"{'':22}{'information':>12}{'CPU s':>7}   crop: face  eyes  brain lost"
-        "   deface: face  eyes  brain lost"
+        f"{'':22}{'information':>12}{'Dice':>7}{'face':>7}{'CPU s':>7}"
+        "   crop: face  eyes  brain lost   deface: face  eyes  brain lost"
     )
     rows: dict[str, list[list[float]]] = {"fitted": [], "laid on": []}
     for contrast in TISSUES:
@@ -141,7 +141,7 @@ def main() -> None:
             face = (labels >= 500) & (where[:, 3] >= FACE_BACK) & (where[:, 4] <= BROW)
             brain = (labels < 100) & (labels != 24)
             for name, used in (("fitted", fit), ("laid on", laid_on(image))):
-                row = [used.information, spent]
+                row = [used.information, used.dice, used.overlap, spent]
                 for way in ("crop", "deface"):
                     gone = in_face(used, where[:, :3], way)
                     row += [gone[part].mean() for part in (face, labels == 506, brain)]
@@ -149,8 +149,8 @@ def main() -> None:
             show(f"{contrast} {slice_mm:.0f} mm, seed {seed}", rows["fitted"][-1])
     for name, found in rows.items():
         show(f"{name}, mean", np.mean(found, axis=0).tolist())
-        worst = [*np.min(found, axis=0)[:1], *np.max(found, axis=0)[1:2]]
-        for start in (2, 5):
+        worst = [*np.min(found, axis=0)[:3], *np.max(found, axis=0)[3:4]]
+        for start in (4, 7):
             part = np.array(found)[:, start : start + 3]
             worst += [part[:, 0].min(), part[:, 1].min(), part[:, 2].max()]
         show(f"{name}, worst", list(map(float, worst)))
@@ -164,14 +164,14 @@ def real() -> None:
     data = Path(os.environ["CORE_MRI_DATA"])
     for series in ("brain_tcia_btp003/t1post_dicom", "dicom/ge_head_pd_series"):
         fit = look_at_series(sorted((data / series).glob("*.dcm")), "crop").fit
-        print(f"{series}: information {fit.information if fit else 0.0:.3f}")
+        print(f"{series}: {fit.to_mapping() if fit else 'no fit'}")
     path = data / "brain_tcia_btp003" / "flair_reg.nii.gz"
-    print(f"{path.name}: information {fit_head(SimpleITK.ReadImage(str(path))).information:.3f}")
+    print(f"{path.name}: {fit_head(SimpleITK.ReadImage(str(path))).to_mapping()}")
 
 
 def show(name: str, row: list[float]) -> None:
-    cells = [f"{value:>12.4f}" for value in row[2:]]
-    print(f"{name:22}{row[0]:>12.3f}{row[1]:>7.1f}" + "".join(cells), flush=True)
+    figures = f"{row[0]:>12.3f}{row[1]:>7.3f}{row[2]:>7.3f}{row[3]:>7.1f}"
+    print(f"{name:22}{figures}" + "".join(f"{value:>12.4f}" for value in row[4:]), flush=True)
 
 
 if __name__ == "__main__":
