@@ -7,7 +7,9 @@ Text is rendered on the volumes of CORE_MRI_DATA (without it on phantoms only), 
 the bright tissue, added to what is there), corners and over tissue, one place in all slices. Both
 readers get the same three views; tesseract (if installed) gets them twice as large, as its manual
 advises. A volume counts as found when one view shows four letters or digits in a row of text.
-Last, all NIfTI files of CORE_MRI_DATA as they are: many show one patient, and half are label maps.
+Then all NIfTI files of CORE_MRI_DATA as they are: many show one patient, and half are label maps.
+Last, every image volume of CORE_MRI_DATA that `data ingest` takes, whatever its format, rows either
+way up: the patients of whom one is flagged, since volumes of one patient are not independent.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from core_mri import read_volume
 from core_mri.errors import CoreMRIError
 from core_mri.physics.phantoms import phantom_volume
+from data_registry import IngestConfig, Registry, ingest, load_sources
 from data_registry.deidentify.burned_in import display, read_image
 from data_registry.deidentify.nifti_text import shows_text
 from tests.data_registry.burned_text import Series, a_burn, burn
@@ -156,6 +160,28 @@ def main() -> None:
                 f"95 % bound {bound(count, total):.2%}"
             )
     nifti()
+    patients()
+
+
+def patients() -> None:
+    """Patients of whom a clean volume is flagged."""
+    if "CORE_MRI_DATA" not in os.environ:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "registry"
+        ingest(IngestConfig(registry=path, sources=load_sources("core_mri_data")))
+        registry = Registry.open(path)
+        hits: dict[str, list[bool]] = defaultdict(list)
+        for row in registry.volumes("role = 'image' AND least(rows, columns) >= 32"):
+            seen = views(np.asarray(registry.read(row).array))
+            shown = [way for view in seen for way in (view, np.ascontiguousarray(view[::-1]))]
+            hits[row.subject_id].append(any(read_image(view) for view in shown))
+    count, total = sum(map(any, hits.values())), len(hits)
+    print(
+        f"patients of whom a clean volume is flagged: {count}/{total}, 95 % bound "
+        f"{bound(count, total):.2%}; volumes {sum(map(sum, hits.values()))}/"
+        f"{sum(map(len, hits.values()))}"
+    )
 
 
 def nifti() -> None:
