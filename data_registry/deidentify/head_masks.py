@@ -59,7 +59,7 @@ def agreement(image: SimpleITK.Image, matrix: Points) -> tuple[float, float]:
     head = head & shown
     dice = 2 * np.count_nonzero(head & template) / max(1, head.sum() + template.sum())
     face = template & below_rim(voxels)
-    return float(dice), np.count_nonzero(face & head) / max(1, int(face.sum()))
+    return float(dice), float(np.count_nonzero(face & head) / max(1, face.sum()))
 
 
 def grid_points(image: SimpleITK.Image) -> Points:
