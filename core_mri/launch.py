@@ -108,7 +108,7 @@ def _launch_ray(
     ray_address: str | None,
     storage: Path,
 ) -> None:
-    with _ray_cluster(ray_address, num_workers):
+    with ray_cluster(ray_address, num_workers):
         import torch
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
@@ -134,7 +134,7 @@ def _launch_ray(
 
 
 @contextlib.contextmanager
-def _ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
+def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
     """A connection to `address`, or a cluster of this machine for the time of the run."""
     # A cluster started here listens on the loopback interface only; without this Ray writes a token
     # into the user's home folder.

@@ -71,6 +71,9 @@ class _Ingest:
     """Project key of all ids; default REGISTRY.key beside it, made at the first ingest."""
     jobs: int = 0
     """Worker processes; 0 takes all cores."""
+    ray: str = ""
+    """Address of a Ray cluster that reads instead, HOST:PORT; all its machines must see the sources
+    and the registry under the same paths, and get the project key. `local` starts one here."""
     strict: bool = False
     """Exit with 1 when anything is quarantined."""
     retry: bool = False
@@ -203,6 +206,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
         jobs=options.jobs,
         private_log=options.private_log,
         retry=options.retry,
+        ray=options.ray,
     )
     with _progress() as on_progress:
         report = ingest(config, on_progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from data_registry.batches import Batch, BatchResult
     from data_registry.catalogue import Registry
     from data_registry.inventory import Inventory, Unit
+    from data_registry.ray_pool import RayPool
+    from data_registry.worker_pool import WorkerPool
 
 _EXAMPLES = 3
 _MAX_UNITS = 256
@@ -39,6 +42,8 @@ class IngestConfig:
     """Project key; ``<registry>.key`` beside the registry when None, made at the first ingest."""
     jobs: int = 0
     """Worker processes; 0 takes all cores, 1 works in this process."""
+    ray: str = ""
+    """Address of a Ray cluster whose machines read instead (`RayPool`); ``local`` starts one."""
     private_log: Path | None = None
     """JSON lines of keyed id, path and reason, readable by the owner only; None writes none."""
     retry: bool = False
@@ -131,7 +136,6 @@ def ingest(
     from data_registry.committer import Committer, log_left_out
     from data_registry.inventory import Inventory
     from data_registry.reading import read_batch
-    from data_registry.worker_pool import WorkerPool
 
     for source in config.sources:
         _check_source(source)
@@ -139,12 +143,14 @@ def ingest(
     key_file = config.key_file or config.registry.with_name(f"{config.registry.name}.key")
     jobs = config.jobs or available_cores()
     report = IngestReport()
-    with sole_writer(registry):
+    with sole_writer(registry), _open_pools(config, jobs) as pool_for:
         key = _open_key(registry, key_file)
         sweep(registry)
         inventory = Inventory(registry, key, retry=config.retry)
         log = config.private_log
-        _take_stock(inventory, config, jobs, [config.registry, key_file, *([log] if log else [])])
+        _take_stock(
+            inventory, config, pool_for, [config.registry, key_file, *([log] if log else [])]
+        )
         report.files = inventory.num_files()
         report.shared_series = inventory.num_shared_series()
         report.left_out = inventory.count_left_out()
@@ -155,31 +161,48 @@ def ingest(
             for unit_id in units:
                 report.note(reason_of(code), unit_id)
         total, done = inventory.num_units(), 0
-        jobs = max(1, min(jobs, total))
         committer = Committer(registry, report, log)
-        with WorkerPool(jobs) as pool:
-            batches = _batches(inventory, config, registry, key, jobs)
+        with pool_for(total) as pool:
+            batches = _batches(inventory, config, registry, key, pool.num_workers)
             for batch, result in pool.each(read_batch, batches, Batch.single_units):
                 committer.add(result or _crashed(batch))
                 done += len(batch.units)
                 if on_progress is not None:
                     on_progress(min(done, total), total)
         inventory.close()
+        sweep(registry)  # shards of workers that died
     if report.files_known + report.volumes_added + report.volumes_known == 0:
         raise _nothing_readable(report)
     return report
 
 
+PoolFor = Callable[[int], AbstractContextManager["WorkerPool | RayPool"]]
+"""Number of pieces of work to the pool that does them."""
+
+
+@contextmanager
+def _open_pools(config: IngestConfig, jobs: int) -> Iterator[PoolFor]:
+    """New processes of this machine for each kind of work, or one Ray cluster for all."""
+    if config.ray:
+        from data_registry.ray_pool import RayPool
+
+        with RayPool(config.ray) as cluster:
+            yield lambda _: nullcontext(cluster)
+        return
+    from data_registry.worker_pool import WorkerPool
+
+    yield lambda pieces: WorkerPool(max(1, min(jobs, pieces)))
+
+
 def _take_stock(
-    inventory: Inventory, config: IngestConfig, jobs: int, skip: Sequence[Path]
+    inventory: Inventory, config: IngestConfig, pool_for: PoolFor, skip: Sequence[Path]
 ) -> None:
     """List all files, and tell the series of those that are new."""
     from data_registry.first_look import Header, look_at
-    from data_registry.worker_pool import WorkerPool
 
     for entry, source in enumerate(config.sources):
         inventory.add(entry, source, skip)
-    with WorkerPool(jobs if inventory.num_files() > _FEW_FILES else 1) as pool:
+    with pool_for(inventory.num_files() // _FEW_FILES + 1) as pool:
         for files, headers in pool.each(look_at, inventory.unknown()):
             inventory.describe(
                 headers or [(number, Header()) for number, _ in files], config.sources

@@ -42,6 +42,11 @@ class WorkerPool:
         self._stop = self._context.Event()
         self._executor: ProcessPoolExecutor | None = None
 
+    @property
+    def num_workers(self) -> int:
+        """Its processes."""
+        return self._jobs
+
     def each(
         self,
         function: Callable[[Task], Result],

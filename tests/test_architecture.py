@@ -20,6 +20,7 @@ ALLOWED = {
 }
 RAY_FILES = {
     "core_mri/launch.py",
+    "data_registry/ray_pool.py",
     "data_registry/ray_source.py",
     "downstream/serving/ray_app.py",
 }
