@@ -17,7 +17,7 @@ import numpy.typing as npt
 from core_mri.errors import ConfigError, DataError
 from data_registry.deidentify.burned_in import edited
 from data_registry.deidentify.faces import FacePolicy, HeadFit, fit_head, in_face
-from data_registry.labels import find_region
+from data_registry.label_words import find_region
 
 if TYPE_CHECKING:
     import SimpleITK
