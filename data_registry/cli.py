@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format
+from data_registry.terminal import parse as _parse
+from data_registry.terminal import show_table as _table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "stats": ("data_registry.cli:stats_main", "count what a registry holds"),
     "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
     "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
+    "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",
@@ -42,8 +45,6 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,15 +280,6 @@ def export_main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
-    return tyro.cli(
-        cls,
-        args=list(arguments),
-        prog=f"core-mri data {verb}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-
-
 def _available() -> dict[str, tuple[str, str]]:
     """The verbs whose module is installed."""
     return {
@@ -350,23 +342,3 @@ def _show_stats(registry: Path, stats: Mapping[str, Any]) -> None:
     for i, (name, count) in enumerate(stats["quarantined"].items()):
         lines.append(("quarantined" if i == 0 else "", name, str(count)))
     _table(f"{registry}: {', '.join(numbers)}", ("by", "", "volumes"), lines)
-
-
-def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, aligned plain text elsewhere."""
-    print(title)
-    if not lines:
-        return
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*columns, box=None)
-        for line in lines:
-            table.add_row(*map(Text, line))
-        Console().print(table)
-        return
-    widths = [max(len(row[i]) for row in (columns, *lines)) for i in range(len(columns))]
-    for row in (columns, *lines):
-        print("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

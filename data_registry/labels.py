@@ -132,9 +132,7 @@ def label_volume(
     seen = classifier(volume) if classifier else {}
     for kind, (label, _) in seen.items():
         votes[kind]["image"] = label
-    return count_votes(
-        facts, volume.plane, votes, {kind: sure for kind, (_, sure) in seen.items()}
-    )
+    return count_votes(facts, volume.plane, votes, {kind: sure for kind, (_, sure) in seen.items()})
 
 
 def cast_votes(facts: Mapping[str, FactValue], plane: str, hints: Mapping[str, str]) -> Votes:
@@ -205,9 +203,7 @@ def count_votes(
     contrast = weighed("contrast", lambda _: ())
     if sequence.label in ("T1", "T1 contrast") and "list" not in votes["sequence"]:
         with_agent = contrast.label == "yes"
-        sequence = Verdict(
-            "T1 contrast" if with_agent else "T1", sequence.by, sequence.confidence
-        )
+        sequence = Verdict("T1 contrast" if with_agent else "T1", sequence.by, sequence.confidence)
     named = weighed("plane", lambda _: (), plane)
     return Labels(
         **_fields("region", region),
