@@ -45,6 +45,14 @@ CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled})
     SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
 CREATE VIEW slices AS SELECT s.* FROM all_slices AS s
     JOIN volumes AS v ON s.volume_id = v.volume_id AND s.commit = v.commit;
+CREATE VIEW fingerprints AS SELECT f.* FROM all_fingerprints AS f
+    WHERE f.volume_id IN (SELECT volume_id FROM volumes);
+CREATE VIEW duplicates AS SELECT d.*, a.subject_id, b.subject_id AS other_subject_id,
+    a.split, b.split AS other_split FROM all_duplicates AS d
+    JOIN volumes AS a ON a.volume_id = d.volume_id JOIN volumes AS b ON b.volume_id = d.other_id;
+CREATE VIEW conflicts AS
+    SELECT DISTINCT unnest([subject_id, other_subject_id]) AS subject_id
+    FROM duplicates WHERE split <> other_split;
 CREATE VIEW splits AS SELECT * FROM all_splits;
 CREATE VIEW files AS SELECT * FROM all_files
     QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;

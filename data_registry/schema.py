@@ -185,6 +185,38 @@ class LabelRow:
     votes: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FingerprintRow:
+    """What one slice of an image looks like, from `core-mri data dedupe`."""
+
+    volume_id: str
+    """The volume."""
+    index: int
+    """0-based position of the slice."""
+    phash: int
+    """`perceptual_hash.slice_hashes`, its 64 bits read as a signed number."""
+    detail: float
+    """What the hash rests on; near 0 for empty slices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DuplicateRow:
+    """Two volumes of different subjects that show the same scan: the subjects are one person."""
+
+    volume_id: str
+    """The volume with the smaller id."""
+    other_id: str
+    """The other volume."""
+    kind: Literal["exact", "near"]
+    """Same voxels, or slices that look the same."""
+    shared: int
+    """Slices in common."""
+    compared: int
+    """Slices of the smaller volume that show something."""
+    correlation: float
+    """Median correlation of the slices in common, 1 for exact ones."""
+
+
 TABLES: dict[str, type] = {
     "volumes": VolumeRow,
     "slices": SliceRow,
@@ -192,6 +224,8 @@ TABLES: dict[str, type] = {
     "splits": SplitRow,
     "retired": RetiredRow,
     "labels": LabelRow,
+    "fingerprints": FingerprintRow,
+    "duplicates": DuplicateRow,
 }
 """Parquet file name (without suffix) in each commit folder -> its row."""
 

@@ -150,7 +150,7 @@ class TestIndex:
         assert caught.value.code == "DATA-03"
 
     def test_idc_needs_its_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
         with pytest.raises(ConfigError, match="pip install idc-index-data"):
             index_file("idc")
 
