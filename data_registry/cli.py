@@ -7,8 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ import tyro
 from core_mri.errors import ConfigError
 from data_registry.export import Format
 from data_registry.terminal import parse as _parse
+from data_registry.terminal import progress as _progress
 from data_registry.terminal import show_table as _table
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
     "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
+    "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",
@@ -295,20 +296,6 @@ def _help() -> str:
         "core-mri data VERB --registry DIR ...: which scans exist, from where, for what.\n\n"
         f"{verbs}\n\ncore-mri data VERB --help lists the flags of a verb."
     )
-
-
-@contextmanager
-def _progress(what: str = "reading scans") -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing in files."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show_report(report: IngestReport) -> None:

@@ -1,24 +1,24 @@
-"""Scans that are in a registry twice, under two subjects: the same voxels, or the same pictures.
+"""Scans that are there twice, under two subjects: the same voxels, or the same pictures.
 
 Exact: equal `pixel_hash` (voxels, type and shape; not the file, which de-identification changes).
 Near: slices whose perceptual hashes differ in four bits at most, mirrored or not. Empty slices have
-no say, nor have pictures that many subjects share; then the slices of a volume vote, and what is
-left is confirmed by looking at the voxels. A further opinion, such as distances of embeddings, can
-be given as `confirm`.
+no say, nor have pictures that many subjects share; then the slices of a volume vote, and the voxels
+of some of them must agree. Whatever else finds like slices, such as neighbors among embeddings, can
+be asked as well (`Finder`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from data_registry.catalogue import Registry
 from data_registry.fingerprints import Fingerprints
-from data_registry.near_search import near_pairs
+from data_registry.near_search import Indices, near_pairs
 from data_registry.perceptual_hash import MIN_DETAIL
 from data_registry.schema import DuplicateRow, VolumeRow
 from data_registry.slices import windowed
@@ -32,8 +32,10 @@ MIN_CORRELATION = 0.95
 _CONFIRM_SLICES = 5
 _SIDE = 64
 
-Confirm = Callable[[VolumeRow, int, VolumeRow, int], float]
-"""Two volumes and a slice of each to how alike they are, 1 for the same."""
+Finder = Callable[[Fingerprints], Indices]
+"""Slices to further pairs that look alike: ``[P, 2]``, positions among them."""
+Look = Callable[[str, int], npt.NDArray[np.float64]]
+"""Volume id and slice to a small picture of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +53,6 @@ class Search:
     """Pairs of volumes whose slices have like hashes, but not like voxels."""
 
 
-@dataclass
-class _Shared:
-    """Slices that two volumes share."""
-
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-
-    def number(self) -> int:
-        return min(len({a for a, _ in self.pairs}), len({b for _, b in self.pairs}))
-
-
 def exact_duplicates(rows: Sequence[VolumeRow]) -> list[DuplicateRow]:
     """Image volumes of different subjects with the same voxels: each with the first of its kind."""
     groups: dict[str, list[VolumeRow]] = defaultdict(list)
@@ -69,98 +61,110 @@ def exact_duplicates(rows: Sequence[VolumeRow]) -> list[DuplicateRow]:
             groups[row.pixel_hash].append(row)
     return [
         DuplicateRow(
-            volume_id=group[0].volume_id, other_id=row.volume_id, kind="exact",
+            volume_id=first.volume_id, other_id=row.volume_id, kind="exact",
             shared=row.num_slices, compared=row.num_slices, correlation=1.0,
         )
-        for group in groups.values()
-        for row in group[1:]
-        if row.subject_id != group[0].subject_id
+        for first, *others in groups.values()
+        for row in others
+        if row.subject_id != first.subject_id
     ]  # fmt: skip
 
 
 def near_duplicates(
     prints: Fingerprints,
-    rows: Mapping[str, VolumeRow],
-    confirm: Confirm,
+    subjects: Mapping[str, str],
+    look: Look | None,
     *,
-    across: Callable[[VolumeRow, VolumeRow], bool] | None = None,
+    side: npt.NDArray[np.bool_] | None = None,
+    finders: Sequence[Finder] = (),
 ) -> Search:
     """Image volumes of different subjects that look the same.
 
     Args:
         prints: Hashes of their slices.
-        rows: Volume id to row, for all of `prints`.
-        confirm: Compares the slices that were found; `voxel_correlation` for a registry.
-        across: Which pairs of volumes matter besides those of different subjects; None takes all.
+        subjects: Of each volume id in `prints`.
+        look: Gives the pictures that confirm what the hashes found; None believes the hashes.
+        side: One value for each of `prints.volumes`; only volumes of different sides are compared.
+        finders: Further opinions, whose pairs of slices count like those of the hashes.
     """
-    told = prints.detail >= MIN_DETAIL
-    hashes, where = np.unique(prints.hashes[told], return_inverse=True)
+    told = np.flatnonzero(prints.detail >= MIN_DETAIL)
     volume, index = prints.volume[told], prints.index[told]
-    volumes = [rows[name] for name in prints.volumes]
-    numbers: dict[str, int] = {}
-    subject = np.array(
-        [numbers.setdefault(row.subject_id, len(numbers)) for row in volumes], dtype=np.int64
-    )
-    members = _Members(where, len(hashes))
-    by_picture = np.unique(np.stack([where, subject[volume]], axis=1), axis=0)[:, 0]
-    common = np.bincount(by_picture, minlength=len(hashes)) > MAX_SUBJECTS
+    _, subject = np.unique([subjects[name] for name in prints.volumes], return_inverse=True)
+    hashes, picture = np.unique(prints.hashes[told], return_inverse=True)
+    slices_of = _Members(picture, len(hashes))
+    owned = np.unique(np.stack([picture, subject[volume]], axis=1), axis=0)[:, 0]
+    owners = np.bincount(owned, minlength=len(hashes))
     found = near_pairs(hashes)
-    shared: dict[tuple[int, int], _Shared] = defaultdict(_Shared)
-    same = np.flatnonzero(~common & (np.bincount(by_picture, minlength=len(hashes)) > 1))
-    near = found.pairs[~common[found.pairs].any(axis=1)]
-    for one, other in [*((h, h) for h in same), *near.tolist()]:
-        for a in members[one]:
-            for b in members[other]:
-                first, second = sorted(((volume[a], index[a]), (volume[b], index[b])))
-                if subject[first[0]] != subject[second[0]]:
-                    shared[first[0], second[0]].pairs.append((first[1], second[1]))
-    informative = np.bincount(volume, minlength=len(volumes))
-    result: list[DuplicateRow] = []
+    rare = owners <= MAX_SUBJECTS
+    alike = [(number, number) for number in np.flatnonzero(rare & (owners > 1)).tolist()]
+    alike += found.pairs[rare[found.pairs].all(axis=1)].tolist()
+    apart = np.arange(len(prints.volumes)) if side is None else side
+    shared: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
+
+    def note(v: int, i: int, w: int, j: int) -> None:
+        if subject[v] != subject[w] and apart[v] != apart[w]:
+            (v, i), (w, j) = sorted(((v, i), (w, j)))
+            shared[v, w].add((i, j))
+
+    for one, other in alike:
+        for a in slices_of[one]:
+            for b in slices_of[other]:
+                note(int(volume[a]), int(index[a]), int(volume[b]), int(index[b]))
+    for finder in finders:
+        for a, b in finder(prints).tolist():
+            note(
+                int(prints.volume[a]), int(prints.index[a]),
+                int(prints.volume[b]), int(prints.index[b]),
+            )  # fmt: skip
+    informative = np.bincount(volume, minlength=len(prints.volumes))
+    rows: list[DuplicateRow] = []
     rejected = 0
-    for (a, b), slices in sorted(shared.items()):
-        compared = int(min(informative[a], informative[b]))
-        if slices.number() < MIN_SHARE * compared:
+    for (v, w), pairs in sorted(shared.items()):
+        number = min(len({i for i, _ in pairs}), len({j for _, j in pairs}))
+        compared = max(1, int(min(informative[v], informative[w])))
+        if number < MIN_SHARE * compared:
             continue
-        if across is not None and not across(volumes[a], volumes[b]):
-            continue
-        likeness = _likeness(volumes[a], volumes[b], slices.pairs, confirm)
-        if likeness < MIN_CORRELATION:
+        first, second = prints.volumes[v], prints.volumes[w]
+        likeness = _likeness(first, second, sorted(pairs), look) if look else 0.0
+        if look and likeness < MIN_CORRELATION:
             rejected += 1
             continue
-        names = sorted((volumes[a].volume_id, volumes[b].volume_id))
-        result.append(
+        names = sorted((first, second))
+        rows.append(
             DuplicateRow(
-                volume_id=names[0], other_id=names[1], kind="near", shared=slices.number(),
-                compared=compared, correlation=round(likeness, 4),
+                volume_id=names[0], other_id=names[1], kind="near",
+                shared=number, compared=compared, correlation=round(likeness, 4),
             )
         )  # fmt: skip
     return Search(
-        rows=result,
-        empty=int((~told).sum()),
-        common=int(common.sum()),
+        rows=rows,
+        empty=len(prints.hashes) - len(told),
+        common=int((~rare).sum()),
         skipped=len(found.skipped),
         rejected=rejected,
     )
 
 
-def voxel_correlation(registry: Registry, other: Registry | None = None) -> Confirm:
-    """Largest correlation of two slices over the four ways to mirror one, on 64 x 64 cells.
+def pictures_of(registry: Registry, rows: Mapping[str, VolumeRow]) -> Look:
+    """Slices of a registry on 64 x 64 cells.
 
     Args:
-        registry: Holds the first volume.
-        other: Holds the second one; None for the same registry.
+        registry: Holds the voxels.
+        rows: Volume id to row.
     """
 
-    def correlation(a: VolumeRow, i: int, b: VolumeRow, j: int) -> float:
-        first = _thumbnail(registry, a, i)
-        second = _thumbnail(other or registry, b, j)
-        ways = (second, second[::-1], second[:, ::-1], second[::-1, ::-1])
-        return float(max(np.corrcoef(first.ravel(), way.ravel())[0, 1] for way in ways))
+    def look(name: str, index: int) -> npt.NDArray[np.float64]:
+        from skimage.transform import resize
 
-    return correlation
+        row = rows[name]
+        image = windowed(registry.read_slice(row, index), row.window_low, row.window_high)
+        small: npt.NDArray[np.float64] = resize(image, (_SIDE, _SIDE), order=1, anti_aliasing=True)
+        return small
+
+    return look
 
 
-def groups_of_subjects(rows: Sequence[tuple[str, str]]) -> list[list[str]]:
+def groups_of_subjects(pairs: Sequence[tuple[str, str]]) -> list[list[str]]:
     """Subjects that pairs link, directly or through others; each group sorted, largest first."""
     leader: dict[str, str] = {}
 
@@ -169,7 +173,7 @@ def groups_of_subjects(rows: Sequence[tuple[str, str]]) -> list[list[str]]:
             name = leader[name] = leader[leader[name]]
         return name
 
-    for one, other in rows:
+    for one, other in pairs:
         leader[find(one)] = find(other)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(leader):
@@ -180,26 +184,20 @@ def groups_of_subjects(rows: Sequence[tuple[str, str]]) -> list[list[str]]:
 class _Members:
     """Which slices have each distinct hash."""
 
-    def __init__(self, where: npt.NDArray[np.int64], count: int) -> None:
-        self._order = np.argsort(where, kind="stable")
-        self._ends = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=count))])
+    def __init__(self, picture: npt.NDArray[np.int64], count: int) -> None:
+        self._order = np.argsort(picture, kind="stable")
+        self._ends = np.concatenate([[0], np.cumsum(np.bincount(picture, minlength=count))])
 
     def __getitem__(self, number: int) -> Iterator[int]:
         return iter(self._order[self._ends[number] : self._ends[number + 1]].tolist())
 
 
-def _likeness(
-    a: VolumeRow, b: VolumeRow, pairs: Sequence[tuple[int, int]], confirm: Confirm
-) -> float:
-    """Median over a few of the shared slices, spread over the volume."""
-    chosen = sorted(set(pairs))
-    step = max(1, len(chosen) // _CONFIRM_SLICES)
-    return float(np.median([confirm(a, i, b, j) for i, j in chosen[::step][:_CONFIRM_SLICES]]))
-
-
-def _thumbnail(registry: Registry, row: VolumeRow, index: int) -> npt.NDArray[np.float64]:
-    from skimage.transform import resize
-
-    image = windowed(registry.read_slice(row, index), row.window_low, row.window_high)
-    small: npt.NDArray[np.float64] = resize(image, (_SIDE, _SIDE), order=1, anti_aliasing=True)
-    return small
+def _likeness(first: str, second: str, pairs: Sequence[tuple[int, int]], look: Look) -> float:
+    """Median correlation of some shared slices, spread over the volume, mirrored if need be."""
+    step = max(1, len(pairs) // _CONFIRM_SLICES)
+    found = []
+    for i, j in pairs[::step][:_CONFIRM_SLICES]:
+        one, other = look(first, i).ravel(), look(second, j)
+        ways = (other, other[::-1], other[:, ::-1], other[::-1, ::-1])
+        found.append(max(np.corrcoef(one, way.ravel())[0, 1] for way in ways))
+    return float(np.median(found))

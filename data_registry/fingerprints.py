@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from data_registry.slices import windowed
 
 _PER_COMMIT = 2000
 _UNHASHED = "role = 'image' AND volume_id NOT IN (SELECT volume_id FROM fingerprints)"
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,30 +63,36 @@ def fingerprint(
     return len(rows)
 
 
-def load_fingerprints(registry: Registry, where: str = "") -> Fingerprints:
-    """Hashes of the image volumes that a SQL condition selects; missing ones are made, not kept.
+def load_fingerprints(registry: Registry, volume_ids: Sequence[str]) -> Fingerprints:
+    """Hashes of the slices of image volumes; those that are not kept yet are made, and not kept.
+
+    Args:
+        registry: The registry.
+        volume_ids: Of image volumes in it.
 
     Raises:
         DataError: DATA-08 when a shard is missing or damaged.
     """
-    condition = f"role = 'image'{f' AND ({where})' if where else ''}"
     table = registry.sql(
         'SELECT volume_id, "index" AS position, phash, detail FROM fingerprints '
-        f"WHERE volume_id IN (SELECT volume_id FROM volumes WHERE {condition}) "
-        "ORDER BY volume_id, position"
+        "WHERE volume_id IN (SELECT unnest(?)) ORDER BY volume_id, position",
+        [list(volume_ids)],
     )
-    names, volume = np.unique(
-        np.array(table.column("volume_id").to_pylist(), dtype=np.str_), return_inverse=True
-    )
+    column = table.column("volume_id").combine_chunks().dictionary_encode()
+    names = column.dictionary.to_pylist()
     kept = Fingerprints(
-        tuple(names.tolist()),
-        volume.astype(np.int32),
+        tuple(names),
+        column.indices.to_numpy().astype(np.int32),
         table.column("position").to_numpy().astype(np.int32),
-        table.column("phash").to_numpy().view(np.uint64),
+        table.column("phash").to_numpy().astype(np.int64).view(np.uint64),
         table.column("detail").to_numpy().astype(np.float32),
     )
-    missing = _hash_all(registry, registry.volumes(f"{condition} AND {_UNHASHED}"), 1)
-    return joined(kept, _columns(missing)) if missing else kept
+    missing = sorted(set(volume_ids) - set(names))
+    if not missing:
+        return kept
+    log.info("hashing %d volumes that `core-mri data dedupe` has not seen", len(missing))
+    rows = registry.volumes("volume_id IN (SELECT unnest(?))", [missing])
+    return joined(kept, _columns(_hash_all(registry, rows, 1)))
 
 
 def joined(first: Fingerprints, second: Fingerprints) -> Fingerprints:

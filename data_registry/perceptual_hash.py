@@ -6,8 +6,8 @@ Perceptual Image Hash Functions, 2010, which compares with the median instead):
     ``C[u, v] = sum_yx c_u(y) c_v(x) I(y, x)``,  bit = ``C[u, v] > 0``
 
 for the 63 pairs of u, v < 8 but (0, 0), and for (0, 8). The slice I is averaged onto 32 x 32 cells
-first. A sign needs no median, so a mirrored slice has the hash ``h ^ FLIPS[k]``, exactly:
-``c_u`` is odd for odd u. Doubled brightness or another size change nothing.
+first. A sign needs no median, so a mirrored slice has the hash ``h ^ FLIPS[k]``, but for bits whose
+coefficient is nearly 0: ``c_u`` is odd for odd u. Brightness and size hardly matter.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ FLIPS: Hashes = np.array(
 )
 """Bits that change when a slice is mirrored: not at all, left-right, upside down, both."""
 
+_ZERO = 3e-4
+"""Coefficients below this part of the detail have no sign: symmetric templates have many."""
 MIN_DETAIL = 0.03
 """Slices with less detail (`slice_hashes`) are nearly empty: noise decides their bits."""
 
@@ -52,8 +54,9 @@ def slice_hashes(
     _, height, width = slices.shape
     spectrum = _analysis(height) @ slices @ _analysis(width).T
     coefficients = spectrum[:, _ROWS, _COLUMNS]
-    hashes = np.where(coefficients > 0, _BITS, np.uint64(0)).sum(axis=1, dtype=np.uint64)
-    return hashes, np.sqrt((coefficients**2).sum(axis=1, dtype=np.float32))
+    detail = np.sqrt((coefficients**2).sum(axis=1, dtype=np.float32))
+    positive = coefficients > _ZERO * detail[:, None]
+    return np.where(positive, _BITS, np.uint64(0)).sum(axis=1, dtype=np.uint64), detail
 
 
 def distance(first: Hashes, second: Hashes) -> npt.NDArray[np.uint8]:

@@ -1,9 +1,10 @@
-"""What all verbs of `core-mri data` share on the terminal: reading options, printing tables."""
+"""What all verbs of `core-mri data` share on the terminal: reading options, progress, tables."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import tyro
@@ -19,6 +20,20 @@ def parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
         prog=f"core-mri data {verb}",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+@contextmanager
+def progress(what: str = "reading scans") -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing in files."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
