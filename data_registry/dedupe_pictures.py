@@ -35,13 +35,13 @@ def write_pairs(registry: Registry, path: Path) -> int:
     images, titles = [], []
     for first, second, kind, shared, compared, correlation in pairs:
         for name, title in (
-            (first, f"{kind}, {shared} of {compared} slices"),
+            (first, f"{kind}, {shared}/{compared} slices"),
             (second, f"correlation {correlation:.3f}"),
         ):
             row = registry.volume(name)
             middle = registry.read_slice(row, row.num_slices // 2)
             images.append(windowed(middle, row.window_low, row.window_high))
-            titles.append(f"{row.source}\n{title}")
+            titles.append(title)
     if not images:
         return 0
     figure = contact_sheet(images, titles, columns=4)
