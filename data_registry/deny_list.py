@@ -51,14 +51,15 @@ def open_deny_list(path: Path) -> DenyList:
     import pyarrow.parquet
 
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=_COLUMNS).to_pylist()
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
+        table = pyarrow.parquet.read_table(path).select(list(_COLUMNS))
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
         first = str(error).partition("\n")[0]
         raise DataError(
             "DATA-03",
             f"{path} is no deny list: {first}.",
             fix="Write one with `core-mri data dedupe --registry DIR --deny-list FILE`.",
         ) from error
+    rows: list[dict[str, Any]] = table.to_pylist()
     lengths = [len(row["index"]) for row in rows]
 
     def column(name: str, dtype: type[np.generic]) -> np.ndarray:
