@@ -92,12 +92,12 @@ def near_duplicates(
     _, subject = np.unique([subjects[name] for name in prints.volumes], return_inverse=True)
     hashes, picture = np.unique(prints.hashes[told], return_inverse=True)
     slices_of = _Members(picture, len(hashes))
-    owned = np.unique(np.stack([picture, subject[volume]], axis=1), axis=0)[:, 0]
-    owners = np.bincount(owned, minlength=len(hashes))
+    owned = np.unique(np.stack([picture, subject[volume]], axis=1), axis=0)
+    owners = np.bincount(owned[:, 0], minlength=len(hashes))
     found = near_pairs(hashes)
     rare = owners <= MAX_SUBJECTS
     alike = [(number, number) for number in np.flatnonzero(rare & (owners > 1)).tolist()]
-    alike += found.pairs[rare[found.pairs].all(axis=1)].tolist()
+    alike += found.pairs[rare[found.pairs].all(axis=1) & ~_one_owner(found.pairs, owned)].tolist()
     apart = np.arange(len(prints.volumes)) if side is None else side
     shared: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
 
@@ -190,6 +190,21 @@ class _Members:
 
     def __getitem__(self, number: int) -> Iterator[int]:
         return iter(self._order[self._ends[number] : self._ends[number + 1]].tolist())
+
+
+def _one_owner(pairs: Indices, owned: Indices) -> npt.NDArray[np.bool_]:
+    """Whether both pictures of a pair belong to the same subject alone, like neighboring slices.
+
+    Args:
+        pairs: ``[P, 2]`` pictures.
+        owned: ``[N, 2]`` picture and subject, sorted.
+    """
+    first = np.searchsorted(owned[:, 0], pairs)
+    last = np.searchsorted(owned[:, 0], pairs, side="right") - 1
+    same: npt.NDArray[np.bool_] = (owned[first[:, 0], 1] == owned[last[:, 1], 1]) & (
+        first == last
+    ).all(axis=1)
+    return same
 
 
 def _likeness(first: str, second: str, pairs: Sequence[tuple[int, int]], look: Look) -> float:
