@@ -126,7 +126,7 @@ def near_duplicates(
             continue
         first, second = prints.volumes[v], prints.volumes[w]
         likeness = _likeness(first, second, sorted(pairs), look) if look else 0.0
-        if look and likeness < MIN_CORRELATION:
+        if look and not likeness >= MIN_CORRELATION:
             rejected += 1
             continue
         names = sorted((first, second))

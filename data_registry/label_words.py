@@ -36,7 +36,10 @@ def around(region: str) -> tuple[str, ...]:
 
 
 def find_region(texts: Sequence[str]) -> str:
-    """The region named by the first of `texts` that names one, the innermost; else ``unknown``."""
+    """The region named by the first of `texts` that names one, the innermost; else ``unknown``.
+
+    Of several in one text it is the region that contains them all, or else the earliest.
+    """
     return _first(_region_in, texts)
 
 
@@ -90,8 +93,13 @@ def _region_in(normal: str) -> str:
     }
     outer = {container for name in found for container in around(name)}
     inner = [name for name in found if name not in outer]
-    bodies = [name for name in inner if name != "phantom"]
-    return min(bodies or inner, key=lambda name: found[name], default=UNKNOWN)
+    bodies = [name for name in inner if name != "phantom"] or inner
+    if len(bodies) > 1:  # "liver and kidney" is abdomen
+        shared = set.intersection(*(set(around(name)) for name in bodies))
+        whole = next((name for name in around(bodies[0]) if name in shared), UNKNOWN)
+        if whole != UNKNOWN:
+            return whole
+    return min(bodies, key=lambda name: found[name], default=UNKNOWN)
 
 
 @lru_cache(maxsize=1 << 14)

