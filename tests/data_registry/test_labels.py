@@ -276,7 +276,7 @@ class TestWords:
             ("TSPINE", "thoracic spine"),
             ("Lower Leg", "lower leg"),
             ("LOWER_EXTREMITY calf", "lower leg"),
-            ("HEADNECK head neck", "head"),
+            ("HEADNECK head neck", "head and neck"),
             ("head neck", "head and neck"),
             ("LIVER-KIDNEY", "abdomen"),
             ("knee and ankle", "leg"),
