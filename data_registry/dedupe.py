@@ -8,12 +8,13 @@ catalogue lists their subjects, and pretraining refuses them (`data_registry.ove
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from data_registry.catalogue import Registry
 from data_registry.commits import commit, sole_writer
 from data_registry.duplicates import (
+    Finder,
     Search,
     exact_duplicates,
     groups_of_subjects,
@@ -73,13 +74,18 @@ class DedupeReport:
 
 
 def dedupe(
-    registry: Registry, *, jobs: int = 1, on_progress: Callable[[int, int], None] | None = None
+    registry: Registry,
+    *,
+    jobs: int = 1,
+    finders: Sequence[Finder] = (),
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> DedupeReport:
     """Hash new volumes, search all of them for duplicates across subjects, and note these.
 
     Args:
         registry: The registry.
         jobs: Processes that hash.
+        finders: Further opinions on which slices look alike, such as of embeddings.
         on_progress: Called with volumes hashed and volumes in all.
 
     Raises:
@@ -93,6 +99,7 @@ def dedupe(
         load_fingerprints(registry, list(rows)),
         {name: row.subject_id for name, row in rows.items()},
         pictures_of(registry, rows),
+        finders=finders,
     )
     same = {row.volume_id: row.pixel_hash for row in rows.values()}
     near = [row for row in search.rows if same[row.volume_id] != same[row.other_id]]

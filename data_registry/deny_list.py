@@ -107,9 +107,11 @@ def write_deny_list(deny: DenyList, path: Path) -> None:
     import pyarrow.parquet
 
     prints = deny.prints
+    order = np.argsort(prints.volume, kind="stable")
+    numbers = np.arange(1, len(prints.volumes))
+    parts = np.split(order, np.searchsorted(prints.volume[order], numbers))
     rows = []
-    for number, volume_id in enumerate(prints.volumes):
-        own = prints.volume == number
+    for volume_id, own in zip(prints.volumes, parts, strict=False):
         rows.append(
             {
                 "volume_id": volume_id,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,7 @@ LABELS = ("region", "sequence", "plane", "contrast")
 _WEIGHTINGS = frozenset({"T1", "T1 contrast", "T2", "T2*", "PD", "FLAIR", "STIR"})
 _PART_OF = {"T1 contrast": "T1", "DCE": "T1", "TOF": "MRA", "ADC": "DWI"}
 _IMPLY_AN_AGENT = frozenset({"DCE", "DSC", "LGE"})
-_NO_AGENT = frozenset({"none", "no", "n", "0", "off"})
+_NO_AGENT = frozenset({"none", "no", "n", "off", "without"})
 
 Votes = dict[str, dict[str, str]]
 """Name of a label (`LABELS`) to source to what it said."""
@@ -148,7 +148,6 @@ def cast_votes(facts: Mapping[str, FactValue], plane: str, hints: Mapping[str, s
     """
     series = [_text(facts, "SeriesDescription"), _text(facts, "ProtocolName")]
     path = _path_parts(hints)
-    agent = words(_text(facts, "ContrastBolusAgent"))
     assumed = bool(facts.get("assumed_geometry") or facts.get("AssumedGeometry"))
     votes = {
         "region": {
@@ -165,7 +164,7 @@ def cast_votes(facts: Mapping[str, FactValue], plane: str, hints: Mapping[str, s
             "path": find_plane(path),
         },
         "contrast": {
-            "header": UNKNOWN if not agent else "no" if set(agent) & _NO_AGENT else "yes",
+            "header": _agent(words(_text(facts, "ContrastBolusAgent"))),
             "description": find_contrast(series),
             "path": find_contrast(path),
         },
@@ -199,7 +198,7 @@ def count_votes(
     region = weighed("region", around)
     sequence = weighed("sequence", _sequence_around)
     if sequence.label in _IMPLY_AN_AGENT:
-        votes["contrast"]["sequence"] = "yes"
+        votes = {**votes, "contrast": {**votes["contrast"], "sequence": "yes"}}
     contrast = weighed("contrast", lambda _: ())
     if sequence.label in ("T1", "T1 contrast") and "list" not in votes["sequence"]:
         with_agent = contrast.label == "yes"
@@ -220,6 +219,13 @@ def _fields(kind: str, verdict: Verdict) -> dict[str, Any]:
     return {
         kind: verdict.label, f"{kind}_by": verdict.by, f"{kind}_confidence": verdict.confidence
     }  # fmt: skip
+
+
+def _agent(said: Sequence[str]) -> str:
+    """What ContrastBolusAgent says: "none" and "0" are no agent, "0.1 mmol" is one."""
+    if not said:
+        return UNKNOWN
+    return "no" if said[0] in _NO_AGENT or set(said) == {"0"} else "yes"
 
 
 def _sequence_around(name: str) -> tuple[str, ...]:

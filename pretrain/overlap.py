@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from core_mri.errors import ConfigError
 from data_registry.catalogue import Registry
-from data_registry.deny_list import DenyList, deny_list_of, open_deny_list
+from data_registry.deny_list import deny_list_of, open_deny_list
 from data_registry.overlap import Overlap, find_overlap
 from data_registry.schema import VolumeRow
 from pretrain.config import PretrainConfig
@@ -40,7 +39,7 @@ def check_overlap(config: PretrainConfig, volumes: Sequence[VolumeRow]) -> str:
     registry = Registry.open(config.registry)
     found = [
         find_overlap(registry, volumes, deny)
-        for deny in (deny_list_of(registry), *_others(config.test_sets))
+        for deny in (deny_list_of(registry), *map(open_deny_list, config.test_sets))
     ]
     hit = [overlap for overlap in found if overlap.subjects]
     tested = sum(overlap.tested for overlap in found)
@@ -59,10 +58,6 @@ def check_overlap(config: PretrainConfig, volumes: Sequence[VolumeRow]) -> str:
         )
     log.warning("test patients are pretrained on: %s; allowed: %s", told, config.allow_overlap)
     return f"OVERLAP: {told}; allowed: {config.allow_overlap}"
-
-
-def _others(paths: Sequence[Path]) -> list[DenyList]:
-    return [open_deny_list(path) for path in paths]
 
 
 def _told(overlap: Overlap) -> str:

@@ -454,7 +454,12 @@ class TestTiming:
     def test_an_agent_makes_t1_contrast(self) -> None:
         facts: dict[str, FactValue] = {"SeriesDescription": "t1 tse", "ContrastBolusAgent": "Gd"}
         assert label(facts).sequence == "T1 contrast"
-        assert label(facts | {"ContrastBolusAgent": "NONE"}).sequence == "T1"
+        for none in ("NONE", "No contrast", "0", "0.0"):
+            without = label(facts | {"ContrastBolusAgent": none})
+            assert (without.sequence, without.contrast, without.contrast_by) == (
+                "T1", "no", "header"
+            )  # fmt: skip
+        assert label(facts | {"ContrastBolusAgent": "0.1 mmol/kg"}).contrast == "yes"
         assert label(facts | {"SeriesDescription": "t1 pre"}).sequence == "T1"
         assert label(facts | {"SeriesDescription": "t2 tse"}).sequence == "T2"
 
