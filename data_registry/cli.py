@@ -16,9 +16,9 @@ import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format
-from data_registry.terminal import parse as _parse
-from data_registry.terminal import progress as _progress
-from data_registry.terminal import show_table as _table
+from data_registry.terminal_cli import parse as _parse
+from data_registry.terminal_cli import progress as _progress
+from data_registry.terminal_cli import show_table as _table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from pathlib import Path
 from core_mri.devices import available_cores
 from data_registry.catalogue import Registry
 from data_registry.dedupe import DedupeReport, dedupe
-from data_registry.terminal import parse, progress, show_table
+from data_registry.terminal_cli import parse, progress, show_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,7 +197,7 @@ def count_votes(
 
     region = weighed("region", around)
     sequence = weighed("sequence", _sequence_around)
-    if sequence.label in _IMPLY_AN_AGENT:
+    if sequence.label in _IMPLY_AN_AGENT or votes["sequence"].get("list") == "T1 contrast":
         votes = {**votes, "contrast": {**votes["contrast"], "sequence": "yes"}}
     contrast = weighed("contrast", lambda _: ())
     if sequence.label in ("T1", "T1 contrast") and "list" not in votes["sequence"]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from core_mri.errors import ConfigError
 from data_registry.label_report import KindReport, as_json, report_labels
-from data_registry.terminal import parse, show_table
+from data_registry.terminal_cli import parse, show_table
 
 Key = TypeVar("Key", bound="tuple[str, ...]")
 

@@ -249,6 +249,7 @@ class TestVote:
         found = label({"BodyPartExamined": "BRAIN"}, region="head", sequence="T1")
         assert (found.region, found.region_confidence) == ("head", 1.0)
         assert label({"ContrastBolusAgent": "Gadovist"}, sequence="T1").sequence == "T1"
+        assert label(sequence="T1 contrast").contrast == "yes"
 
     @pytest.mark.parametrize("kind", ["region", "sequence"])
     def test_every_name_is_a_valid_hint(self, kind: str) -> None:
