@@ -128,8 +128,8 @@ def _hash_all(registry: Registry, rows: Sequence[VolumeRow], jobs: int) -> list[
 
 def _hash_volume(work: tuple[Registry, VolumeRow]) -> list[FingerprintRow]:
     registry, row = work
-    stored = registry.shards.read(row.shard, row.dataset)
-    hashes, detail = slice_hashes(windowed(stored, row.window_low, row.window_high))
+    voxels = registry.read(row).array
+    hashes, detail = slice_hashes(windowed(voxels, row.window_low, row.window_high))
     return [
         FingerprintRow(volume_id=row.volume_id, index=i, phash=int(h), detail=float(d))
         for i, (h, d) in enumerate(zip(hashes.view(np.int64), detail, strict=True))

@@ -134,8 +134,7 @@ def real(path: Path, seed: int) -> None:
     for name, change in changes(seed).items():
         slices, volumes = [], []
         for row in list(rows.values())[::3]:
-            stored = registry.shards.read(row.shard, row.dataset)
-            images = windowed(stored, row.window_low, row.window_high)
+            images = windowed(registry.read(row).array, row.window_low, row.window_high)
             before, detail = slice_hashes(images)
             after, _ = slice_hashes(change(images).astype(np.float32))
             near = (distance(before, after) <= MAX_BITS)[detail >= MIN_DETAIL]
