@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from data_registry.schema import (
     PAIR_NAME,
     SCHEMA_VERSION,
     TABLES,
+    LabelRow,
     VolumeRow,
     arrow_schema,
     from_table,
@@ -35,16 +37,30 @@ REGISTRY_FILE = "registry.json"
 _FORMAT = "core-mri registry"
 
 _VIEWS = """
-CREATE VIEW volumes AS SELECT * FROM all_volumes AS v WHERE NOT EXISTS (
+CREATE VIEW labels AS SELECT * FROM all_labels
+    QUALIFY row_number() OVER (PARTITION BY volume_id ORDER BY commit DESC) = 1;
+CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled})
+    FROM all_volumes AS v LEFT JOIN labels AS l ON l.volume_id = v.volume_id AND l.commit > v.commit
+    WHERE NOT EXISTS (
     SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
 CREATE VIEW slices AS SELECT s.* FROM all_slices AS s
     JOIN volumes AS v ON s.volume_id = v.volume_id AND s.commit = v.commit;
+CREATE VIEW fingerprints AS SELECT f.* FROM all_fingerprints AS f
+    WHERE f.volume_id IN (SELECT volume_id FROM volumes);
+CREATE VIEW duplicates AS SELECT d.*, a.subject_id, b.subject_id AS other_subject_id,
+    a.split, b.split AS other_split FROM all_duplicates AS d
+    JOIN volumes AS a ON a.volume_id = d.volume_id JOIN volumes AS b ON b.volume_id = d.other_id;
+CREATE VIEW conflicts AS
+    SELECT DISTINCT unnest([subject_id, other_subject_id]) AS subject_id
+    FROM duplicates WHERE split <> other_split;
 CREATE VIEW splits AS SELECT * FROM all_splits;
 CREATE VIEW files AS SELECT * FROM all_files
     QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;
 CREATE VIEW quarantine AS SELECT * FROM files WHERE code <> '';
 """
 """What callers may query: the newest state of each table of `schema.py`."""
+
+_RELABELED = [f.name for f in dataclasses.fields(LabelRow) if f.name != "volume_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +359,8 @@ class Registry:
                 empty = arrow_schema(row).empty_table()
                 self._connection.from_arrow(empty).create(content)
             self._connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
-        self._connection.execute(_VIEWS)
+        relabeled = ", ".join(f"coalesce(l.{n}, v.{n}) AS {n}" for n in _RELABELED)
+        self._connection.execute(_VIEWS.format(relabeled=relabeled))
         self._commits = commits
         return self._connection
 

@@ -7,16 +7,18 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format, Release
+from data_registry.terminal_cli import parse as _parse
+from data_registry.terminal_cli import progress as _progress
+from data_registry.terminal_cli import show_table as _table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "stats": ("data_registry.cli:stats_main", "count what a registry holds"),
     "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
     "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
+    "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
+    "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",
@@ -42,8 +46,6 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,15 +297,6 @@ def export_main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
-    return tyro.cli(
-        cls,
-        args=list(arguments),
-        prog=f"core-mri data {verb}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-
-
 def _available() -> dict[str, tuple[str, str]]:
     """The verbs whose module is installed."""
     return {
@@ -319,20 +312,6 @@ def _help() -> str:
         "core-mri data VERB --registry DIR ...: which scans exist, from where, for what.\n\n"
         f"{verbs}\n\ncore-mri data VERB --help lists the flags of a verb."
     )
-
-
-@contextmanager
-def _progress(what: str = "reading scans") -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing in files."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _show_report(report: IngestReport) -> None:
@@ -366,23 +345,3 @@ def _show_stats(registry: Path, stats: Mapping[str, Any]) -> None:
     for i, (name, count) in enumerate(stats["quarantined"].items()):
         lines.append(("quarantined" if i == 0 else "", name, str(count)))
     _table(f"{registry}: {', '.join(numbers)}", ("by", "", "volumes"), lines)
-
-
-def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, aligned plain text elsewhere."""
-    print(title)
-    if not lines:
-        return
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*columns, box=None)
-        for line in lines:
-            table.add_row(*map(Text, line))
-        Console().print(table)
-        return
-    widths = [max(len(row[i]) for row in (columns, *lines)) for i in range(len(columns))]
-    for row in (columns, *lines):
-        print("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

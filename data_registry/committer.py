@@ -39,10 +39,11 @@ class Committer:
         self._ids: set[str] = set()
         self._subject_of: dict[str, str] = {}
         for volume_id, pixels, subject in registry.rows(
-            "SELECT volume_id, pixel_hash, subject_id FROM volumes"
+            "SELECT volume_id, if(role = 'image', pixel_hash, NULL), subject_id FROM volumes"
         ):
             self._ids.add(volume_id)
-            self._subject_of[pixels] = subject
+            if pixels is not None:  # an empty label map is that of many patients
+                self._subject_of.setdefault(pixels, subject)
 
     def add(self, result: BatchResult) -> None:
         """Commit one batch, and drop its shard when nothing in it is new."""
@@ -76,20 +77,26 @@ class Committer:
             write_private_log(self._log, result.units)
 
     def _fresh(self, unit: UnitResult, new_splits: list[object]) -> list[VolumeRow]:
-        """The unit's volumes that no other batch has stored meanwhile, in their final splits."""
+        """The unit's volumes that no other batch has stored meanwhile, in their final splits.
+
+        A new subject whose voxels another one has is the same person, and goes into that split.
+        """
         fresh = []
+        images = [row for row in unit.volumes if row.role == "image"]
+        twins = (self._subject_of.get(row.pixel_hash) for row in images)
+        twin_split = next((self._splits[twin] for twin in twins if twin), None)
         for row in unit.volumes:
             if row.volume_id in self._ids:
                 unit.known.append(row.volume_id)
                 continue
             self._ids.add(row.volume_id)
             if row.subject_id not in self._splits:
-                self._splits[row.subject_id] = row.split
-                new_splits.append(SplitRow(subject_id=row.subject_id, split=row.split))
+                split = self._splits[row.subject_id] = twin_split or row.split
+                new_splits.append(SplitRow(subject_id=row.subject_id, split=split))
             row = dataclasses.replace(row, split=self._splits[row.subject_id])
-            other = self._subject_of.setdefault(row.pixel_hash, row.subject_id)
-            if other != row.subject_id and row.role == "image":
-                self._report.possible_duplicates += 1
+            if row.role == "image":
+                other = self._subject_of.setdefault(row.pixel_hash, row.subject_id)
+                self._report.possible_duplicates += other != row.subject_id
             fresh.append(row)
         return fresh
 

@@ -1,44 +1,36 @@
-"""What a volume shows: region, sequence, plane, vendor, field strength; with source, confidence.
+"""What a volume shows: region, sequence, plane, contrast, vendor, field strength.
 
-Sources are asked in this order, and the first that knows decides; those that agree with it raise
-the confidence, those that contradict it lower it:
-
-========== ====================================================================== ======
-source     what it reads                                                          weight
-========== ====================================================================== ======
-list       the source list that was given with the data                           1.0
-header     BodyPartExamined; ImageType, SequenceName (without bare T1, T2, PD)    0.8
-description series, protocol and study description (region only)                  0.7
-path       names of file and folders inside the source                            0.5
-timing     EchoTime, RepetitionTime, InversionTime, ScanningSequence              0.4
-flavor     third value of ImageType, which says T2 for many a BOLD series         0.3
-========== ====================================================================== ======
-
-The weights are judgement, not calibrated probabilities: headers are wrong in about 15 % of cases
-(Gueld et al., Proc. SPIE 4685, 2002: BodyPartExamined), descriptions are typed by hand. Without any
-source the label is ``unknown`` with confidence 0.
+Every source that can know is asked (`data_registry.voting` lists them and weighs what they say):
+the header, the descriptions of series and study, names of files, timing, geometry, and an image
+classifier where one is given. What each said is kept beside the label, so that a disagreement stays
+visible. Without any source a label is ``unknown`` with confidence 0.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core_mri.errors import ConfigError
 from core_mri.volume import FactValue, Volume
-from data_registry.vocabulary import Entry, table, words
+from data_registry.label_words import (
+    UNKNOWN,
+    around,
+    by_inversion_time,
+    find_contrast,
+    find_plane,
+    find_region,
+    find_sequence,
+    regions,
+    sequences,
+)
+from data_registry.vocabulary import words
+from data_registry.voting import RELIABILITY, Verdict, vote
 
-UNKNOWN = "unknown"
-WEIGHTS = {
-    "list": 1.0,
-    "header": 0.8,
-    "description": 0.7,
-    "path": 0.5,
-    "timing": 0.4,
-    "flavor": 0.3,
-}
 VENDORS = {
     "siemens": "siemens",
     "philips": "philips",
@@ -78,9 +70,20 @@ NOMINAL_FIELDS_T = (
     11.7,
 )
 
+LABELS = ("region", "sequence", "plane", "contrast")
+"""What is voted on."""
+
 _WEIGHTINGS = frozenset({"T1", "T1 contrast", "T2", "T2*", "PD", "FLAIR", "STIR"})
 _PART_OF = {"T1 contrast": "T1", "DCE": "T1", "TOF": "MRA", "ADC": "DWI"}
-_NOT_SEQUENCES = ("contrast", "no contrast", "inversion recovery")
+_IMPLY_AN_AGENT = frozenset({"DCE", "DSC", "LGE"})
+_NO_AGENT = frozenset({"none", "no", "n", "off", "without"})
+
+Votes = dict[str, dict[str, str]]
+"""Name of a label (`LABELS`) to source to what it said."""
+
+Classifier = Callable[[Volume], Mapping[str, tuple[str, float]]]
+"""An image classifier: a volume to the labels it knows, such as ``{"region": ("knee", 0.93)}``,
+each with its probability. None comes with core-mri; `data_registry.relabel` takes one."""
 
 
 @dataclass(frozen=True)
@@ -94,70 +97,153 @@ class Labels:
     sequence_by: str
     sequence_confidence: float
     plane: str
+    plane_by: str
+    plane_confidence: float
+    contrast: str
+    contrast_by: str
+    contrast_confidence: float
     vendor: str
     field_strength_t: float
-
-
-def regions() -> tuple[str, ...]:
-    """Every region a label can have, `unknown` last."""
-    return (*(entry.name for entry in table("regions")), UNKNOWN)
-
-
-def sequences() -> tuple[str, ...]:
-    """Every sequence a label can have, `unknown` last."""
-    names = [e.name for e in table("sequences") if e.name not in _NOT_SEQUENCES]
-    names.insert(names.index("T1") + 1, "T1 contrast")
-    return (*names, UNKNOWN)
+    votes: str
+    """What each source said, as the JSON of `Votes`."""
 
 
 def label_volume(
-    facts: Mapping[str, FactValue], volume: Volume, hints: Mapping[str, str]
+    facts: Mapping[str, FactValue],
+    volume: Volume,
+    hints: Mapping[str, str],
+    classifier: Classifier | None = None,
 ) -> Labels:
     """Label one volume from what is known about it; pure, nothing is remembered.
 
     Args:
         facts: Header facts by DICOM keyword, raw or de-identified.
-        volume: Gives the plane: slices lie across its axis of largest spacing.
+        volume: Gives the plane: slices lie across its axis of largest spacing. Its voxels are for
+            the classifier only.
         hints: From the source list: `region`, `sequence` (any spelling of the vocabularies), and
             `path` (of the file inside its source, from which only known words are used). Other keys
             are ignored.
+        classifier: Looks at the image as a further source.
 
     Raises:
         ConfigError: CONFIG-01 when a region or sequence of `hints` is in no vocabulary.
     """
-    region = _vote(_region_votes(facts, hints), _containers())
-    sequence = _vote(_sequence_votes(facts, hints), _PART_OF)
+    votes = cast_votes(facts, volume.plane, hints)
+    seen = classifier(volume) if classifier else {}
+    for kind, (label, _) in seen.items():
+        votes[kind]["image"] = label
+    return count_votes(facts, volume.plane, votes, {kind: sure for kind, (_, sure) in seen.items()})
+
+
+def cast_votes(facts: Mapping[str, FactValue], plane: str, hints: Mapping[str, str]) -> Votes:
+    """What each source says; sources that say nothing are left out.
+
+    Args:
+        facts: As `label_volume`.
+        plane: From the geometry; empty when there is none.
+        hints: As `label_volume`.
+
+    Raises:
+        ConfigError: As `label_volume`.
+    """
+    series = [_text(facts, "SeriesDescription"), _text(facts, "ProtocolName")]
+    path = _path_parts(hints)
+    assumed = bool(facts.get("assumed_geometry") or facts.get("AssumedGeometry"))
+    votes = {
+        "region": {
+            "list": _hinted("region", hints),
+            "header": find_region([_text(facts, "BodyPartExamined")]),
+            "description": find_region(series),
+            "study": find_region([_text(facts, "StudyDescription")]),
+            "path": find_region(path),
+        },
+        "sequence": _sequence_votes(facts, hints, series, path),
+        "plane": {
+            "geometry": UNKNOWN if assumed or not plane else plane,
+            "description": find_plane(series),
+            "path": find_plane(path),
+        },
+        "contrast": {
+            "header": _agent(words(_text(facts, "ContrastBolusAgent"))),
+            "description": find_contrast(series),
+            "path": find_contrast(path),
+        },
+    }
+    return {kind: {s: v for s, v in of.items() if v != UNKNOWN} for kind, of in votes.items()}
+
+
+def count_votes(
+    facts: Mapping[str, FactValue],
+    plane: str,
+    votes: Votes,
+    image_probability: Mapping[str, float] | None = None,
+) -> Labels:
+    """Weigh the votes on every label.
+
+    The plane is how the voxels are stored and so is never outvoted: words that name another one
+    lower its confidence. T1 with an agent is ``T1 contrast``, unless a source list says T1.
+
+    Args:
+        facts: As `label_volume`; only maker and field strength are read.
+        plane: From the geometry; empty asks the words alone.
+        votes: From `cast_votes`.
+        image_probability: Of the image classifier, by label.
+    """
+    sure = image_probability or {}
+
+    def weighed(kind: str, part_of: Callable[[str], tuple[str, ...]], label: str = "") -> Verdict:
+        reliability = {**RELIABILITY, "image": sure.get(kind, 0.0)}
+        return vote(votes[kind], part_of, reliability, label=label)
+
+    region = weighed("region", around)
+    sequence = weighed("sequence", _sequence_around)
+    if sequence.label in _IMPLY_AN_AGENT or votes["sequence"].get("list") == "T1 contrast":
+        votes = {**votes, "contrast": {**votes["contrast"], "sequence": "yes"}}
+    contrast = weighed("contrast", lambda _: ())
+    if sequence.label in ("T1", "T1 contrast") and "list" not in votes["sequence"]:
+        with_agent = contrast.label == "yes"
+        sequence = Verdict("T1 contrast" if with_agent else "T1", sequence.by, sequence.confidence)
+    named = weighed("plane", lambda _: (), plane)
     return Labels(
-        *region,
-        *sequence,
-        plane=volume.plane,
+        **_fields("region", region),
+        **_fields("sequence", sequence),
+        **_fields("plane", Verdict(plane or named.label, named.by, named.confidence)),
+        **_fields("contrast", contrast),
         vendor=_vendor(facts),
         field_strength_t=_field_strength_t(facts),
+        votes=json.dumps(votes, sort_keys=True),
     )
 
 
-def _region_votes(facts: Mapping[str, FactValue], hints: Mapping[str, str]) -> dict[str, str]:
-    description = [_text(facts, "SeriesDescription"), _text(facts, "ProtocolName")]
+def _fields(kind: str, verdict: Verdict) -> dict[str, Any]:
     return {
-        "list": _hinted("region", hints),
-        "header": find_region([_text(facts, "BodyPartExamined")]),
-        "description": find_region([*description, _text(facts, "StudyDescription")]),
-        "path": find_region(_path_parts(hints)),
-    }
+        kind: verdict.label, f"{kind}_by": verdict.by, f"{kind}_confidence": verdict.confidence
+    }  # fmt: skip
 
 
-def _sequence_votes(facts: Mapping[str, FactValue], hints: Mapping[str, str]) -> dict[str, str]:
+def _agent(said: Sequence[str]) -> str:
+    """What ContrastBolusAgent says: "none" and "0" are no agent, "0.1 mmol" is one."""
+    if not said:
+        return UNKNOWN
+    return "no" if said[0] in _NO_AGENT or set(said) == {"0"} else "yes"
+
+
+def _sequence_around(name: str) -> tuple[str, ...]:
+    return (_PART_OF[name],) if name in _PART_OF else ()
+
+
+def _sequence_votes(
+    facts: Mapping[str, FactValue], hints: Mapping[str, str], series: list[str], path: list[str]
+) -> dict[str, str]:
     """Study descriptions are left out: they name the visit ("Brain-MRA"), not the series."""
     inversion_ms = _number(facts, "InversionTime")
-    agent = _text(facts, "ContrastBolusAgent")
-    injected = bool(set(words(agent)) - {"none", "no", "n", "0", "off"})
     image_type = words(_text(facts, "ImageType"))
     flavors = {"t1", "t2", "proton", "density"}
     header = [word for word in image_type if word not in flavors]
     sources = {
         "header": [f"{' '.join(header)} {_text(facts, 'SequenceName')}"],
-        "description": [_text(facts, "SeriesDescription"), _text(facts, "ProtocolName")],
-        "path": _path_parts(hints),
+        "description": series,
+        "path": path,
     }
     votes = {"list": _hinted("sequence", hints)}
     for source, texts in sources.items():
@@ -166,61 +252,7 @@ def _sequence_votes(facts: Mapping[str, FactValue], hints: Mapping[str, str]) ->
     if not known or known & _WEIGHTINGS:  # timing gives the weighting, not the kind: cine, DWI...
         votes["timing"] = _from_timing(facts)
         votes["flavor"] = find_sequence([" ".join(w for w in image_type if w in flavors)])
-    spoken = " ".join(words(" ".join(sources["description"])))
-    if injected and not _entry("sequences", "no contrast").pattern.search(spoken):
-        votes = {s: "T1 contrast" if v == "T1" and s != "list" else v for s, v in votes.items()}
     return votes
-
-
-def find_region(texts: Sequence[str]) -> str:
-    """The region named by the first of `texts` that names one, the innermost; else ``unknown``."""
-    containers = _containers()
-    for text in texts:
-        normal = " ".join(words(text))
-        found = {
-            entry.name: (match.start(), -match.end())  # the earliest, then the longest
-            for entry in table("regions")
-            if (match := entry.pattern.search(normal))
-        }
-        outer = {container for name in found for container in _around(name, containers)}
-        inner = [name for name in found if name not in outer]
-        bodies = [name for name in inner if name != "phantom"]
-        if inner:
-            return min(bodies or inner, key=lambda name: found[name])
-    return UNKNOWN
-
-
-def find_sequence(texts: Sequence[str], *, inversion_ms: float | None = None) -> str:
-    """The sequence named by the first of `texts` that names one; else ``unknown``.
-
-    "tirm" and "tir" name a readout whose contrast is FLAIR or STIR by its inversion time.
-    """
-    for text in texts:
-        normal = " ".join(words(text))
-        for entry in table("sequences"):
-            if not entry.pattern.search(normal) or entry.name in ("contrast", "no contrast"):
-                continue
-            if entry.unless and entry.unless.search(normal):
-                continue
-            if entry.name == "inversion recovery":
-                return _by_inversion_time(inversion_ms)
-            return _with_contrast(entry.name, normal)
-    return UNKNOWN
-
-
-def _with_contrast(name: str, normal: str) -> str:
-    if name != "T1" or _entry("sequences", "no contrast").pattern.search(normal):
-        return name
-    return "T1 contrast" if _entry("sequences", "contrast").pattern.search(normal) else name
-
-
-def _by_inversion_time(inversion_ms: float | None) -> str:
-    """Short times null fat, long ones fluid; the limits are our judgement, with a gap between."""
-    if inversion_ms is not None and 80 <= inversion_ms <= 300:
-        return "STIR"
-    if inversion_ms is not None and 1200 <= inversion_ms <= 3000:
-        return "FLAIR"
-    return UNKNOWN
 
 
 def _from_timing(facts: Mapping[str, FactValue]) -> str:
@@ -237,7 +269,7 @@ def _from_timing(facts: Mapping[str, FactValue]) -> str:
     if echo is None or repeat is None or "ep" in kinds:
         return UNKNOWN
     if inversion and kinds & {"ir", "se"}:
-        nulled = _by_inversion_time(inversion)
+        nulled = by_inversion_time(inversion)
         if nulled == "STIR" or (nulled == "FLAIR" and echo >= 60 and repeat >= 3000):
             return nulled
     if "gr" in kinds:
@@ -250,39 +282,6 @@ def _from_timing(facts: Mapping[str, FactValue]) -> str:
         if repeat >= 1800:
             return "T2" if echo >= 60 else "PD" if echo <= 40 else UNKNOWN
     return UNKNOWN
-
-
-def _vote(votes: Mapping[str, str], containers: Mapping[str, str]) -> tuple[str, str, float]:
-    """Label, its sources joined by ``+``, and confidence.
-
-    The first source that knows decides; a source that names a part of its answer makes it finer.
-    With agreeing weights a and contradicting weights d:
-    ``confidence = (1 - prod(1 - a)) * (1 - max(d) / 2)``.
-    """
-    known = {source: label for source, label in votes.items() if label != UNKNOWN}
-    if not known:
-        return UNKNOWN, "none", 0.0
-    label = next(iter(known.values()))
-    if next(iter(known)) != "list":
-        for other in known.values():
-            if label in _around(other, containers):
-                label = other
-    compatible = {label, *_around(label, containers)}
-    agree = [s for s, v in known.items() if v in compatible or label in _around(v, containers)]
-    against = max((WEIGHTS[s] for s in known if s not in agree), default=0.0)
-    certainty = 1.0 - math.prod(1.0 - WEIGHTS[s] for s in agree)
-    return label, "+".join(agree), round(certainty * (1.0 - against / 2), 4)
-
-
-def _containers() -> dict[str, str]:
-    return {entry.name: entry.within for entry in table("regions")}
-
-
-def _around(name: str, containers: Mapping[str, str]) -> list[str]:
-    around = []
-    while name := containers.get(name, ""):
-        around.append(name)
-    return around
 
 
 def _hinted(kind: str, hints: Mapping[str, str]) -> str:
@@ -322,10 +321,6 @@ def _field_strength_t(facts: Mapping[str, FactValue]) -> float:
     tesla = value / 10_000 if value > 100 else value
     nearest = min(NOMINAL_FIELDS_T, key=lambda nominal: abs(nominal - tesla))
     return nearest if abs(nearest - tesla) <= 0.03 * nearest else round(tesla, 3)
-
-
-def _entry(name: str, label: str) -> Entry:
-    return next(entry for entry in table(name) if entry.name == label)
 
 
 def _text(facts: Mapping[str, FactValue], keyword: str) -> str:

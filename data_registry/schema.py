@@ -94,6 +94,18 @@ class VolumeRow:
     """Slices with at least 2 % foreground (`SliceRow.foreground`)."""
     facts: str = "{}"
     """De-identified header facts as JSON, by DICOM keyword."""
+    plane_by: str = ""
+    """What, besides the stored axes, the plane was told from."""
+    plane_confidence: float = 0.0
+    """0 (guess) to 1 (certain)."""
+    contrast: str = "unknown"
+    """Acquired with a contrast agent: ``yes``, ``no`` or ``unknown``."""
+    contrast_by: str = ""
+    """What the contrast was told from."""
+    contrast_confidence: float = 0.0
+    """0 (guess) to 1 (certain)."""
+    votes: str = "{}"
+    """What each source said of each label, as JSON (`labels.Votes`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,12 +162,70 @@ class RetiredRow:
     """The volume."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelRow:
+    """New labels of a stored volume, from `core-mri data label --relabel`; the last ones count."""
+
+    volume_id: str
+    """The volume."""
+    region: str
+    """As in `VolumeRow`, and so all that follow."""
+    region_by: str
+    region_confidence: float
+    sequence: str
+    sequence_by: str
+    sequence_confidence: float
+    plane_by: str
+    plane_confidence: float
+    contrast: str
+    contrast_by: str
+    contrast_confidence: float
+    vendor: str
+    field_strength_t: float
+    votes: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FingerprintRow:
+    """What one slice of an image looks like, from `core-mri data dedupe`."""
+
+    volume_id: str
+    """The volume."""
+    index: int
+    """0-based position of the slice."""
+    phash: int
+    """`perceptual_hash.slice_hashes`, its 64 bits read as a signed number."""
+    detail: float
+    """What the hash rests on; near 0 for empty slices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DuplicateRow:
+    """Two volumes of different subjects that show the same scan: the subjects are one person."""
+
+    volume_id: str
+    """The volume with the smaller id."""
+    other_id: str
+    """The other volume."""
+    kind: Literal["exact", "near"]
+    """Same voxels, or slices that look the same."""
+    shared: int
+    """Slices in common."""
+    compared: int
+    """Slices of the smaller volume that show something."""
+    correlation: float
+    """Median correlation of the slices in common, 1 for exact ones."""
+
+
 TABLES: dict[str, type] = {
     "volumes": VolumeRow,
     "slices": SliceRow,
     "files": FileRow,
     "splits": SplitRow,
     "retired": RetiredRow,
+    "labels": LabelRow,
+    "fingerprints": FingerprintRow,
+    "duplicates": DuplicateRow,
 }
 """Parquet file name (without suffix) in each commit folder -> its row."""
 

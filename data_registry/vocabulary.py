@@ -56,7 +56,7 @@ def table(name: str) -> tuple[Entry, ...]:
             unless=_pattern(entry["unless"]) if "unless" in entry else None,
             within=entry.get("within", ""),
         )
-        for label, entry in _read(name).items()
+        for label, entry in read_table(name).items()
     )
 
 
@@ -72,7 +72,7 @@ def _technical() -> re.Pattern[str]:
     phrases = [
         phrase
         for name in ("regions", "sequences", "technical")
-        for entry in _read(name).values()
+        for entry in read_table(name).values()
         for phrase in entry["words"]
     ]
     single = sorted({word for phrase in phrases for word in str(phrase).split()})
@@ -80,7 +80,8 @@ def _technical() -> re.Pattern[str]:
 
 
 @cache
-def _read(name: str) -> dict[str, Any]:
+def read_table(name: str) -> dict[str, Any]:
+    """The content of ``tables/NAME.yaml``."""
     import yaml
 
     content: dict[str, Any] = yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))

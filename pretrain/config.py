@@ -190,6 +190,11 @@ class PretrainConfig:
     """Initial LayerScale of the encoder; 0 leaves it out, which short runs need."""
     where: str = ""
     """SQL condition on the volumes of the registry, such as ``region = 'brain'``; empty for all."""
+    test_sets: tuple[Path, ...] = ()
+    """Registries, whose test split counts, and deny lists (`core-mri data dedupe --deny-list`):
+    patients of tasks that must not be pretrained on, besides the test split of `registry`."""
+    allow_overlap: str = ""
+    """Reason why patients of these test sets may be pretrained on; the model card tells it."""
     min_foreground: float = 0.02
     """Slices with a smaller part of foreground are left out."""
     views: ViewsConfig = field(default_factory=ViewsConfig)

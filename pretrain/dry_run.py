@@ -13,6 +13,7 @@ import torch
 from core_mri.runs import writing
 from pretrain.config import PretrainConfig
 from pretrain.data import open_slices
+from pretrain.overlap import check_overlap
 from pretrain.report import views_picture
 from pretrain.sampler import check_batch, sample_numbers
 from pretrain.train import Trainer
@@ -44,6 +45,7 @@ def dry_run(config: PretrainConfig) -> DryRun:
     """
     dataset = open_slices(config)
     check_batch(len(dataset), config.batch_size, 1, config.objective.koleo_group)
+    check_overlap(config, dataset.volumes)
     trainer = Trainer(config, dataset)
     loss = trainer.step(0)["loss"]
     started = time.perf_counter()

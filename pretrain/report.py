@@ -16,6 +16,7 @@ from core_mri.config import config_hash
 from core_mri.runs import Run, writing
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices
+from pretrain.overlap import OVERLAP_FILE
 from pretrain.probe import ProbeResult, Row, probe
 from pretrain.student_teacher import StudentTeacher
 from pretrain.views import Views
@@ -59,7 +60,8 @@ def finish(
         else ProbeResult([], [], ["No probe: probe_slices is 0."])
     )
     metrics = run.metrics()
-    facts = card(config, train, metrics, result)
+    overlap = (run.out / OVERLAP_FILE).read_text(encoding="utf-8").strip()
+    facts = card(config, train, metrics, result, overlap)
     save_model(model.teacher_encoder, run.out / "weights", facts)
     with writing(run.out):
         results = {"schema": 1, "cells": result.cells, "summary": result.summary}
@@ -69,9 +71,13 @@ def finish(
 
 
 def card(
-    config: PretrainConfig, train: Slices, metrics: list[dict[str, Any]], result: ProbeResult
+    config: PretrainConfig,
+    train: Slices,
+    metrics: list[dict[str, Any]],
+    result: ProbeResult,
+    overlap: str,
 ) -> dict[str, Any]:
-    """Facts for the model card."""
+    """Facts for the model card; `overlap` is what `check_overlap` said."""
     volumes = train.volumes
     slices = Counter(train.volume_of(i).region for i in range(len(train)))
     sources = Counter((row.source, row.licence) for row in volumes)
@@ -91,6 +97,7 @@ def card(
                 for region in slices
             },
             "excluded": "all validation and test patients of the registry, by patient",
+            "test patients": overlap,
         },
         # Pseudonyms, so that an evaluation can refuse test patients the encoder was trained on.
         "subjects": sorted({row.subject_id for row in volumes}),
@@ -151,7 +158,14 @@ def _write_report(
         }
 
     report = Report(f"Pretraining of {facts['training']['model']}", _verdict(metrics, result))
-    report.add_text("Data", [facts["summary"], f"Excluded: {facts['data']['excluded']}."])
+    report.add_text(
+        "Data",
+        [
+            facts["summary"],
+            f"Excluded: {facts['data']['excluded']}.",
+            f"Test patients: {facts['data']['test patients']}.",
+        ],
+    )
     report.add_table("Sources", facts["sources"], "Training volumes by source and licence.")
     report.add_figure(
         "Losses", curves(lines("loss", "dino", "ibot"), "step", "loss, nats"),

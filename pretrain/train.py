@@ -30,6 +30,7 @@ from pretrain.data import Slices, batches, open_slices, open_validation
 from pretrain.health import HealthMonitor
 from pretrain.losses import reduce_sum
 from pretrain.masking import sample_masks
+from pretrain.overlap import OVERLAP_FILE, check_overlap
 from pretrain.report import finish
 from pretrain.sampler import (
     DROP_PATH,
@@ -68,16 +69,22 @@ def train(
 
     Raises:
         ConfigError: CONFIG-03 or -04 for the output folder, CONFIG-05 for a batch that data or
-            workers cannot fill.
+            workers cannot fill, or for test patients in the training data.
         DataError: DATA-08 or -09 when there is no registry or no slice.
         RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies.
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint.
     """
-    config = replace(config, registry=config.registry.absolute(), out=config.out.absolute())
-    check_batch(
-        len(open_slices(config)), config.batch_size, num_workers, config.objective.koleo_group
+    config = replace(
+        config,
+        registry=config.registry.absolute(),
+        out=config.out.absolute(),
+        test_sets=tuple(path.absolute() for path in config.test_sets),
     )
+    slices = open_slices(config)
+    check_batch(len(slices), config.batch_size, num_workers, config.objective.koleo_group)
+    overlap = check_overlap(config, slices.volumes)
     Run.open(config.out, config, resume=resume)  # wrong folders are refused before workers start
+    write_atomically(config.out / OVERLAP_FILE, f"{overlap}\n".encode())
     launch(
         "pretrain.train:run_worker",
         {"config": to_mapping(config)},

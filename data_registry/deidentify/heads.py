@@ -18,7 +18,7 @@ from core_mri.errors import ConfigError, CoreMRIError, DataError
 from data_registry.deidentify.burned_in import edited
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
 from data_registry.deidentify.scope import FacePolicy
-from data_registry.labels import find_region
+from data_registry.label_words import find_region
 
 if TYPE_CHECKING:
     import SimpleITK

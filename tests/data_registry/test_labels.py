@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -11,19 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.sr.codedict import Collection
 
 from core_mri.errors import ConfigError
 from core_mri.volume import FactValue, Volume
 from data_registry.deidentify.facts import NUMBERS, TEXTS, deidentify_facts
-from data_registry.labels import (
-    Labels,
+from data_registry.label_words import (
+    around,
+    find_contrast,
+    find_plane,
     find_region,
     find_sequence,
-    label_volume,
     regions,
     sequences,
 )
-from data_registry.vocabulary import table, words
+from data_registry.labels import Labels, label_volume
+from data_registry.region_codes import region_codes
+from data_registry.vocabulary import is_technical, read_table, table, words
+from data_registry.voting import RELIABILITY, vote
 
 VOXELS = Volume(np.arange(64.0).reshape(4, 4, 4), np.diag([1.0, 1.0, 5.0, 1.0]))
 KEYWORDS = sorted(NUMBERS | TEXTS | {"ScanningSequence", "SequenceVariant", "StudyInstanceUID"})
@@ -157,7 +164,15 @@ class TestUnknown:
     def test_nothing_known(self) -> None:
         found = label()
         assert found == Labels(
-            "unknown", "none", 0.0, "unknown", "none", 0.0, "axial", "unknown", 0.0
+            *("unknown", "none", 0.0) * 2,
+            *("axial", "geometry", 0.98),
+            *("unknown", "none", 0.0),
+            vendor="unknown",
+            field_strength_t=0.0,
+            votes=json.dumps(
+                {"region": {}, "sequence": {}, "plane": {"geometry": "axial"}, "contrast": {}},
+                sort_keys=True,
+            ),
         )
 
     @pytest.mark.parametrize(
@@ -176,31 +191,65 @@ class TestUnknown:
 
 
 class TestVote:
-    def test_order_of_sources(self) -> None:
+    def test_a_description_overrules_the_header(self) -> None:
         facts: dict[str, FactValue] = {"BodyPartExamined": "KNEE", "SeriesDescription": "hip"}
-        assert label(facts, path="foot.dcm").region == "knee"
-        assert label({"SeriesDescription": "hip"}, path="foot.dcm").region == "hip"
+        found = label(facts, path="foot.dcm")
+        assert (found.region, found.region_by) == ("hip", "description")
+        assert json.loads(found.votes)["region"] == {
+            "header": "knee", "description": "hip", "path": "foot"
+        }  # fmt: skip
         assert label(facts, region="shoulder", path="foot.dcm").region == "shoulder"
 
+    def test_the_order_alone_does_not(self) -> None:
+        facts: dict[str, FactValue] = {"BodyPartExamined": "KNEE", "StudyDescription": "MR hip"}
+        assert label(facts).region == "knee"
+        assert label(facts, path="hip.dcm").region == "hip"
+
     def test_agreement_raises_and_conflict_lowers(self) -> None:
-        alone = label({"BodyPartExamined": "KNEE"}).region_confidence
+        alone = label({"BodyPartExamined": "KNEE"})
         agreed = label({"BodyPartExamined": "KNEE", "SeriesDescription": "knee"})
         against = label({"BodyPartExamined": "KNEE", "SeriesDescription": "hip"})
-        assert against.region_confidence < alone < agreed.region_confidence < 1.0
-        assert agreed.region_by == "header+description"
-        # 1 - (1 - 0.8) (1 - 0.7), and 0.8 (1 - 0.7 / 2)
-        assert agreed.region_confidence == pytest.approx(0.94)
-        assert against.region_confidence == pytest.approx(0.52)
+        assert (alone.region, alone.region_confidence) == ("knee", 0.85)
+        assert against.region_confidence < 0.95 < agreed.region_confidence < 1.0
+        assert agreed.region_by == "description+header"
+        header, description = 0.85 / 0.15, 0.95 / 0.05
+        together = header * description
+        assert agreed.region_confidence == pytest.approx(together / (together + 1), abs=1e-4)
+        assert against.region_confidence == pytest.approx(
+            description / (description + header + 1), abs=1e-4
+        )
+
+    @pytest.mark.parametrize("source", [s for s in RELIABILITY if s != "list"])
+    def test_one_source_alone_gives_its_reliability(self, source: str) -> None:
+        found = vote({source: "a"}, lambda _: ())
+        assert (found.label, found.by) == ("a", source)
+        assert found.confidence == pytest.approx(RELIABILITY[source], abs=1e-4)
+
+    def test_the_order_of_votes_does_not_matter(self) -> None:
+        votes = {"header": "knee", "study": "hip", "path": "hip", "description": "leg"}
+        found = {vote(dict(order), around) for order in itertools.permutations(votes.items())}
+        assert len(found) == 1
+
+    def test_an_image_classifier_is_one_more_source(self) -> None:
+        def classifier(volume: Volume) -> dict[str, tuple[str, float]]:
+            return {"region": ("hip" if volume.array.max() > 1 else "knee", 0.9)}
+
+        facts: dict[str, FactValue] = {"BodyPartExamined": "KNEE"}
+        found = label_volume(facts, VOXELS, {}, classifier)
+        assert (found.region, found.region_by) == ("hip", "image")
+        dark = VOXELS.with_array(np.zeros_like(VOXELS.array))
+        assert label_volume(facts, dark, {}, classifier).region_by == "header+image"
 
     def test_the_inner_region_is_kept(self) -> None:
         found = label({"BodyPartExamined": "ABDOMEN", "SeriesDescription": "liver t1"})
-        assert (found.region, found.region_by) == ("liver", "header+description")
+        assert (found.region, found.region_by) == ("liver", "description+header")
         assert label({"BodyPartExamined": "HEAD", "StudyDescription": "Brain"}).region == "brain"
 
     def test_a_list_is_taken_at_its_word(self) -> None:
         found = label({"BodyPartExamined": "BRAIN"}, region="head", sequence="T1")
         assert (found.region, found.region_confidence) == ("head", 1.0)
         assert label({"ContrastBolusAgent": "Gadovist"}, sequence="T1").sequence == "T1"
+        assert label(sequence="T1 contrast").contrast == "yes"
 
     @pytest.mark.parametrize("kind", ["region", "sequence"])
     def test_every_name_is_a_valid_hint(self, kind: str) -> None:
@@ -228,7 +277,21 @@ class TestWords:
             ("TSPINE", "thoracic spine"),
             ("Lower Leg", "lower leg"),
             ("LOWER_EXTREMITY calf", "lower leg"),
-            ("HEADNECK head neck", "head"),
+            ("HEADNECK head neck", "head and neck"),
+            ("head neck", "head and neck"),
+            ("LIVER-KIDNEY", "abdomen"),
+            ("knee and ankle", "leg"),
+            ("knee and wrist", "extremity"),
+            ("abdomen^pelvis", "abdomen"),
+            ("head neck brain", "brain"),
+            ("HEADNECK", "head and neck"),
+            ("Avanto RoutineHead", "head"),
+            ("IRM JAMBE GAUCHE", "leg"),
+            ("Ressonancia magnetica de pelve", "pelvis"),
+            ("MR jamy brzusznej", "abdomen"),
+            ("t1_vibe_fs_tra (acr)", "unknown"),
+            ("\u0000\ud800'; DROP TABLE volumes; --", "unknown"),
+            ("\u0e2a\u0e21\u0e2d\u0e07 \u8111", "unknown"),
             ("BREAT", "breast"),
             ("PLEVIS", "pelvis"),
             ("Knie rechts", "knee"),
@@ -299,6 +362,26 @@ class TestWords:
         names = {entry.name for entry in table("regions")}
         assert {entry.within for entry in table("regions")} - {""} <= names
 
+    @pytest.mark.parametrize(
+        ("text", "plane"),
+        [("t2_tse_tra", "axial"), ("COR T1", "coronal"), ("3 plane", "unknown"),
+         ("cor mpr of sag", "unknown"), ("Sagittal", "sagittal"), ("correction", "unknown")],
+    )  # fmt: skip
+    def test_planes(self, text: str, plane: str) -> None:
+        assert find_plane([text]) == plane
+
+    @pytest.mark.parametrize(
+        ("text", "contrast"),
+        [("T1 +C", "yes"), ("t1 KM", "yes"), ("t1 pre", "no"), ("AX T1 W/O CONTRAST", "no"),
+         ("Cor MPR pre and post", "unknown"), ("T2", "unknown")],
+    )  # fmt: skip
+    def test_contrast(self, text: str, contrast: str) -> None:
+        assert find_contrast([text]) == contrast
+
+    def test_words_of_planes_may_stay_in_descriptions(self) -> None:
+        read = read_table("planes")
+        assert all(is_technical(word) for entry in read.values() for word in entry["words"])
+
     def test_the_regions_of_the_plan_are_there(self) -> None:
         wanted = (
             "brain,head,neck,cervical spine,thoracic spine,lumbar spine,shoulder,elbow,wrist,hand,"
@@ -306,6 +389,41 @@ class TestWords:
             "whole body,fetal"
         )
         assert set(wanted.split(",")) <= set(regions())
+
+
+MRI_CORE = {  # protocols by body location of arXiv 2506.12186; "organ" is a protocol of the abdomen
+    "abdomen": "abdomen", "organ": "abdomen", "hip": "hip", "thigh": "thigh", "hand": "hand",
+    "pelvis": "pelvis", "breast": "breast", "shoulder": "shoulder", "wrist": "wrist",
+    "lower leg": "lower leg", "leg": "leg", "foot": "foot", "knee": "knee",
+    "humerus": "upper arm", "ankle": "ankle", "elbow": "elbow", "forearm": "forearm",
+    "lumbar spine": "lumbar spine",
+}  # fmt: skip
+
+
+class TestRegions:
+    def test_the_locations_of_mri_core(self) -> None:
+        assert len(MRI_CORE) == 18
+        assert set(MRI_CORE.values()) <= set(regions())
+        for name, region in MRI_CORE.items():
+            assert find_region([name]) == ("unknown" if name == "organ" else region)
+
+    def test_every_region_has_a_code(self) -> None:
+        assert set(region_codes()) == set(regions()) - {"unknown"}
+        assert len({(c.scheme, c.value) for c in region_codes().values()}) == len(region_codes())
+
+    def test_every_code_is_in_a_context_group_with_its_meaning(self) -> None:
+        groups = {
+            (code.scheme_designator, code.value): code.meaning
+            for group in ("CID4030", "CID271")
+            for code in Collection(group).concepts.values()
+        }
+        for region, code in region_codes().items():
+            assert groups[code.scheme, code.value] == code.meaning, region
+
+    def test_every_defined_term_is_read_as_its_region(self) -> None:
+        for region, code in region_codes().items():
+            if code.body_part:
+                assert find_region([code.body_part]) == region
 
 
 class TestTiming:
@@ -337,7 +455,12 @@ class TestTiming:
     def test_an_agent_makes_t1_contrast(self) -> None:
         facts: dict[str, FactValue] = {"SeriesDescription": "t1 tse", "ContrastBolusAgent": "Gd"}
         assert label(facts).sequence == "T1 contrast"
-        assert label(facts | {"ContrastBolusAgent": "NONE"}).sequence == "T1"
+        for none in ("NONE", "No contrast", "0", "0.0"):
+            without = label(facts | {"ContrastBolusAgent": none})
+            assert (without.sequence, without.contrast, without.contrast_by) == (
+                "T1", "no", "header"
+            )  # fmt: skip
+        assert label(facts | {"ContrastBolusAgent": "0.1 mmol/kg"}).contrast == "yes"
         assert label(facts | {"SeriesDescription": "t1 pre"}).sequence == "T1"
         assert label(facts | {"SeriesDescription": "t2 tse"}).sequence == "T2"
 
@@ -372,3 +495,9 @@ class TestScanner:
     def test_plane_is_that_of_the_volume(self) -> None:
         sagittal = Volume(VOXELS.array, np.diag([5.0, 1.0, 1.0, 1.0]))
         assert label_volume({}, sagittal, {}).plane == "sagittal"
+        wrong = label_volume({"SeriesDescription": "t1 cor"}, sagittal, {})
+        assert (wrong.plane, wrong.plane_by) == ("sagittal", "geometry")
+        assert wrong.plane_confidence < 0.98
+        assumed = {"assumed_geometry": True, "SeriesDescription": "t1 cor"}
+        found = label_volume(assumed, sagittal, {})
+        assert (found.plane, found.plane_by, found.plane_confidence) == ("sagittal", "none", 0.0)

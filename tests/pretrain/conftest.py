@@ -105,6 +105,7 @@ def finished(tmp_path_factory, memory_slices):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.train, "open_slices", lambda _config: memory_slices)
         patch.setattr(pretrain.train, "open_validation", lambda _config: None)
+        patch.setattr(pretrain.train, "check_overlap", lambda *_arguments: "not checked")
         yield config, pretrain.train.train(config)
 
 
@@ -113,6 +114,7 @@ def in_memory(monkeypatch, memory_slices):
     """Runs of this process read the phantoms instead of a registry."""
     monkeypatch.setattr(pretrain.train, "open_slices", lambda _config: memory_slices)
     monkeypatch.setattr(pretrain.train, "open_validation", lambda _config: None)
+    monkeypatch.setattr(pretrain.train, "check_overlap", lambda *_arguments: "not checked")
     return memory_slices
 
 
