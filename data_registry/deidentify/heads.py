@@ -25,8 +25,15 @@ if TYPE_CHECKING:
 
     from core_mri.files.dicom_frames import Frame
 
-HEADS = frozenset({"", "unknown", "brain", "head", "neck", "cervical spine", "spine"})
-"""Regions whose scans may show a face; empty where nothing tells the region."""
+NO_FACE = frozenset(
+    {
+        "lumbar spine", "shoulder", "upper arm", "elbow", "forearm", "wrist", "hand", "arm",
+        "breast", "heart", "chest", "liver", "kidney", "pancreas", "abdomen", "prostate",
+        "uterus", "rectum", "pelvis", "hip", "thigh", "knee", "lower leg", "ankle", "foot", "leg",
+        "extremity", "fetal", "phantom",
+    }
+)  # fmt: skip
+"""Regions whose scans show no face. All others may, and those of which nobody knows the region."""
 _TEXTS = ("BodyPartExamined", "SeriesDescription", "ProtocolName", "StudyDescription")
 _LPS = np.diag([-1.0, -1.0, 1.0])
 _MIN_SLICES = 4
@@ -64,7 +71,7 @@ def look_at_series(
 
     try:
         header = pydicom.dcmread(paths[0], stop_before_pixels=True, force=True)
-        if find_region([str(header.get(name, "")) for name in _TEXTS]) not in HEADS:
+        if find_region([str(header.get(name, "")) for name in _TEXTS]) in NO_FACE:
             return FaceVerdict("none", policy)
         volumes = [v for v in group_series(paths).series if min(v.shape) >= _MIN_SLICES]
         if not volumes:
@@ -123,7 +130,7 @@ def nifti_without_face(
     """
     import nibabel as nib
 
-    if find_region([path.name.split(".")[0].replace("_", " ")]) not in HEADS:
+    if find_region([path.name.split(".")[0].replace("_", " ")]) in NO_FACE:
         return None
     loaded: Any = nib.load(path)
     array = np.array(loaded.dataobj.get_unscaled())

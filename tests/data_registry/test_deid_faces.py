@@ -20,9 +20,16 @@ from data_registry.deidentify import head_template
 from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
-from data_registry.deidentify.heads import FaceVerdict, held_back, look_at_series, without_face
+from data_registry.deidentify.heads import (
+    NO_FACE,
+    FaceVerdict,
+    held_back,
+    look_at_series,
+    without_face,
+)
 from data_registry.deidentify.scope import FacePolicy
 from data_registry.deidentify.verify_cli import main as verify
+from data_registry.label_words import regions
 
 pytest.importorskip("pydeface")
 SimpleITK = pytest.importorskip("SimpleITK")
@@ -158,6 +165,15 @@ def test_fits_that_are_not_sure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert HeadFit(matrix, 0.7, 1.0, 0.97, 0.9).sure
     assert not HeadFit(matrix, 0.7, 2.5, 0.97, 0.9).sure
     assert not HeadFit(matrix, 0.5, 1.0, 0.97, 0.9).sure
+
+
+def test_every_region_that_may_show_a_face() -> None:
+    """A new region of the vocabulary is taken for one, until somebody decides."""
+    assert set(regions()) - NO_FACE == {
+        "brain", "head", "neck", "head and neck", "cervical spine", "thoracic spine", "spine",
+        "whole body", "unknown",
+    }  # fmt: skip
+    assert set(regions()) >= NO_FACE
 
 
 def write_head(folder: Path, image: Any, **facts: object) -> None:
