@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_registry.shards import Compression, ShardReader, ShardWriter
+from data_registry.schema import Codec
+from data_registry.shards import ShardReader, ShardWriter
 
 SIZE = 256
 BATCH = 64
-COMPRESSIONS: tuple[Compression, ...] = ("none", "bitshuffle-lz4")
+CODECS: tuple[Codec, ...] = ("none", "bitshuffle-lz4")
 
 Batch = npt.NDArray[np.uint16]
 
@@ -45,7 +46,7 @@ def synthetic_volume(seed: int, num_slices: int, size: int = SIZE) -> Batch:
 
 def bench_reading(folder: Path, *, num_volumes: int, num_slices: int, rounds: int) -> None:
     """Print slices per CPU-second of each store, and its size."""
-    writers = {c: ShardWriter(folder, f"{c}.h5", c) for c in COMPRESSIONS}
+    writers = {c: ShardWriter(folder, f"{c}.h5", c) for c in CODECS}
     plain = np.lib.format.open_memmap(
         folder / "plain.npy",
         mode="w+",
@@ -77,7 +78,7 @@ def bench_reading(folder: Path, *, num_volumes: int, num_slices: int, rounds: in
 
         return read
 
-    stores = {"memmap": from_memmap, **{c: from_shard(f"{c}.h5") for c in COMPRESSIONS}}
+    stores = {"memmap": from_memmap, **{c: from_shard(f"{c}.h5") for c in CODECS}}
     seconds: dict[str, list[float]] = {name: [] for name in stores}
     for turn in range(rounds + 1):
         order = np.random.default_rng(turn).permutation(len(memmap))

@@ -1,0 +1,174 @@
+"""The catalogue as DuckDB views over the commits of this moment: read-only, and blind to the rest.
+
+A query is one SELECT. It reaches no file but those of the commits, loads no extension and changes
+no setting, so that conditions and queries may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core_mri.errors import ConfigError, DataError
+from data_registry.schema import TABLES, arrow_schema
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow
+
+_NUMBERS = re.compile(r"(\d{8,})(?:-(\d{8,}))?")
+
+_VIEWS = """
+CREATE VIEW volumes AS SELECT * FROM all_volumes AS v WHERE NOT EXISTS (
+    SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
+CREATE VIEW slices AS SELECT * FROM all_slices AS s WHERE NOT EXISTS (
+    SELECT 1 FROM all_retired AS r WHERE r.volume_id = s.volume_id AND r.commit > s.commit);
+CREATE VIEW subjects AS SELECT subject_id, any_value(split) AS split,
+    list_sort(list(DISTINCT source)) AS sources, count(DISTINCT nullif(study_id, '')) AS studies,
+    count(*) FILTER (role = 'image') AS images, count(*) FILTER (role = 'label') AS labels,
+    count(*) FILTER (role = 'kspace') AS kspace FROM volumes GROUP BY subject_id;
+CREATE VIEW studies AS SELECT study_id, any_value(subject_id) AS subject_id,
+    any_value(split) AS split, list_sort(list(DISTINCT source)) AS sources, count(*) AS volumes,
+    list_sort(list(DISTINCT region)) AS regions FROM volumes WHERE study_id <> '' GROUP BY study_id;
+CREATE VIEW splits AS SELECT * FROM all_splits;
+CREATE VIEW sources AS SELECT * FROM all_sources;
+CREATE VIEW shards AS SELECT * FROM all_shards;
+CREATE VIEW files AS SELECT * FROM all_files
+    QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;
+CREATE VIEW quarantine AS SELECT * FROM files WHERE code <> '';
+"""
+"""What callers may query: the newest state of each table of `schema.py`."""
+
+
+def commit_folders(registry: Path) -> list[Path]:
+    """The complete commit folders, oldest first, without those that a merged one replaces.
+
+    A folder is named after its commit, or after the first and last of those that were merged.
+    """
+    folder = registry / "commits"
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NUMBERS.fullmatch(path.name)]
+    live: list[Path] = []
+    for path in sorted(found, key=lambda path: (commit_span(path)[0], -commit_span(path)[1])):
+        if not live or commit_span(path)[0] > commit_span(live[-1])[1]:
+            live.append(path)
+    return live
+
+
+def commit_span(folder: Path) -> tuple[int, int]:
+    """First and last commit that a commit folder holds."""
+    first, _, last = folder.name.partition("-")
+    return int(first), int(last or first)
+
+
+class Views:
+    """Queries over the catalogue of a registry; each sees the commits that are there by then.
+
+    Args:
+        path: Folder of the registry.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._folders: list[Path] = []
+
+    def table(self, query: str, parameters: Sequence[object] = ()) -> pyarrow.Table:
+        """The answer of one SELECT.
+
+        Raises:
+            ConfigError: CONFIG-01 when the query is wrong, or does more than select.
+            DataError: DATA-08 when a part of the catalogue is missing or damaged.
+        """
+        with self._translated():
+            connection = self._checked(query)
+            try:
+                return connection.sql(query, params=list(parameters)).to_arrow_table()
+            except _io_error():
+                if commit_folders(self._path) == self._folders:
+                    raise
+                # Commits were merged after we had listed them, and the old ones swept away.
+                return self._checked(query).sql(query, params=list(parameters)).to_arrow_table()
+
+    def rows(self, query: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        """The answer row by row, when it need not fit into memory.
+
+        Raises:
+            ConfigError: As `table`.
+            DataError: As `table`.
+        """
+        with self._translated():
+            cursor = self._checked(query).cursor().execute(query, list(parameters))
+            while block := cursor.fetchmany(4096):
+                yield from block
+
+    def _checked(self, query: str) -> duckdb.DuckDBPyConnection:
+        """The connection, once the query is known to be one SELECT."""
+        import duckdb
+
+        connection = self._connect()
+        statements = connection.extract_statements(query)
+        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+            raise ConfigError(
+                "CONFIG-01",
+                "the query cannot be run: it must be one SELECT, and nothing else.",
+                fix="A registry is changed by ingest alone.",
+            )
+        return connection
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        folders = commit_folders(self._path)
+        if self._connection is not None and folders == self._folders:
+            return self._connection
+        import duckdb
+
+        connection = duckdb.connect()
+        connection.execute("SET enable_progress_bar = false")
+        for table, row in TABLES.items():
+            parts = [p for folder in folders if (p := folder / f"{table}.parquet").is_file()]
+            names = ", ".join(_quoted(p) for p in parts)
+            content = f"read_parquet([{names}])"
+            if not parts:
+                content = f"empty_{table}"
+                connection.from_arrow(arrow_schema(row).empty_table()).create(content)
+            connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
+        connection.execute(_VIEWS)
+        commits = _quoted(self._path / "commits")
+        connection.execute(
+            f"SET allowed_directories = [{commits}]; SET enable_external_access = false; "
+            "SET lock_configuration = true"
+        )
+        self._connection, self._folders = connection, folders
+        return connection
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        import duckdb
+
+        damaged = (duckdb.IOException, duckdb.InvalidInputException)
+        try:
+            yield
+        except duckdb.Error as error:
+            first = str(error).partition("\n")[0]
+            if isinstance(error, damaged):
+                raise DataError(
+                    "DATA-08",
+                    f"the catalogue of {self._path} is damaged: {first}.",
+                    fix="Copy the registry's commits/ folder again from a backup.",
+                ) from error
+            raise ConfigError("CONFIG-01", f"the query cannot be run: {first}.") from error
+
+
+def _io_error() -> type[Exception]:
+    import duckdb
+
+    return duckdb.IOException
+
+
+def _quoted(path: Path) -> str:
+    return "'" + os.fspath(path).replace("'", "''") + "'"
