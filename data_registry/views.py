@@ -35,6 +35,7 @@ CREATE VIEW studies AS SELECT study_id, any_value(subject_id) AS subject_id,
     any_value(split) AS split, list_sort(list(DISTINCT source)) AS sources, count(*) AS volumes,
     list_sort(list(DISTINCT region)) AS regions FROM volumes WHERE study_id <> '' GROUP BY study_id;
 CREATE VIEW splits AS SELECT * FROM all_splits;
+CREATE VIEW cohort_members AS SELECT * FROM all_cohort_members;
 CREATE VIEW sources AS SELECT * FROM all_sources;
 CREATE VIEW shards AS SELECT * FROM all_shards;
 CREATE VIEW files AS SELECT * FROM all_files
@@ -76,7 +77,7 @@ class Views:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._folders: list[Path] = []
+        self._parts: list[Path] = []
 
     def table(self, query: str, parameters: Sequence[object] = ()) -> pyarrow.Table:
         """The answer of one SELECT.
@@ -90,7 +91,7 @@ class Views:
             try:
                 return connection.sql(query, params=list(parameters)).to_arrow_table()
             except _io_error():
-                if commit_folders(self._path) == self._folders:
+                if self._list() == self._parts:
                     raise
                 # Commits were merged after we had listed them, and the old ones swept away.
                 return self._checked(query).sql(query, params=list(parameters)).to_arrow_table()
@@ -122,29 +123,39 @@ class Views:
         return connection
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
-        folders = commit_folders(self._path)
-        if self._connection is not None and folders == self._folders:
+        listed = self._list()
+        if self._connection is not None and listed == self._parts:
             return self._connection
         import duckdb
+        import pyarrow
 
         connection = duckdb.connect()
         connection.execute("SET enable_progress_bar = false")
-        for table, row in TABLES.items():
-            parts = [p for folder in folders if (p := folder / f"{table}.parquet").is_file()]
-            names = ", ".join(_quoted(p) for p in parts)
-            content = f"read_parquet([{names}])"
+        tables: dict[str, pyarrow.Schema] = {n: arrow_schema(row) for n, row in TABLES.items()}
+        tables["cohort_members"] = pyarrow.schema(
+            [(n, pyarrow.string()) for n in ("volume_id", "pixel_hash", "cohort")]
+        )
+        for table, schema in tables.items():
+            kind = "cohorts" if table == "cohort_members" else f"{table}.parquet"
+            parts = [p for p in listed if kind in (p.name, p.parent.name)]
+            content = f"read_parquet([{', '.join(map(_quoted, parts))}])"
             if not parts:
                 content = f"empty_{table}"
-                connection.from_arrow(arrow_schema(row).empty_table()).create(content)
+                connection.from_arrow(schema.empty_table()).create(content)
             connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
         connection.execute(_VIEWS)
-        commits = _quoted(self._path / "commits")
+        allowed = ", ".join(_quoted(self._path / name) for name in ("commits", "cohorts"))
         connection.execute(
-            f"SET allowed_directories = [{commits}]; SET enable_external_access = false; "
+            f"SET allowed_directories = [{allowed}]; SET enable_external_access = false; "
             "SET lock_configuration = true"
         )
-        self._connection, self._folders = connection, folders
+        self._connection, self._parts = connection, listed
         return connection
+
+    def _list(self) -> list[Path]:
+        """The Parquet files that make up the catalogue now."""
+        parts = [path for folder in commit_folders(self._path) for path in sorted(folder.iterdir())]
+        return parts + sorted((self._path / "cohorts").glob("[!.]*.parquet"))
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
