@@ -139,14 +139,18 @@ class Registry:
         except OSError as error:
             raise cannot_write(error, f"registry {self.path}") from error
 
-    def volumes(self, where: str = "", parameters: Sequence[object] = ()) -> list[VolumeRow]:
+    def volumes(
+        self, where: str = "", parameters: Sequence[object] = (), *, limit: int = 0
+    ) -> list[VolumeRow]:
         """Rows of the catalogue, in the order of their ids (the same on every machine).
 
         Args:
             where: SQL condition on the columns of `VolumeRow`, such as ``"region = ?"``.
             parameters: Values of the question marks.
+            limit: Rows at most; 0 for all.
         """
         query = f"SELECT * FROM volumes {f'WHERE {where}' if where else ''} ORDER BY volume_id"
+        query += f" LIMIT {limit}" if limit else ""
         return from_table(VolumeRow, self.sql(query, parameters))
 
     def sql(self, query: str, parameters: Sequence[object] = ()) -> pyarrow.Table:
@@ -254,7 +258,7 @@ class Registry:
         ]
 
     def stats(self) -> dict[str, Any]:
-        """Counts: volumes, slices, subjects, by_region, by_sequence, by_source, quarantined.
+        """Counts of volumes, slices, subjects; by region, sequence, plane, source and split.
 
         All but `labels` and `kspace` (their numbers) count images. `quarantined` maps ``"CODE
         meaning"`` to the number of series and single files.
@@ -268,7 +272,7 @@ class Registry:
                 f"SELECT {name}, count(*) AS n FROM volumes WHERE role = 'image' "
                 f"GROUP BY ALL ORDER BY n DESC, {name}"
             )
-            for name in ("region", "sequence", "source", "split")
+            for name in ("region", "sequence", "plane", "source", "split")
         }
         quarantined = self._counts(
             "SELECT code, count(DISTINCT unit_id) AS n FROM quarantine GROUP BY ALL ORDER BY code"

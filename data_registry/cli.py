@@ -7,16 +7,17 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format
+from data_registry.looking.cli import stats_table
+from data_registry.terminal import parse, progress, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 VERBS: dict[str, tuple[str, str]] = {
     "ingest": ("data_registry.cli:ingest_main", "read scans into a registry, de-identified"),
-    "stats": ("data_registry.cli:stats_main", "count what a registry holds"),
-    "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
+    "stats": ("data_registry.looking.cli:stats_main", "count what a registry holds"),
+    "ls": ("data_registry.looking.cli:ls_main", "list the volumes of a registry"),
+    "query": ("data_registry.looking.cli:query_main", "ask with SQL, and freeze cohorts"),
+    "inspect": ("data_registry.looking.cli:inspect_main", "draw contact sheets of volumes"),
     "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
@@ -42,8 +45,6 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +83,6 @@ class _Ingest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stats:
-    """Count the volumes, slices and subjects of a registry, and what is in quarantine."""
-
-    registry: Path
-    """Folder of the registry."""
-    json: bool = False
-    """Print a JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Export:
     """Write volumes of a registry as files: NIfTI, BIDS, or raw data as fastMRI or ISMRMRD HDF5.
 
@@ -106,22 +97,10 @@ class _Export:
     """Folder to write; new or empty."""
     where: str = ""
     """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
+    cohort: str = ""
+    """Only the volumes of a frozen cohort."""
     json: bool = False
     """Print a JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _List:
-    """List the volumes of a registry."""
-
-    registry: Path
-    """Folder of the registry."""
-    where: str = ""
-    """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
-    limit: int = 50
-    """Lines at most; 0 for all."""
-    json: bool = False
-    """Print one JSON object a volume, with all columns."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -158,7 +137,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
     from data_registry.ingest import IngestConfig, ingest
     from data_registry.source_list import Source, load_sources
 
-    options = _parse(_Ingest, arguments, "ingest")
+    options = parse(_Ingest, arguments, "ingest")
     if bool(options.sources) == bool(options.paths):
         raise ConfigError(
             "CONFIG-05",
@@ -198,14 +177,14 @@ def ingest_main(arguments: Sequence[str]) -> int:
         private_log=options.private_log,
         retry=options.retry,
     )
-    with _progress() as on_progress:
+    with progress() as on_progress:
         report = ingest(config, on_progress)
     stats = Registry.open(options.registry).stats()
     if options.json:
         print(json.dumps({**report.to_mapping(), "registry": stats}, indent=2))
     else:
         _show_report(report)
-        _show_stats(options.registry, stats)
+        print(stats_table(options.registry, stats))
         print(f"\nNext: core-mri data ls --registry {options.registry}")
     if options.strict and report.quarantined:
         print(
@@ -216,58 +195,19 @@ def ingest_main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def stats_main(arguments: Sequence[str]) -> int:
-    """`core-mri data stats`."""
-    from data_registry.catalogue import Registry
-
-    options = _parse(_Stats, arguments, "stats")
-    stats = Registry.open(options.registry).stats()
-    if options.json:
-        print(json.dumps(stats, indent=2))
-    else:
-        _show_stats(options.registry, stats)
-    return 0
-
-
-def ls_main(arguments: Sequence[str]) -> int:
-    """`core-mri data ls`."""
-    from data_registry.catalogue import Registry
-
-    options = _parse(_List, arguments, "ls")
-    rows = Registry.open(options.registry).volumes(options.where)
-    shown = rows[: options.limit] if options.limit else rows
-    if options.json:
-        for row in shown:
-            print(json.dumps(dataclasses.asdict(row)))
-        return 0
-    columns = ("subject", "split", "role", "region", "sequence", "plane", "size", "mm", "source")
-    lines = [
-        (
-            row.subject_id[:8],
-            row.split,
-            row.role,
-            row.region,
-            row.sequence,
-            row.plane,
-            f"{row.num_slices}x{row.rows}x{row.columns}",
-            "x".join(f"{s:.3g}" for s in row.spacing_mm),
-            row.source + (" (synthetic)" if row.synthetic else ""),
-        )
-        for row in shown
-    ]
-    _table(f"{len(shown)} of {len(rows)} volumes in {options.registry}", columns, lines)
-    return 0
-
-
 def export_main(arguments: Sequence[str]) -> int:
     """`core-mri data export`."""
     from data_registry.export import ExportConfig, export
 
-    options = _parse(_Export, arguments, "export")
+    options = parse(_Export, arguments, "export")
     config = ExportConfig(
-        registry=options.registry, out=options.out, format=options.format, where=options.where
+        registry=options.registry,
+        out=options.out,
+        format=options.format,
+        where=options.where,
+        cohort=options.cohort,
     )
-    with _progress("writing files") as on_progress:
+    with progress("writing files") as on_progress:
         report = export(config, on_progress)
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
@@ -277,15 +217,6 @@ def export_main(arguments: Sequence[str]) -> int:
         print(f"{report.other_roles} volumes of roles that {options.format} cannot hold left out.")
     print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
     return 0
-
-
-def _parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
-    return tyro.cli(
-        cls,
-        args=list(arguments),
-        prog=f"core-mri data {verb}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
 
 
 def _available() -> dict[str, tuple[str, str]]:
@@ -305,20 +236,6 @@ def _help() -> str:
     )
 
 
-@contextmanager
-def _progress(what: str = "reading scans") -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing in files."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _show_report(report: IngestReport) -> None:
     lines = [
         ("files found", report.files),
@@ -333,40 +250,10 @@ def _show_report(report: IngestReport) -> None:
         ("files left out by the source list", sum(report.left_out.values())),
     ]
     always = {"files found", "volumes added", "quarantined"}
-    _table("Ingest", ("", "count"), [(n, str(c)) for n, c in lines if c or n in always])
+    shown = [(name, str(count)) for name, count in lines if count or name in always]
+    print(table("Ingest", ("", "count"), shown))
     if report.left_out:
         print(f"  left out: {', '.join(f'{n} x {kind}' for kind, n in report.left_out.items())}")
     for reason, ids in report.examples.items():
         more = ", ..." if report.quarantined[reason] > len(ids) else ""
         print(f"  {report.quarantined[reason]} x {reason}: {', '.join(ids)}{more}")
-
-
-def _show_stats(registry: Path, stats: Mapping[str, Any]) -> None:
-    numbers = [f"{stats[k]} {k}" for k in ("volumes", "slices", "subjects", "labels", "kspace")]
-    lines: list[tuple[str, str, str]] = []
-    for group in ("region", "sequence", "source", "split"):
-        for i, (name, count) in enumerate(stats[f"by_{group}"].items()):
-            lines.append((group if i == 0 else "", name, str(count)))
-    for i, (name, count) in enumerate(stats["quarantined"].items()):
-        lines.append(("quarantined" if i == 0 else "", name, str(count)))
-    _table(f"{registry}: {', '.join(numbers)}", ("by", "", "volumes"), lines)
-
-
-def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, aligned plain text elsewhere."""
-    print(title)
-    if not lines:
-        return
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*columns, box=None)
-        for line in lines:
-            table.add_row(*map(Text, line))
-        Console().print(table)
-        return
-    widths = [max(len(row[i]) for row in (columns, *lines)) for i in range(len(columns))]
-    for row in (columns, *lines):
-        print("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

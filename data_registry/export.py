@@ -45,6 +45,8 @@ class ExportConfig:
     """``nifti`` and ``bids`` hold images and label maps, ``fastmri`` and ``ismrmrd`` raw data."""
     where: str = ""
     """SQL condition on the columns of `VolumeRow`; all volumes when empty."""
+    cohort: str = ""
+    """Name of a frozen cohort of which the volumes must be; empty for all."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,10 @@ def export(
             nothing is selected.
     """
     from data_registry.catalogue import Registry
+    from data_registry.cohorts import condition
 
     registry = Registry.open(config.registry)
-    selected = registry.volumes(config.where)
+    selected = registry.volumes(condition(registry, config.cohort, config.where))
     rows = [row for row in selected if row.role in ROLES[config.format]]
     if not rows:
         raise DataError(
@@ -133,7 +136,8 @@ def _claim(config: ExportConfig) -> None:
     """
     mark = config.out / _MARK
     content = {
-        "format": config.format, "where": config.where, "registry": str(config.registry.resolve())
+        "format": config.format, "where": config.where, "cohort": config.cohort,
+        "registry": str(config.registry.resolve()),
     }  # fmt: skip
     if mark.is_file():
         try:
