@@ -256,11 +256,14 @@ def bars(values: Mapping[str, float], xlabel: str, *, title: str = "") -> Figure
     """Horizontal bars from top to bottom, each with its number.
 
     Args:
-        values: Name to length, not negative.
+        values: Name to count.
         xlabel: Quantity and unit.
         title: One short line.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _axes(7.2, 0.9 + 0.24 * len(values), title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawn = axes.barh(range(len(values)), list(values.values()), 0.7, color=LINE_COLORS[0])
     axes.bar_label(drawn, fmt="{:,.0f}", padding=3, size=_SMALL_PT, color=_INK)
     axes.set_yticks(range(len(values)), list(values))

@@ -80,7 +80,7 @@ def write_sheets(
             "Contact sheets", f"{len(places)} of {len(ids)} volumes.", registry.path.name
         )
         for row in rows():
-            report.add_gallery(row.region, [(_sheet(registry, [row], num_slices), _title(row))])
+            report.add_figure(row.region, _sheet(registry, [row], num_slices), _title(row))
         report.add_text("About the pictures", CONVENTION)
         report.write(out)
     else:
@@ -89,17 +89,23 @@ def write_sheets(
 
 
 def _sheet(registry: Registry, rows: list[VolumeRow], num_slices: int) -> Figure:
-    """A row of slices for each volume; its title stands over the first."""
+    """A row of slices for each volume, filled up with black; its title stands over the first."""
     images: list[Array] = []
     titles, orientations, windows, spacings = [], [], [], []
     for row in rows:
-        chosen = np.linspace(0, row.num_slices - 1, num_slices).round().astype(int).tolist()
-        for number, index in enumerate(chosen):
+        chosen = np.linspace(0, row.num_slices - 1, min(num_slices, row.num_slices)).round()
+        for index in chosen.astype(int).tolist():
             images.append(registry.read_slice(row, index))
-            titles.append(_short(row) if number == 0 else f"slice {index}")
+            titles.append(f"slice {index}" if index else _short(row))
             orientations.append(SLICE_ORIENTATION[row.plane][1:])  # type: ignore[index]
             windows.append((row.window_low, max(row.window_high, row.window_low + 1e-6)))
             spacings.append(row.spacing_mm[1:])
+        missing = (num_slices - len(chosen)) if len(rows) > 1 else 0
+        images += [np.zeros((1, 1))] * missing
+        titles += [""] * missing
+        orientations += [""] * missing
+        windows += [(0.0, 1.0)] * missing
+        spacings += [(1.0, 1.0)] * missing
     return contact_sheet(
         images,
         titles,

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 _IMAGES = "FROM volumes WHERE role = 'image'"
 _GROUPS = {
-    "Regions": "region",
-    "Sequences": "sequence",
-    "Planes": "plane",
-    "Vendors": "vendor",
+    "Region": "region",
+    "Sequence": "sequence",
+    "Plane": "plane",
+    "Vendor": "vendor",
     "Field strength": "coalesce(printf('%.1f T', field_strength_t), 'unknown')",
 }
 _MOST_BARS = 25
@@ -38,13 +38,16 @@ def statistics_page(registry: Registry) -> Report:
     for heading, column in _GROUPS.items():
         counts = _rows(
             registry,
-            f"SELECT {column} AS name, count(*) AS volumes, sum(num_slices)::BIGINT AS slices, "
+            f'SELECT {column} AS "{heading.lower()}", count(*) AS volumes, '
+            "sum(num_slices)::BIGINT AS slices, "
             f"count(DISTINCT subject_id) AS patients {_IMAGES} GROUP BY ALL "
-            "ORDER BY volumes DESC, name",
+            "ORDER BY volumes DESC, 1",
         )
         if not counts:
             continue
-        shown = {str(row["name"]): float(row["volumes"] or 0) for row in counts[:_MOST_BARS]}
+        shown = {
+            str(row[heading.lower()]): float(row["volumes"] or 0) for row in counts[:_MOST_BARS]
+        }
         more = len(counts) - len(shown)
         caption = f"Volumes by {heading.lower()}" + (
             f"; {more} more in the table." if more else "."
