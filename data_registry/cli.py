@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "query": ("data_registry.looking.cli:query_main", "ask with SQL, and freeze cohorts"),
     "inspect": ("data_registry.looking.cli:inspect_main", "draw contact sheets of volumes"),
     "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
+    "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",
@@ -99,6 +101,21 @@ class _Export:
     """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
     cohort: str = ""
     """Only the volumes of a frozen cohort."""
+    json: bool = False
+    """Print a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repair:
+    """Read all shards, find what is missing or damaged, and retire the volumes that are lost.
+
+    Ingesting their sources again restores them. Whole volumes of damaged shards stay.
+    """
+
+    registry: Path
+    """Folder of the registry."""
+    dry_run: bool = False
+    """Only tell, and exit with 1 when anything is lost or damaged."""
     json: bool = False
     """Print a JSON object."""
 
@@ -217,6 +234,34 @@ def export_main(arguments: Sequence[str]) -> int:
         print(f"{report.other_roles} volumes of roles that {options.format} cannot hold left out.")
     print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
     return 0
+
+
+def repair_main(arguments: Sequence[str]) -> int:
+    """`core-mri data repair`."""
+    from data_registry.catalogue import Registry
+    from data_registry.repair import repair
+
+    options = parse(_Repair, arguments, "repair")
+    registry = Registry.open(options.registry)
+    with progress("reading shards") as on_progress:
+        report = repair(registry, dry_run=options.dry_run, on_progress=on_progress)
+    if options.json:
+        print(json.dumps(report.to_mapping(), indent=2))
+    else:
+        print(f"{report.intact} of {report.shards} shards are intact.")
+        lost = Counter(report.lost.values())
+        lines = [(shard, what, str(lost[shard])) for shard, what in report.damaged.items()]
+        if lines:
+            print(table("Damaged", ("shard", "is", "volumes lost"), lines))
+            print(f"{len(report.lost)} volumes lost, {report.kept} others of these shards whole.")
+        for volume_id in report.lost:
+            print(f"  lost {volume_id}")
+        if report.lost and not options.dry_run:
+            print(
+                f"\nNext: ingest the sources again: {report.files_to_read} files are read, and "
+                "what they hold is stored anew."
+            )
+    return 1 if options.dry_run and report.damaged else 0
 
 
 def _available() -> dict[str, tuple[str, str]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import io
 import os
 import struct
 import threading
@@ -100,17 +99,17 @@ class SliceReader:
 
     def _pread(self, place: SlicePlace, buffer: memoryview) -> int:
         try:
-            return os.preadv(self._open(place.shard).fileno(), [buffer], place.byte_start)
+            return os.preadv(self._open(place.shard).number, [buffer], place.byte_start)
         except OSError as error:
             raise _damaged(place.shard, f"cannot be read: {error.strerror}") from error
 
-    def _open(self, shard: str) -> io.FileIO:
+    def _open(self, shard: str) -> _OpenFile:
         """The file; it closes with its last user, so no thread reads what another put away."""
         found = self._files.get(shard)
         if found is not None:
             return found
         try:
-            file = io.FileIO(self._folder / shard)
+            file = _OpenFile(self._folder / shard)
         except FileNotFoundError:
             raise DataError(
                 "DATA-08",
@@ -132,7 +131,7 @@ class SliceReader:
         return scratch
 
     def _start(self) -> None:
-        self._files: OrderedDict[str, io.FileIO] = OrderedDict()
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
 
@@ -142,6 +141,17 @@ class SliceReader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._folder = state["_folder"]
         self._start()
+
+
+class _OpenFile:
+    """A file descriptor that closes with its last user."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -249,10 +250,15 @@ def _show_answer(answer: pyarrow.Table, options: _Query) -> None:
     rows = shown.to_pylist()
     if options.json:
         for row in rows:
-            print(json.dumps(row, default=str))
+            print(json.dumps(row, default=_plain))
         return
     lines = [[str(value) for value in row.values()] for row in rows]
     print(table(f"{len(rows)} of {len(answer)} rows", answer.column_names, lines))
+
+
+def _plain(value: object) -> object:
+    """Sums come from DuckDB as decimals, and some other types as their text."""
+    return int(value) if isinstance(value, Decimal) and value == int(value) else str(value)
 
 
 def _list_cohorts(registry: Registry, known: Sequence[str], options: _Query) -> None:
