@@ -31,7 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ls": ("data_registry.looking.cli:ls_main", "list the volumes of a registry"),
     "query": ("data_registry.looking.cli:query_main", "ask with SQL, and freeze cohorts"),
     "inspect": ("data_registry.looking.cli:inspect_main", "draw contact sheets of volumes"),
-    "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
+    "export": ("data_registry.cli:export_main", "write files that other programs read"),
     "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
@@ -86,13 +86,14 @@ class _Ingest:
 
 @dataclass(frozen=True, kw_only=True)
 class _Export:
-    """Write volumes of a registry as files: NIfTI, BIDS, or raw data as fastMRI or ISMRMRD HDF5.
+    """Write volumes of a registry as files that other programs read.
 
     Interrupted, the same command goes on where it was.
     """
 
     format: Annotated[Format, tyro.conf.Positional]
-    """nifti and bids hold images and label maps, fastmri and ismrmrd raw data."""
+    """nifti and bids hold images and label maps; nnunet and monai images, each with its label map;
+    webdataset slices of images; fastmri and ismrmrd raw data."""
     registry: Path
     """Folder of the registry."""
     out: Path
@@ -231,7 +232,7 @@ def export_main(arguments: Sequence[str]) -> int:
         return 0
     print(f"{report.written} files written to {options.out}, {report.kept} were there already.")
     if report.other_roles:
-        print(f"{report.other_roles} volumes of roles that {options.format} cannot hold left out.")
+        print(f"{report.other_roles} volumes left out, which {options.format} cannot hold.")
     print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
     return 0
 

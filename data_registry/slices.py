@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BLOCK = 4096
 _COLUMNS = (
     "volume_id", "subject_id", "region", "sequence", "plane", "shard", "codec", "rows", "columns",
-    "dtype", "payload", "scale", "shift", "window_low", "window_high",
+    "dtype", "payload", "scale", "shift", "window_low", "window_high", "source", "licence",
 )  # fmt: skip
 
 
@@ -169,6 +169,23 @@ class SliceDataset:
             (columns["rows"][volume], columns["columns"][volume]),
             np.dtype(columns["payload"][volume]),
         )
+
+    def facts_of(self, position: int) -> dict[str, str | int | float]:
+        """What a slice shows, ready for JSON."""
+        volume = self._index.volume_of[position]
+        names = ("volume_id", "subject_id", "region", "sequence", "plane", "source", "licence",
+                 "window_low", "window_high")  # fmt: skip
+        return {
+            **{name: self._columns[name][volume] for name in names},
+            "index": int(self._index.slice_of[position]),
+        }
+
+    def voxel_bytes(self) -> npt.NDArray[np.int64]:
+        """[len(self)]: the size of each slice as its file had it."""
+        columns = self._columns
+        kinds = zip(columns["rows"], columns["columns"], columns["dtype"], strict=True)
+        sizes = [rows * wide * np.dtype(dtype).itemsize for rows, wide, dtype in kinds]
+        return np.array(sizes, dtype=np.int64)[self._index.volume_of]
 
     def volume_of(self, position: int) -> VolumeRow:
         """The volume that a position belongs to, without reading voxels."""
