@@ -180,6 +180,14 @@ class SliceDataset:
             "index": int(self._index.slice_of[position]),
         }
 
+    def shard_order(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """All positions in the order in which they lie in the shards, and where shards begin."""
+        shards = self._columns["shard"]
+        number = {name: i for i, name in enumerate(sorted(set(shards)))}
+        shard = np.array([number[name] for name in shards])[self._index.volume_of]
+        order = np.lexsort((self._index.byte_start, shard))
+        return order, np.flatnonzero(np.diff(shard[order], prepend=-1))
+
     def voxel_bytes(self) -> npt.NDArray[np.int64]:
         """[len(self)]: the size of each slice as its file had it."""
         columns = self._columns
