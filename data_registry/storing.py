@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import DataError
-from core_mri.preprocess import percentile_window
+from core_mri.preprocess import percentiles
 from core_mri.volume import SLICE_ORIENTATION, Volume
 from data_registry.batches import Batch, UnitResult
 from data_registry.checks import check_volume
@@ -20,7 +20,7 @@ from data_registry.deidentify.facts import deidentify_facts
 from data_registry.deidentify.identifiers import keyed_uid, pseudonym
 from data_registry.inventory import Unit
 from data_registry.labels import label_volume
-from data_registry.payloads import pack
+from data_registry.payloads import pack, unpack
 from data_registry.schema import PAIR_NAME, PERCENTILES, SliceRow, VolumeRow
 from data_registry.shards import Array, ShardWriter
 from data_registry.splits import split_of
@@ -63,7 +63,6 @@ def store_volume(
         if row.volume_id in ids:
             result.known.append(row.volume_id)
             continue
-        row, foreground = measure(row, stored)
         payload = pack(stored)
         row = dataclasses.replace(
             row,
@@ -73,25 +72,31 @@ def store_volume(
             scale=payload.scale,
             shift=payload.shift,
         )
+        row, foreground = measure(row, payload.array)
         writer.add(row.dataset, payload.array, volume.affine)
         ids.add(row.volume_id)
         result.volumes.append(row)
         result.slices += slice_rows(row.volume_id, foreground)
 
 
-def measure(row: VolumeRow, voxels: Array) -> tuple[VolumeRow, npt.NDArray[np.float64]]:
+def measure(row: VolumeRow, payload: Array) -> tuple[VolumeRow, npt.NDArray[np.float64]]:
     """The row of an image or label map with its intensities, and the foreground of each slice."""
-    percentiles = tuple(np.percentile(voxels, PERCENTILES).tolist())  # type: ignore[type-var]
-    level, low, high = 0.0, 0.0, percentiles[-1]
+
+    def decode(values: Array) -> Array:
+        return unpack(values, row.dtype, row.scale, row.shift)
+
+    low, high, *others = percentiles(payload, (0.5, 99.5, *PERCENTILES), decode)
+    level = 0.0
+    if row.role == "label" or low >= high:
+        low, high = (0.0 if row.role == "label" else others[0]), others[-1]
     if row.role == "image":
-        low, high = percentile_window(voxels, 0.5, 99.5)
         level = low + FOREGROUND_LEVEL * (high - low)
-    foreground = np.greater(voxels, level).mean(axis=(1, 2))
+    foreground = np.array([np.greater(decode(part), level).mean() for part in payload])
     return dataclasses.replace(
         row,
         window_low=low,
         window_high=high,
-        percentiles=percentiles,
+        percentiles=tuple(others),
         num_foreground_slices=int((foreground >= MIN_FOREGROUND).sum()),
     ), foreground
 
