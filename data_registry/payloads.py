@@ -1,6 +1,6 @@
 """Voxels in the smallest type that gives them back exactly: what is stored, and the way back.
 
-``voxel = dtype(payload) * scale + shift``, computed in ``dtype``. A payload is taken only when this
+``voxel = float32(payload * scale + shift)``, computed in float64. A payload is taken only when this
 gives every voxel back bit by bit: scanners measure 12 to 16 bits, and readers that apply a rescale
 slope turn them into twice as many. Integers become narrower integers, float32 becomes uint8, int16,
 uint16 or float16 where it can; complex64 stays.
@@ -8,6 +8,7 @@ uint16 or float16 where it can; complex64 stays.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +60,11 @@ def unpack(
         scale: As `pack` gave it.
         shift: As `pack` gave it.
     """
-    voxels: Array = payload.astype(dtype, copy=False)
     if (scale, shift) == (1.0, 0.0):
-        return voxels
-    kind = voxels.dtype.type
-    return np.asarray(voxels * kind(scale) + kind(shift))  # type: ignore[operator]
+        return payload.astype(dtype, copy=False)
+    voxels = np.multiply(payload, scale, dtype=np.float64)
+    voxels += shift
+    return voxels.astype(dtype)
 
 
 def _narrowest(voxels: Array) -> np.dtype[Any]:
@@ -92,19 +93,44 @@ def _as_integers(voxels: Array) -> Payload | None:
     return None
 
 
-def _steps(voxels: Array, low: float, high: float) -> list[tuple[float, float]]:
-    """Candidates of (scale, shift), as float32 values."""
+def _steps(voxels: Array, low: float, high: float) -> Iterator[tuple[float, float]]:
+    """Candidates of (scale, shift)."""
     if np.array_equal(voxels, np.rint(voxels)):
-        return [(1.0, 0.0)]
-    values = np.unique(voxels).astype(np.float64)
-    if len(values) > 65536:
-        return []
-    step = float(np.diff(values).min())
-    if (high - low) / step > 65535.5:
-        return []
-    # The smallest gap is wrong by rounding; over the whole range the error is divided.
-    step = (high - low) / round((high - low) / step)
-    return [(float(np.float32(step)), 0.0), (float(np.float32(step)), low)]
+        yield 1.0, 0.0
+        return
+    found = np.unique(voxels)
+    values, halves = found.astype(np.float64), np.spacing(np.abs(found)) / 2.0
+    if len(values) > 65536 or (step := _step(values)) is None or (high - low) / step > 65536:
+        return
+    whole = np.rint((values - low) / step)
+    _, offset = np.polyfit(whole, values, 1)
+    for shift in (0.0, offset):
+        # float32(steps * scale + shift) is the voxel for every scale within half a unit of its last
+        # place; where these intervals of all values meet, one scale serves them all.
+        steps = np.rint((values - shift) / step)
+        used = steps != 0
+        middle = (values - shift)[used] / steps[used]
+        reach = halves[used] / np.abs(steps[used])
+        lowest, highest = (middle - reach).max(), (middle + reach).min()
+        if 0 < lowest <= highest:
+            yield float((lowest + highest) / 2), float(shift)
+
+
+def _step(values: npt.NDArray[np.float64]) -> float | None:
+    """The common divisor of the distances of ascending values that float32 has rounded."""
+    rounding = np.abs(values).max() * 2.0**-23
+    gaps = np.diff(values)
+    step = gaps.min()
+    while step > 8 * rounding:
+        rest = np.abs(gaps - np.rint(gaps / step) * step)
+        foreign = rest > 2 * rounding * (1 + gaps / step)
+        if not foreign.any():
+            # The error of a step is divided by ever longer distances.
+            for end in (2 ** np.arange(1, 17)).clip(max=len(values)) - 1:
+                step = (values[end] - values[0]) / np.rint((values[end] - values[0]) / step)
+            return float(step)
+        step = rest[foreign].min()
+    return None
 
 
 def _as_half(voxels: Array) -> Payload | None:

@@ -76,7 +76,9 @@ class SliceReader:
             raise _damaged(place.shard, "is cut off")
         if zlib.crc32(stored) != place.checksum:
             raise _damaged(place.shard, f"is damaged at byte {place.byte_start}")
-        _, block = _HEADER.unpack_from(stored)
+        size, block = _HEADER.unpack_from(stored)
+        if size != array.nbytes:
+            raise _damaged(place.shard, f"holds a slice of another size at byte {place.byte_start}")
         used = _decoder()(
             self._local.address + _HEADER.size,
             array.ctypes.data,
