@@ -117,6 +117,8 @@ def contact_sheet(
     columns: int = 6,
     *,
     orientations: Sequence[str] = (),
+    windows: Sequence[tuple[float, float]] = (),
+    spacings_mm: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Slices side by side, each in its own intensity window, on equal square cells.
 
@@ -125,18 +127,17 @@ def contact_sheet(
         titles: One short line each, or none at all.
         columns: Cells in a row.
         orientations: As `overlay`'s, one each, or none at all.
+        windows: As `overlay`'s, one each, or none at all.
+        spacings_mm: As `overlay`'s, one each, or none at all.
 
     Raises:
-        ValueError: No images, or another number of titles or orientations.
+        ValueError: No images, or another number of what goes with them.
     """
-    if (
-        not images
-        or len(titles) not in (0, len(images))
-        or len(orientations) not in (0, len(images))
-    ):
+    given = [len(items) for items in (titles, orientations, windows, spacings_mm)]
+    if not images or not {0, len(images)}.issuperset(given):
         raise ValueError(
-            f"expected images and as many titles and orientations or none, got {len(images)}, "
-            f"{len(titles)} and {len(orientations)}"
+            f"expected images, and titles, orientations, windows and spacings for each or none, "
+            f"got {len(images)}, and {given}"
         )
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -150,8 +151,14 @@ def contact_sheet(
             ((column * cell + 0.02) / width, bottom / height, (cell - 0.04) / width, cell / height)
         )
         axes.set_facecolor("black")
-        orientation = orientations[index] if orientations else ""
-        _show_scan(axes, image, orientation=orientation, letterbox=True)
+        _show_scan(
+            axes,
+            image,
+            orientation=orientations[index] if orientations else "",
+            spacing_mm=spacings_mm[index] if spacings_mm else (1.0, 1.0),
+            window=windows[index] if windows else None,
+            letterbox=True,
+        )
         if titles:
             figure.text(
                 (column + 0.5) * cell / width,
@@ -242,6 +249,31 @@ def interval_plot(
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
     axes.set_xlabel(xlabel)
     _legend_above(axes, len(weights))
+    return figure
+
+
+def bars(values: Mapping[str, float], xlabel: str, *, title: str = "") -> Figure:
+    """Horizontal bars from top to bottom, each with its number.
+
+    Args:
+        values: Name to count.
+        xlabel: Quantity and unit.
+        title: One short line.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(7.2, 0.9 + 0.24 * len(values), title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn = axes.barh(range(len(values)), list(values.values()), 0.7, color=LINE_COLORS[0])
+    axes.bar_label(drawn, fmt="{:,.0f}", padding=3, size=_SMALL_PT, color=_INK)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
+    axes.set_xlabel(xlabel)
     return figure
 
 
@@ -356,9 +388,10 @@ def _show_scan(
         spine.set_visible(False)
     if letterbox:
         rows, columns = pixels.shape[:2]
-        side = max(rows, columns) / 2
-        axes.set_xlim(columns / 2 - 0.5 - side, columns / 2 - 0.5 + side)
-        axes.set_ylim(rows / 2 - 0.5 + side, rows / 2 - 0.5 - side)
+        side_mm = max(rows * spacing_mm[0], columns * spacing_mm[1]) / 2
+        high, wide = side_mm / spacing_mm[0], side_mm / spacing_mm[1]
+        axes.set_xlim(columns / 2 - 0.5 - wide, columns / 2 - 0.5 + wide)
+        axes.set_ylim(rows / 2 - 0.5 + high, rows / 2 - 0.5 - high)
     if orientation:
         column = orientation[1]
         for x, letter, align in ((0.03, _OPPOSITE[column], "left"), (0.97, column, "right")):

@@ -7,7 +7,7 @@ of the original scan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +35,46 @@ def percentile_window(
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         count = int(array.size - np.isfinite(array).sum())
         raise DataError("DATA-04", f"{count} of {array.size} voxels are not finite.")
-    start, stop = np.percentile(array, (low, high)).tolist()  # type: ignore[type-var]
+    start, stop = percentiles(array, (low, high))
     if start >= stop:
         start, stop = float(array.min()), float(array.max())
     if start == stop:
         raise DataError("DATA-05", f"all {array.size} voxels have the value {start:g}.")
     return start, stop
+
+
+def percentiles(
+    array: npt.NDArray[np.generic],
+    percents: Sequence[float],
+    decode: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]] = lambda values: values,
+) -> list[float]:
+    """Percentiles, interpolated linearly between neighbors as `numpy.percentile` does.
+
+    Integers of 8 and 16 bits are counted, not sorted: ten times as fast, and no large copy.
+
+    Args:
+        array: Voxels of any shape, at least one.
+        percents: 0 to 100.
+        decode: Increasing function from what `array` holds to intensities.
+    """
+    ranks = np.asarray(percents) / 100 * (array.size - 1)
+    below = np.floor(ranks).astype(np.int64)
+    above = np.ceil(ranks).astype(np.int64)
+    if array.dtype.kind in "iu" and array.dtype.itemsize <= 2:
+        low = np.iinfo(array.dtype).min  # type: ignore[type-var]
+        counts = np.zeros(1 << 8 * array.dtype.itemsize, dtype=np.int64)
+        for part in array if array.ndim > 1 else [array]:
+            counts += np.bincount(part.ravel().astype(np.int64) - low, minlength=len(counts))
+        reached = np.cumsum(counts)
+        first, second = (
+            (np.searchsorted(reached, rank, side="right") + low).astype(array.dtype)
+            for rank in (below, above)
+        )
+    else:
+        ordered = np.partition(array, np.unique([below, above]), axis=None)
+        first, second = ordered[below], ordered[above]
+    start, stop = (decode(values).astype(np.float64) for values in (first, second))
+    return (start + (stop - start) * (ranks - below)).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

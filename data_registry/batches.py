@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_registry.inventory import Unit
-from data_registry.schema import FileRow, SliceRow, VolumeRow
-from data_registry.shards import Compression
+from data_registry.schema import Codec, FileRow, ShardRow, SliceRow, VolumeRow
 from data_registry.splits import Fractions
 
 
@@ -19,7 +18,7 @@ class Batch:
     registry: Path
     key: bytes
     fractions: Fractions
-    compression: Compression
+    codec: Codec
     max_frames: int
     units: tuple[Unit, ...]
 
@@ -60,7 +59,7 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """The units of a batch, in order, and the shard that holds their new volumes ("" for none)."""
+    """The units of a batch, in order, and the shard that holds their new volumes, if any."""
 
-    shard: str
+    shard: ShardRow | None
     units: list[UnitResult]

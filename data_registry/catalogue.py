@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,52 +12,19 @@ import numpy as np
 
 from core_mri.errors import CODES, ConfigError, DataError
 from core_mri.volume import Volume
-from data_registry.schema import (
-    PAIR_NAME,
-    SCHEMA_VERSION,
-    TABLES,
-    LabelRow,
-    VolumeRow,
-    arrow_schema,
-    from_table,
-)
+from data_registry.payloads import unpack
+from data_registry.schema import PAIR_NAME, SCHEMA_VERSION, VolumeRow, from_table
 from data_registry.shards import PARTIAL, Array, ShardReader, cannot_write, fsync
 from data_registry.splits import DEFAULT_FRACTIONS, Fractions
+from data_registry.views import Views
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow
 
     from core_mri.files.kspace import KSpace
 
 REGISTRY_FILE = "registry.json"
 _FORMAT = "core-mri registry"
-
-_VIEWS = """
-CREATE VIEW labels AS SELECT * FROM all_labels
-    QUALIFY row_number() OVER (PARTITION BY volume_id ORDER BY commit DESC) = 1;
-CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled})
-    FROM all_volumes AS v LEFT JOIN labels AS l ON l.volume_id = v.volume_id AND l.commit > v.commit
-    WHERE NOT EXISTS (
-    SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
-CREATE VIEW slices AS SELECT s.* FROM all_slices AS s
-    JOIN volumes AS v ON s.volume_id = v.volume_id AND s.commit = v.commit;
-CREATE VIEW fingerprints AS SELECT f.* FROM all_fingerprints AS f
-    WHERE f.volume_id IN (SELECT volume_id FROM volumes);
-CREATE VIEW duplicates AS SELECT d.*, a.subject_id, b.subject_id AS other_subject_id,
-    a.split, b.split AS other_split FROM all_duplicates AS d
-    JOIN volumes AS a ON a.volume_id = d.volume_id JOIN volumes AS b ON b.volume_id = d.other_id;
-CREATE VIEW conflicts AS
-    SELECT DISTINCT unnest([subject_id, other_subject_id]) AS subject_id
-    FROM duplicates WHERE split <> other_split;
-CREATE VIEW splits AS SELECT * FROM all_splits;
-CREATE VIEW files AS SELECT * FROM all_files
-    QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;
-CREATE VIEW quarantine AS SELECT * FROM files WHERE code <> '';
-"""
-"""What callers may query: the newest state of each table of `schema.py`."""
-
-_RELABELED = [f.name for f in dataclasses.fields(LabelRow) if f.name != "volume_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +51,15 @@ class Registry:
         self.path = path
         self.info = info
         self.shards = ShardReader(path / "shards")
-        self._connection: duckdb.DuckDBPyConnection | None = None
-        self._commits: tuple[str, ...] = ()
+        self._views = Views(path)
 
     @classmethod
     def open(cls, path: Path | str) -> Registry:
-        """Open an existing registry.
+        """Open an existing registry; one of an older schema is migrated: its shards are read once.
 
         Raises:
-            DataError: DATA-08 when the folder is no registry, damaged, or of a newer schema.
+            DataError: DATA-08 when the folder is no registry, damaged, or of a newer schema; and
+                what `data_registry.migrations.migrate` raises.
         """
         path = Path(path)
         try:
@@ -123,7 +87,12 @@ class Registry:
                 f"{path} has schema {schema}, this core-mri reads up to {SCHEMA_VERSION}.",
                 fix="Install a newer core-mri.",
             )
-        return cls(path, info)
+        registry = cls(path, info)
+        if schema < SCHEMA_VERSION:
+            from data_registry.migrations import migrate
+
+            migrate(registry, schema)
+        return registry
 
     @classmethod
     def create(cls, path: Path | str, *, fractions: Fractions = DEFAULT_FRACTIONS) -> Registry:
@@ -170,52 +139,37 @@ class Registry:
         except OSError as error:
             raise cannot_write(error, f"registry {self.path}") from error
 
-    def volumes(self, where: str = "", parameters: Sequence[object] = ()) -> list[VolumeRow]:
+    def volumes(
+        self, where: str = "", parameters: Sequence[object] = (), *, limit: int = 0
+    ) -> list[VolumeRow]:
         """Rows of the catalogue, in the order of their ids (the same on every machine).
 
         Args:
             where: SQL condition on the columns of `VolumeRow`, such as ``"region = ?"``.
             parameters: Values of the question marks.
+            limit: Rows at most; 0 for all.
         """
         query = f"SELECT * FROM volumes {f'WHERE {where}' if where else ''} ORDER BY volume_id"
+        query += f" LIMIT {limit}" if limit else ""
         return from_table(VolumeRow, self.sql(query, parameters))
 
     def sql(self, query: str, parameters: Sequence[object] = ()) -> pyarrow.Table:
-        """Answer of a query over the views volumes, slices, files, quarantine and splits.
+        """Answer of one SELECT over the views of `data_registry.views`; it can change nothing.
 
         Raises:
             DataError: DATA-08 when a part of the catalogue is missing or damaged.
-            ConfigError: CONFIG-01 when the query is wrong.
+            ConfigError: CONFIG-01 when the query is wrong, or does more than select.
         """
-        with self._translated():
-            return self._connect().sql(query, params=list(parameters)).to_arrow_table()
+        return self._views.table(query, parameters)
 
-    def rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+    def rows(self, query: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
         """Answer of a query row by row, for answers that need not fit into memory.
 
         Raises:
             DataError: As `sql`.
             ConfigError: As `sql`.
         """
-        with self._translated():
-            cursor = self._connect().cursor().execute(query)
-            while block := cursor.fetchmany(4096):
-                yield from block
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        import duckdb
-
-        try:
-            yield
-        except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException) as error:
-            first = str(error).partition("\n")[0]
-            raise ConfigError("CONFIG-01", f"the query cannot be understood: {first}.") from error
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            first = str(error).partition("\n")[0]
-            raise DataError(
-                "DATA-08", f"the catalogue of {self.path} is damaged: {first}."
-            ) from error
+        return self._views.rows(query, parameters)
 
     def volume(self, volume_id: str) -> VolumeRow:
         """The row of one volume.
@@ -243,20 +197,21 @@ class Registry:
                 fix="Use Registry.read_kspace.",
             )
         return Volume(
-            array=self.shards.read(row.shard, row.dataset),
+            array=unpack(self.shards.read(row.shard, row.dataset), row.dtype, row.scale, row.shift),
             affine=np.array(row.affine).reshape(4, 4),
             kind=row.role,
             facts=json.loads(row.facts, object_hook=_tuples),
         )
 
     def read_slice(self, volume: VolumeRow | str, index: int) -> Array:
-        """One slice ``[H, W]`` with its stored values; nothing but its chunk is read.
+        """One slice ``[H, W]`` of voxels; nothing but its chunk is read.
 
         Raises:
             DataError: As `read`.
         """
         row = self.volume(volume) if isinstance(volume, str) else volume
-        return self.shards.read_slice(row.shard, row.dataset, index)
+        stored = self.shards.read_slice(row.shard, row.dataset, index)
+        return unpack(stored, row.dtype, row.scale, row.shift)
 
     def read_kspace(self, volume: VolumeRow | str) -> KSpace:
         """Raw data, to be read slice by slice.
@@ -303,7 +258,7 @@ class Registry:
         ]
 
     def stats(self) -> dict[str, Any]:
-        """Counts: volumes, slices, subjects, by_region, by_sequence, by_source, quarantined.
+        """Counts of volumes, slices, subjects; by region, sequence, plane, source and split.
 
         All but `labels` and `kspace` (their numbers) count images. `quarantined` maps ``"CODE
         meaning"`` to the number of series and single files.
@@ -317,7 +272,7 @@ class Registry:
                 f"SELECT {name}, count(*) AS n FROM volumes WHERE role = 'image' "
                 f"GROUP BY ALL ORDER BY n DESC, {name}"
             )
-            for name in ("region", "sequence", "source", "split")
+            for name in ("region", "sequence", "plane", "source", "split")
         }
         quarantined = self._counts(
             "SELECT code, count(DISTINCT unit_id) AS n FROM quarantine GROUP BY ALL ORDER BY code"
@@ -331,38 +286,9 @@ class Registry:
             "quarantined": {reason_of(code): n for code, n in quarantined.items()},
         }
 
-    def commits(self) -> list[Path]:
-        """The complete commit folders, oldest first."""
-        folder = self.path / "commits"
-        if not folder.is_dir():
-            return []
-        return sorted(p for p in folder.iterdir() if not p.name.startswith(PARTIAL))
-
     def _counts(self, query: str) -> dict[str, int]:
         names, numbers = (column.to_pylist() for column in self.sql(query).columns)
         return dict(zip(names, numbers, strict=True))
-
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        """The connection, with its views on the commits of this moment."""
-        commits = tuple(os.fspath(path) for path in self.commits())
-        if self._connection is not None and commits == self._commits:
-            return self._connection
-        import duckdb
-
-        self._connection = duckdb.connect()
-        for table, row in TABLES.items():
-            parts = [p for c in commits if (p := Path(c) / f"{table}.parquet").is_file()]
-            names = ", ".join("'" + os.fspath(p).replace("'", "''") + "'" for p in parts)
-            content = f"read_parquet([{names}])"
-            if not parts:
-                content = f"empty_{table}"
-                empty = arrow_schema(row).empty_table()
-                self._connection.from_arrow(empty).create(content)
-            self._connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
-        relabeled = ", ".join(f"coalesce(l.{n}, v.{n}) AS {n}" for n in _RELABELED)
-        self._connection.execute(_VIEWS.format(relabeled=relabeled))
-        self._commits = commits
-        return self._connection
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "info": self.info}

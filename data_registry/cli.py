@@ -7,18 +7,18 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format, Release
-from data_registry.terminal_cli import parse as _parse
-from data_registry.terminal_cli import progress as _progress
-from data_registry.terminal_cli import show_table as _table
+from data_registry.looking.cli import stats_table
+from data_registry.terminal import parse, progress, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 VERBS: dict[str, tuple[str, str]] = {
     "ingest": ("data_registry.cli:ingest_main", "read scans into a registry, de-identified"),
-    "stats": ("data_registry.cli:stats_main", "count what a registry holds"),
-    "ls": ("data_registry.cli:ls_main", "list the volumes of a registry"),
-    "export": ("data_registry.cli:export_main", "write volumes as NIfTI, BIDS, fastMRI, ISMRMRD"),
+    "stats": ("data_registry.looking.cli:stats_main", "count what a registry holds"),
+    "ls": ("data_registry.looking.cli:ls_main", "list the volumes of a registry"),
+    "query": ("data_registry.looking.cli:query_main", "ask with SQL, and freeze cohorts"),
+    "inspect": ("data_registry.looking.cli:inspect_main", "draw contact sheets of volumes"),
+    "export": ("data_registry.cli:export_main", "write files that other programs read"),
+    "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
     "deidentify": (
@@ -87,30 +90,23 @@ class _Ingest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stats:
-    """Count the volumes, slices and subjects of a registry, and what is in quarantine."""
-
-    registry: Path
-    """Folder of the registry."""
-    json: bool = False
-    """Print a JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Export:
-    """Write volumes of a registry as files: NIfTI, BIDS, or raw data as fastMRI or ISMRMRD HDF5.
+    """Write volumes of a registry as files that other programs read.
 
     Interrupted, the same command goes on where it was.
     """
 
     format: Annotated[Format, tyro.conf.Positional]
-    """nifti and bids hold images and label maps, fastmri and ismrmrd raw data."""
+    """nifti and bids hold images and label maps; nnunet and monai images, each with its label map;
+    webdataset slices of images; fastmri and ismrmrd raw data."""
     registry: Path
     """Folder of the registry."""
     out: Path
     """Folder to write; new or empty."""
     where: str = ""
     """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
+    cohort: str = ""
+    """Only the volumes of a frozen cohort."""
     release: Release = "restricted"
     """public refuses volumes that were not de-identified for it and looked at by a person."""
     reviewed: tuple[Path, ...] = ()
@@ -122,17 +118,18 @@ class _Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _List:
-    """List the volumes of a registry."""
+class _Repair:
+    """Read all shards, find what is missing or damaged, and retire the volumes that are lost.
+
+    Ingesting their sources again restores them. Whole volumes of damaged shards stay.
+    """
 
     registry: Path
     """Folder of the registry."""
-    where: str = ""
-    """SQL condition on the columns, such as "region = 'knee' and split = 'train'"."""
-    limit: int = 50
-    """Lines at most; 0 for all."""
+    dry_run: bool = False
+    """Only tell, and exit with 1 when anything is lost or damaged."""
     json: bool = False
-    """Print one JSON object a volume, with all columns."""
+    """Print a JSON object."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -169,7 +166,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
     from data_registry.ingest import IngestConfig, ingest
     from data_registry.source_list import Source, load_sources
 
-    options = _parse(_Ingest, arguments, "ingest")
+    options = parse(_Ingest, arguments, "ingest")
     if bool(options.sources) == bool(options.paths):
         raise ConfigError(
             "CONFIG-05",
@@ -210,14 +207,14 @@ def ingest_main(arguments: Sequence[str]) -> int:
         retry=options.retry,
         ray=options.ray,
     )
-    with _progress() as on_progress:
+    with progress() as on_progress:
         report = ingest(config, on_progress)
     stats = Registry.open(options.registry).stats()
     if options.json:
         print(json.dumps({**report.to_mapping(), "registry": stats}, indent=2))
     else:
         _show_report(report)
-        _show_stats(options.registry, stats)
+        print(stats_table(options.registry, stats))
         print(f"\nNext: core-mri data ls --registry {options.registry}")
     if options.strict and report.quarantined:
         print(
@@ -228,73 +225,59 @@ def ingest_main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def stats_main(arguments: Sequence[str]) -> int:
-    """`core-mri data stats`."""
-    from data_registry.catalogue import Registry
-
-    options = _parse(_Stats, arguments, "stats")
-    stats = Registry.open(options.registry).stats()
-    if options.json:
-        print(json.dumps(stats, indent=2))
-    else:
-        _show_stats(options.registry, stats)
-    return 0
-
-
-def ls_main(arguments: Sequence[str]) -> int:
-    """`core-mri data ls`."""
-    from data_registry.catalogue import Registry
-
-    options = _parse(_List, arguments, "ls")
-    rows = Registry.open(options.registry).volumes(options.where)
-    shown = rows[: options.limit] if options.limit else rows
-    if options.json:
-        for row in shown:
-            print(json.dumps(dataclasses.asdict(row)))
-        return 0
-    columns = ("subject", "split", "role", "region", "sequence", "plane", "size", "mm", "source")
-    lines = [
-        (
-            row.subject_id[:8],
-            row.split,
-            row.role,
-            row.region,
-            row.sequence,
-            row.plane,
-            f"{row.num_slices}x{row.rows}x{row.columns}",
-            "x".join(f"{s:.3g}" for s in row.spacing_mm),
-            row.source + (" (synthetic)" if row.synthetic else ""),
-        )
-        for row in shown
-    ]
-    _table(f"{len(shown)} of {len(rows)} volumes in {options.registry}", columns, lines)
-    return 0
-
-
 def export_main(arguments: Sequence[str]) -> int:
     """`core-mri data export`."""
     from data_registry.export import ExportConfig, export
 
-    options = _parse(_Export, arguments, "export")
+    options = parse(_Export, arguments, "export")
     config = ExportConfig(
         registry=options.registry,
         out=options.out,
         format=options.format,
         where=options.where,
+        cohort=options.cohort,
         release=options.release,
         reviewed=options.reviewed,
         key_file=options.key_file,
     )
-    with _progress("writing files") as on_progress:
+    with progress("writing files") as on_progress:
         report = export(config, on_progress)
     if options.json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
         return 0
     print(f"{report.written} files written to {options.out}, {report.kept} were there already.")
     if report.other_roles:
-        print(f"{report.other_roles} volumes of roles that {options.format} cannot hold left out.")
+        print(f"{report.other_roles} volumes left out, which {options.format} cannot hold.")
     print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
     return 0
+
+
+def repair_main(arguments: Sequence[str]) -> int:
+    """`core-mri data repair`."""
+    from data_registry.catalogue import Registry
+    from data_registry.repair import repair
+
+    options = parse(_Repair, arguments, "repair")
+    registry = Registry.open(options.registry)
+    with progress("reading shards") as on_progress:
+        report = repair(registry, dry_run=options.dry_run, on_progress=on_progress)
+    if options.json:
+        print(json.dumps(report.to_mapping(), indent=2))
+    else:
+        print(f"{report.intact} of {report.shards} shards are intact.")
+        lost = Counter(report.lost.values())
+        lines = [(shard, what, str(lost[shard])) for shard, what in report.damaged.items()]
+        if lines:
+            print(table("Damaged", ("shard", "is", "volumes lost"), lines))
+            print(f"{len(report.lost)} volumes lost, {report.kept} others of these shards whole.")
+        for volume_id in report.lost:
+            print(f"  lost {volume_id}")
+        if report.lost and not options.dry_run:
+            print(
+                f"\nNext: ingest the sources again: {report.files_to_read} files are read, and "
+                "what they hold is stored anew."
+            )
+    return 1 if options.dry_run and report.damaged else 0
 
 
 def _available() -> dict[str, tuple[str, str]]:
@@ -328,20 +311,10 @@ def _show_report(report: IngestReport) -> None:
         ("files left out by the source list", sum(report.left_out.values())),
     ]
     always = {"files found", "volumes added", "quarantined"}
-    _table("Ingest", ("", "count"), [(n, str(c)) for n, c in lines if c or n in always])
+    shown = [(name, str(count)) for name, count in lines if count or name in always]
+    print(table("Ingest", ("", "count"), shown))
     if report.left_out:
         print(f"  left out: {', '.join(f'{n} x {kind}' for kind, n in report.left_out.items())}")
     for reason, ids in report.examples.items():
         more = ", ..." if report.quarantined[reason] > len(ids) else ""
         print(f"  {report.quarantined[reason]} x {reason}: {', '.join(ids)}{more}")
-
-
-def _show_stats(registry: Path, stats: Mapping[str, Any]) -> None:
-    numbers = [f"{stats[k]} {k}" for k in ("volumes", "slices", "subjects", "labels", "kspace")]
-    lines: list[tuple[str, str, str]] = []
-    for group in ("region", "sequence", "source", "split"):
-        for i, (name, count) in enumerate(stats[f"by_{group}"].items()):
-            lines.append((group if i == 0 else "", name, str(count)))
-    for i, (name, count) in enumerate(stats["quarantined"].items()):
-        lines.append(("quarantined" if i == 0 else "", name, str(count)))
-    _table(f"{registry}: {', '.join(numbers)}", ("by", "", "volumes"), lines)

@@ -13,6 +13,7 @@ from core_mri.errors import DataError
 from data_registry.catalogue import Registry
 from data_registry.schema import TABLES, to_table
 from data_registry.shards import PARTIAL, cannot_write, fsync
+from data_registry.views import commit_folders, commit_span
 
 _LOCK = ".lock"
 
@@ -50,14 +51,17 @@ def sole_writer(registry: Registry) -> Iterator[None]:
 
 
 def sweep(registry: Registry) -> int:
-    """Delete what a killed ingest left behind: partial files, and shards of no commit.
+    """Delete what a killed ingest left behind, shards of no commit, and commits that were merged.
 
     Returns:
         The number of files and folders deleted.
     """
     used = set(registry.sql("SELECT DISTINCT shard FROM all_volumes").column("shard").to_pylist())
     orphans = [p for p in _listed(registry.path / "shards") if p.name not in used]
-    for folder in (registry.path, registry.path / "commits"):
+    live = commit_folders(registry.path)
+    commits = registry.path / "commits"
+    orphans += [p for p in _listed(commits) if p.name[0].isdigit() and p not in live]
+    for folder in (registry.path, commits, registry.path / "cohorts"):
         orphans += [p for p in _listed(folder) if p.name.startswith(PARTIAL)]
     for path in orphans:
         if path.is_dir():
@@ -80,27 +84,43 @@ def commit(registry: Registry, tables: Mapping[str, Sequence[object]]) -> int:
     Raises:
         DataError: DATA-07 when the disk is full.
     """
-    import pyarrow.parquet
+    folders = commit_folders(registry.path)
+    number = commit_span(folders[-1])[1] + 1 if folders else 1
+    with new_folder(registry, f"{number:08d}") as aside:
+        write_rows(aside, tables, number)
+    return number
 
-    last = registry.commits()
-    number = int(last[-1].name) + 1 if last else 1
+
+@contextlib.contextmanager
+def new_folder(registry: Registry, name: str) -> Iterator[Path]:
+    """A commit folder under construction, which gets its name when all went well.
+
+    Raises:
+        DataError: DATA-07 when the disk is full.
+    """
     folder = registry.path / "commits"
-    aside = folder / f"{PARTIAL}{number:08d}"
+    aside = folder / f"{PARTIAL}{name}"
     try:
         aside.mkdir(parents=True)
-        for name, rows in tables.items():
-            if rows:
-                path = aside / f"{name}.parquet"
-                table = to_table(TABLES[name], rows, number)
-                pyarrow.parquet.write_table(table, path, compression="zstd")
-                fsync(path)
+        yield aside
+        for path in aside.iterdir():
+            fsync(path)
         fsync(aside)
-        aside.rename(folder / f"{number:08d}")
+        aside.rename(folder / name)
         fsync(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise cannot_write(error, "the catalogue") from error
-    return number
+
+
+def write_rows(folder: Path, tables: Mapping[str, Sequence[object]], number: int) -> None:
+    """Write the Parquet files of a commit folder; empty tables are left out."""
+    import pyarrow.parquet
+
+    for name, rows in tables.items():
+        if rows:
+            table = to_table(TABLES[name], rows, number)
+            pyarrow.parquet.write_table(table, folder / f"{name}.parquet", compression="zstd")
 
 
 def bind_key(registry: Registry, key_check: str) -> None:

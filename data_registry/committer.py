@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core_mri.errors import ConfigError
 from data_registry.catalogue import Registry, reason_of
 from data_registry.commits import commit
-from data_registry.schema import RetiredRow, SplitRow, VolumeRow
+from data_registry.compaction import merge_commits
+from data_registry.schema import TABLES, RetiredRow, ShardRow, SourceRow, SplitRow, VolumeRow
 from data_registry.shards import cannot_write
 
 if TYPE_CHECKING:
     from data_registry.batches import BatchResult, UnitResult
     from data_registry.ingest import IngestReport
+    from data_registry.source_list import Source
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Committer:
         self._registry = registry
         self._report = report
         self._log = log
+        self._sources = {row[0] for row in registry.rows("SELECT source FROM sources")}
         self._splits = dict(registry.rows("SELECT subject_id, split FROM splits"))
         self._ids: set[str] = set()
         self._subject_of: dict[str, str] = {}
@@ -47,10 +51,12 @@ class Committer:
 
     def add(self, result: BatchResult) -> None:
         """Commit one batch, and drop its shard when nothing in it is new."""
-        tables: dict[str, list[object]] = {
-            name: [] for name in ("volumes", "slices", "files", "splits", "retired")
-        }
+        tables: dict[str, list[object]] = {name: [] for name in TABLES}
         for unit in result.units:
+            source = unit.unit.source
+            if source.name not in self._sources:
+                self._sources.add(source.name)
+                tables["sources"].append(promise(source))
             tables["retired"] += self._outdated(unit)  # asked before its new volumes are known
             tables["volumes"] += (fresh := self._fresh(unit, tables["splits"]))
             kept = {row.volume_id for row in fresh}
@@ -62,19 +68,25 @@ class Committer:
             for code in sorted({failure.code for failure in unit.failures}):
                 self._report.note(reason_of(code), unit.unit.unit_id)
                 logger.info("%s quarantined: %s", unit.unit.unit_id, reason_of(code))
-        shard = self._registry.path / "shards" / result.shard
+        needed = result.shard is not None and bool(tables["volumes"])
+        if needed:
+            tables["shards"].append(result.shard)
         try:
             commit(self._registry, tables)
         except BaseException:
-            if result.shard:
-                shard.unlink(missing_ok=True)
+            self._drop(result.shard)
             raise
-        if result.shard and not tables["volumes"]:
-            shard.unlink()
+        if not needed:
+            self._drop(result.shard)
+        merge_commits(self._registry)
         self._report.volumes_added += len(tables["volumes"])
         self._report.volumes_retired += len(tables["retired"])
         if self._log is not None:
             write_private_log(self._log, result.units)
+
+    def _drop(self, shard: ShardRow | None) -> None:
+        if shard is not None:
+            (self._registry.path / "shards" / shard.shard).unlink(missing_ok=True)
 
     def _fresh(self, unit: UnitResult, new_splits: list[object]) -> list[VolumeRow]:
         """The unit's volumes that no other batch has stored meanwhile, in their final splits.
@@ -111,6 +123,39 @@ class Committer:
         gone = [row.volume_id for row in rows if row.volume_id not in found]
         self._ids.difference_update(gone)
         return [RetiredRow(volume_id=volume_id) for volume_id in gone]
+
+
+def promise(source: Source) -> SourceRow:
+    """What a source says about itself that can never change."""
+    return SourceRow(
+        source=source.name,
+        licence=source.licence,
+        subject_namespace=source.subject_namespace or source.name,
+    )
+
+
+def check_promises(registry: Registry, sources: Iterable[Source]) -> None:
+    """See that a name means the same source as ever.
+
+    Raises:
+        ConfigError: CONFIG-05 when a source has another licence or namespace than the registry, or
+            another entry of the list, gives for its name.
+    """
+    known = {
+        row[0]: SourceRow(source=row[0], licence=row[1], subject_namespace=row[2])
+        for row in registry.rows("SELECT source, licence, subject_namespace FROM sources")
+    }
+    for source in sources:
+        new = promise(source)
+        old = known.setdefault(source.name, new)
+        for what in ("licence", "subject_namespace"):
+            was, now = getattr(old, what), getattr(new, what)
+            if was and was != now:  # a migrated registry does not know its namespaces
+                raise ConfigError(
+                    "CONFIG-05",
+                    f"source {source.name!r} has {what} {was!r} so far, and {now!r} now.",
+                    fix="Give another source another name, and the same one what it had.",
+                )
 
 
 def write_private_log(path: Path, units: Sequence[UnitResult]) -> None:

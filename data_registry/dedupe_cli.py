@@ -11,7 +11,7 @@ from pathlib import Path
 from core_mri.devices import available_cores
 from data_registry.catalogue import Registry
 from data_registry.dedupe import DedupeReport, dedupe
-from data_registry.terminal_cli import parse, progress, show_table
+from data_registry.terminal import parse, progress, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,9 @@ def _show(report: DedupeReport, options: _Dedupe) -> None:
         ("pictures left out, in too large a crowd", search.skipped),
         ("pairs of like hashes and unlike voxels", search.rejected),
     ]
-    show_table(f"Duplicates in {options.registry}", ("", "count"), [(n, str(c)) for n, c in lines])
+    print(
+        table(f"Duplicates in {options.registry}", ("", "count"), [(n, str(c)) for n, c in lines])
+    )
     groups = report.groups[: options.limit] if options.limit else report.groups
     if groups:
         rows = [
@@ -103,4 +105,4 @@ def _show(report: DedupeReport, options: _Dedupe) -> None:
             for group in groups
         ]
         title = f"\n{len(groups)} of {len(report.groups)} groups of subjects"
-        show_table(title, ("subjects", "splits", "sources"), rows)
+        print(table(title, ("subjects", "splits", "sources"), rows))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from core_mri.errors import ConfigError, DataError
 from data_registry.shards import PARTIAL, cannot_write
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from data_registry.catalogue import Registry
     from data_registry.schema import VolumeRow
 
-Format = Literal["nifti", "bids", "fastmri", "ismrmrd"]
+Format = Literal["nifti", "bids", "nnunet", "monai", "webdataset", "fastmri", "ismrmrd"]
 Release = Literal["restricted", "public"]
 ROLES: dict[Format, tuple[str, ...]] = {
     "nifti": ("image", "label"),
     "bids": ("image", "label"),
+    "nnunet": ("image", "label"),
+    "monai": ("image", "label"),
+    "webdataset": ("image",),
     "fastmri": ("kspace",),
     "ismrmrd": ("kspace",),
 }
@@ -43,9 +47,12 @@ class ExportConfig:
     out: Path
     """Folder to write; new, empty, or left by an interrupted export of the same."""
     format: Format
-    """``nifti`` and ``bids`` hold images and label maps, ``fastmri`` and ``ismrmrd`` raw data."""
+    """``nifti`` and ``bids`` hold images and label maps, ``nnunet`` and ``monai`` images with the
+    label map of each, ``webdataset`` slices of images, ``fastmri`` and ``ismrmrd`` raw data."""
     where: str = ""
     """SQL condition on the columns of `VolumeRow`; all volumes when empty."""
+    cohort: str = ""
+    """Name of a frozen cohort of which the volumes must be; empty for all."""
     release: Release = "restricted"
     """``public`` refuses what was not de-identified for it and looked at by a person."""
     reviewed: tuple[Path, ...] = ()
@@ -63,7 +70,8 @@ class ExportReport:
     kept: int
     """Files that an earlier run had completed."""
     other_roles: int
-    """Volumes that meet the condition but that the format cannot hold."""
+    """Volumes that meet the condition but that the format cannot hold: of other roles, or without
+    a label map where one is needed."""
 
 
 def export(
@@ -76,18 +84,20 @@ def export(
 
     Args:
         config: What and where.
-        on_progress: Called with volumes done and volumes in all.
+        on_progress: Called with files done and files in all.
 
     Raises:
         ConfigError: CONFIG-01 for a wrong condition, CONFIG-03 when the folder holds something
-            else.
+            else, and what `data_registry.export_cases.Cases` raises.
         DataError: DATA-07 when the disk is full, DATA-08 for a damaged registry, DATA-09 when
             nothing is selected; for a public release what `check_release` raises.
     """
     from data_registry.catalogue import Registry
+    from data_registry.cohorts import condition
 
     registry = Registry.open(config.registry)
-    selected = registry.volumes(config.where)
+    where = condition(registry, config.cohort, config.where)
+    selected = registry.volumes(where)
     rows = [row for row in selected if row.role in ROLES[config.format]]
     if not rows:
         raise DataError(
@@ -103,24 +113,21 @@ def export(
 
         key_file = config.key_file or config.registry.with_name(f"{config.registry.name}.key")
         check_release(registry, rows, config.reviewed, load_key(key_file, create=False))
+    layout = _layout(registry, rows, where, config.format)
+    places = list(layout.places())
+    files = list(layout.files())
     _claim(config)
-    write = _WRITERS[config.format]
-    written, lines = 0, []
-    for number, (row, path) in enumerate(_places(registry, rows, config.format), start=1):
-        target = config.out / path
-        if not target.exists():
-            write(registry, row, target)
+    written = 0
+    for number, (path, write) in enumerate(files, start=1):
+        if not (config.out / path).exists():
+            write(config.out / path)
             written += 1
-        lines.append(_line(registry, row, path))
         if on_progress is not None:
-            on_progress(number, len(rows))
-    if config.format == "bids":
-        from data_registry.export_bids import describe_dataset
-
-        for path, text in describe_dataset(rows):
-            write_text(config.out / path, text)
-    write_text(config.out / "manifest.csv", _csv(lines))
-    return ExportReport(written, len(rows) - written, len(selected) - len(rows))
+            on_progress(number, len(files))
+    for path, text in layout.describe():
+        write_text(config.out / path, text)
+    write_text(config.out / "manifest.csv", _csv([_line(registry, row, p) for row, p in places]))
+    return ExportReport(written, len(files) - written, len(selected) - len(places))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -146,7 +153,8 @@ def _claim(config: ExportConfig) -> None:
     """
     mark = config.out / _MARK
     content = {
-        "format": config.format, "where": config.where, "registry": str(config.registry.resolve())
+        "format": config.format, "where": config.where, "cohort": config.cohort,
+        "registry": str(config.registry.resolve()),
     }  # fmt: skip
     if mark.is_file():
         try:
@@ -164,19 +172,59 @@ def _claim(config: ExportConfig) -> None:
     write_text(mark, json.dumps(content, indent=2) + "\n")
 
 
-def _places(
-    registry: Registry, rows: list[VolumeRow], form: Format
-) -> Iterator[tuple[VolumeRow, Path]]:
-    """Each volume with its path below the output folder."""
-    if form == "bids":
-        from data_registry.export_bids import bids_paths
+class Layout(Protocol):
+    """Where an export puts what."""
 
-        yield from bids_paths(registry, rows)
-        return
-    for row in rows:
-        name = f"{row.volume_id}{'_label' if row.role == 'label' else ''}"
-        suffix = "nii.gz" if form == "nifti" else "h5"
-        yield row, Path(f"sub-{row.subject_id}") / f"{name}.{suffix}"
+    def places(self) -> Iterator[tuple[VolumeRow, Path]]:
+        """Each volume with its path below the output folder, for the manifest."""
+
+    def files(self) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+        """Each file, and what writes it."""
+
+    def describe(self) -> Iterator[tuple[Path, str]]:
+        """Texts about the whole."""
+
+
+@dataclass(frozen=True)
+class _Volumes:
+    """A file for each volume."""
+
+    registry: Registry
+    rows: list[VolumeRow]
+    form: Format
+
+    def places(self) -> Iterator[tuple[VolumeRow, Path]]:
+        if self.form == "bids":
+            from data_registry.export_bids import bids_paths
+
+            yield from bids_paths(self.registry, self.rows)
+            return
+        for row in self.rows:
+            name = f"{row.volume_id}{'_label' if row.role == 'label' else ''}"
+            suffix = "nii.gz" if self.form == "nifti" else "h5"
+            yield row, Path(f"sub-{row.subject_id}") / f"{name}.{suffix}"
+
+    def files(self) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+        for row, path in self.places():
+            yield path, functools.partial(_WRITERS[self.form], self.registry, row)
+
+    def describe(self) -> Iterator[tuple[Path, str]]:
+        if self.form == "bids":
+            from data_registry.export_bids import describe_dataset
+
+            yield from describe_dataset(self.rows)
+
+
+def _layout(registry: Registry, rows: list[VolumeRow], where: str, form: Format) -> Layout:
+    if form == "nnunet" or form == "monai":
+        from data_registry.export_cases import Cases
+
+        return Cases(registry, rows, form)
+    if form == "webdataset":
+        from data_registry.export_webdataset import Tars
+
+        return Tars(registry, where)
+    return _Volumes(registry, rows, form)
 
 
 def _line(registry: Registry, row: VolumeRow, path: Path) -> dict[str, object]:

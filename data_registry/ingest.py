@@ -14,7 +14,7 @@ import numpy as np
 
 from core_mri.errors import ConfigError, DataError
 from core_mri.volume import Volume
-from data_registry.shards import Compression
+from data_registry.schema import Codec
 from data_registry.source_list import Source
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class IngestConfig:
     """Look again at files in quarantine that have not changed."""
     max_frames: int = 16
     """Frames kept of a 4D file, evenly spread."""
-    compression: Compression = "bitshuffle-lz4"
+    compression: Codec = "bitshuffle-lz4"
     """How new shards store slices."""
-    shard_mb: int = 512
+    shard_mb: int = 1024
     """Size of the files (MB) that make up one shard, and one commit."""
 
     def __post_init__(self) -> None:
@@ -125,7 +125,8 @@ def ingest(
 
     Raises:
         ConfigError: CONFIG-03 when the registry folder holds something else, CONFIG-05 for another
-            key than the registry's, and what sources and key file raise.
+            key than the registry's or another source of a known name, and what sources and key file
+            raise.
         DataError: DATA-01 when nothing can be read, DATA-07 when the disk is full, DATA-08 when the
             registry is damaged, of a newer version or being written by another process.
     """
@@ -133,7 +134,7 @@ def ingest(
     from data_registry.batches import Batch
     from data_registry.catalogue import Registry, reason_of
     from data_registry.commits import sole_writer, sweep
-    from data_registry.committer import Committer, log_left_out
+    from data_registry.committer import Committer, check_promises, log_left_out
     from data_registry.inventory import Inventory
     from data_registry.reading import read_batch
 
@@ -146,6 +147,7 @@ def ingest(
     with sole_writer(registry), _open_pools(config, jobs) as pool_for:
         key = _open_key(registry, key_file)
         sweep(registry)
+        check_promises(registry, config.sources)
         inventory = Inventory(registry, key, retry=config.retry)
         log = config.private_log
         _take_stock(
@@ -222,7 +224,7 @@ def _batches(
             registry=registry.path,
             key=key,
             fractions=registry.info.fractions,
-            compression=config.compression,
+            codec=config.compression,
             max_frames=config.max_frames,
             units=tuple(units),
         )
@@ -243,7 +245,7 @@ def _crashed(batch: Batch) -> BatchResult:
 
     message = "the process that read it died"
     return BatchResult(
-        "",
+        None,
         [
             UnitResult(u, failures=[Failure("RUN-02", message, tuple(f.path for f in u.files))])
             for u in batch.units

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from core_mri.errors import ConfigError
 from data_registry.label_report import KindReport, as_json, report_labels
-from data_registry.terminal_cli import parse, show_table
+from data_registry.terminal import parse, table
 
 Key = TypeVar("Key", bound="tuple[str, ...]")
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     done = "changed" if options.relabel else "would change by the rules of this version"
     lines = [(*key, str(n)) for key, n in changes.items()]
     if lines:
-        show_table(f"Labels that {done}", ("label", "old", "new", "volumes"), lines)
+        print(table(f"Labels that {done}", ("label", "old", "new", "volumes"), lines))
     else:
         print("The labels are those of the rules of this version.")
     if changes and not options.relabel:
@@ -108,10 +108,12 @@ def _show(reports: Mapping[str, KindReport], limit: int, unit: str) -> None:
         )
         for kind, r in reports.items()
     ]
-    show_table(
-        f"Labels of {reports['region'].total} {unit}",
-        ("label", "known", "confidence < 0.7", "said by"),
-        lines,
+    print(
+        table(
+            f"Labels of {reports['region'].total} {unit}",
+            ("label", "known", "confidence < 0.7", "said by"),
+            lines,
+        )
     )
     for kind, r in reports.items():
         pairs = [
@@ -120,18 +122,20 @@ def _show(reports: Mapping[str, KindReport], limit: int, unit: str) -> None:
             if (both := r.agree[a, b] + r.differ[a, b])
         ]
         if pairs:
-            show_table(
-                f"\nAgreement on the {kind}", ("sources", f"{unit} with both", "agree"), pairs
+            print(
+                table(
+                    f"\nAgreement on the {kind}", ("sources", f"{unit} with both", "agree"), pairs
+                )
             )
         told = [(*key, str(n)) for key, n in _top(r.disagreements, limit)]
         if told:
             more = f" ({len(told)} of {len(r.disagreements)} rows)"
             title = f"\nOutvoted on the {kind}{more if len(told) < len(r.disagreements) else ''}"
-            show_table(title, ("label", "source", "said instead", unit), told)
+            print(table(title, ("label", "source", "said instead", unit), told))
         declared = [(*key, str(n)) for key, n in _top(r.confusion, limit)]
         if declared:
             title = f"\nDeclared {kind}, and what the other sources tell"
-            show_table(title, ("declared", "told", unit), declared)
+            print(table(title, ("declared", "told", unit), declared))
 
 
 def _top(counts: Mapping[Key, int], limit: int) -> list[tuple[Key, int]]:

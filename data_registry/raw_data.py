@@ -20,9 +20,9 @@ import numpy.typing as npt
 from core_mri.errors import DataError
 from core_mri.volume import Volume
 from data_registry.batches import Batch, UnitResult
-from data_registry.schema import SliceRow, VolumeRow
+from data_registry.schema import VolumeRow
 from data_registry.shards import Array, ShardReader, ShardWriter
-from data_registry.storing import PixelHash, describe, make_row
+from data_registry.storing import PixelHash, describe, make_row, slice_rows
 
 if TYPE_CHECKING:
     from core_mri.files.kspace import KSpace, KSpaceHeader
@@ -87,6 +87,7 @@ def store_kspace(
             row = dataclasses.replace(
                 row,
                 shard=writer.path.name,
+                codec=writer.codec,
                 window_high=peak,
                 num_foreground_slices=row.num_slices,
             )
@@ -107,12 +108,7 @@ def store_kspace(
                 )
             ids.add(row.volume_id)
             result.volumes.append(row)
-            result.slices += [
-                SliceRow(
-                    volume_id=row.volume_id, index=i, foreground=1.0, byte_start=0, num_bytes=0
-                )
-                for i in range(row.num_slices)
-            ]
+            result.slices += slice_rows(row.volume_id, [1.0] * row.num_slices)
 
 
 def open_kspace(shards: ShardReader, row: VolumeRow) -> KSpace:

@@ -20,6 +20,7 @@ from data_registry.batches import Batch, BatchResult, Failure, UnitResult
 from data_registry.catalogue import Registry
 from data_registry.inventory import Unit
 from data_registry.raw_data import store_kspace
+from data_registry.schema import ShardRow
 from data_registry.shards import ShardWriter, StoredSlice
 from data_registry.storing import store_volume
 from data_registry.worker_pool import stopping
@@ -43,7 +44,7 @@ def read_batch(batch: Batch) -> BatchResult:
     shard = f"{uuid.uuid4().hex[:16]}.h5"
     folder = batch.registry / "shards"
     results: list[UnitResult] = []
-    with ShardWriter(folder, shard, batch.compression) as writer:
+    with ShardWriter(folder, shard, batch.codec) as writer:
         for unit in batch.units:
             if stopping():
                 raise KeyboardInterrupt
@@ -53,10 +54,12 @@ def read_batch(batch: Batch) -> BatchResult:
                 failure = _attempt(store, files, unit)
                 if failure is not None:
                     result.failures.append(failure)
-        places = writer.finish()
+        finished = writer.finish()
+    if finished is None:
+        return BatchResult(None, results)
     for result in results:
-        _place(result, places)
-    return BatchResult(shard if places else "", results)
+        _place(result, finished.places)
+    return BatchResult(ShardRow(shard=shard, size=finished.size, sha256=finished.sha256), results)
 
 
 def _scans(
@@ -123,10 +126,6 @@ def _place(result: UnitResult, places: dict[str, list[StoredSlice]]) -> None:
     """Note where each slice lies in the finished shard."""
     dataset = {row.volume_id: row.dataset for row in result.volumes}
     result.slices = [
-        dataclasses.replace(
-            row,
-            byte_start=places[dataset[row.volume_id]][row.index].byte_start,
-            num_bytes=places[dataset[row.volume_id]][row.index].num_bytes,
-        )
+        dataclasses.replace(row, **vars(places[dataset[row.volume_id]][row.index]))
         for row in result.slices
     ]

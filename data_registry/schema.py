@@ -1,8 +1,12 @@
 """The rows of the catalogue: each table is one frozen dataclass, and so its schema.
 
-A registry folder holds `registry.json`, `shards/*.h5` (voxels) and `commits/NNNNNNNN/*.parquet`
-(everything else). A commit folder is immutable and appears by one rename; it holds the tables
-below, each with the extra column ``commit`` (its number): later rows win over earlier ones.
+A registry folder holds `registry.json`, `shards/*.h5` (voxels), `cohorts/*.parquet` and
+`commits/NNNNNNNN/*.parquet` (everything else). A commit folder is immutable and appears by one
+rename; it holds the tables below, each with the extra column ``commit`` (its number): later rows
+win over earlier ones.
+
+Subjects and studies are no tables but views over volumes (`views.py`): every fact about them
+follows from their volumes, and what is stored once cannot contradict itself.
 """
 
 from __future__ import annotations
@@ -14,11 +18,15 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_ty
 if TYPE_CHECKING:
     import pyarrow
 
-SCHEMA_VERSION = 1
-"""Written to `registry.json`; a registry of a newer version is refused with DATA-08."""
+SCHEMA_VERSION = 2
+"""Written to `registry.json`; a newer version is refused with DATA-08, an older one migrated."""
+
+PERCENTILES = (0.0, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 100.0)
+"""Percents of `VolumeRow.percentiles`."""
 
 Split = Literal["train", "val", "test"]
 Role = Literal["image", "label", "kspace"]
+Codec = Literal["bitshuffle-lz4", "none"]
 Row = TypeVar("Row")
 
 PAIR_NAME = "PairName"
@@ -56,8 +64,18 @@ class VolumeRow:
     """Size of the last stored axis but one (k-space: readout)."""
     columns: int
     """Size of the last stored axis (k-space: phase encode); coils lie between slices and rows."""
+    coils: int
+    """Size of the axis between slices and rows of k-space; 1 elsewhere."""
     dtype: str
-    """NumPy name of the stored type, the one of the file."""
+    """NumPy name of the type of the voxels, the one of the file."""
+    payload: str
+    """NumPy name of the stored type: voxel = payload * `scale` + `shift`, exactly, in `dtype`."""
+    scale: float
+    """1 where the payload are the voxels."""
+    shift: float
+    """0 where the payload are the voxels."""
+    codec: Codec
+    """How slices are stored: one chunk each, or contiguous."""
     affine: tuple[float, ...]
     """16 numbers, row by row: stored index (slice, row, column, 1) to RAS+ mm."""
     spacing_mm: tuple[float, ...]
@@ -88,8 +106,10 @@ class VolumeRow:
     """0.5th percentile of the finite voxels (labels: 0)."""
     window_high: float
     """99.5th percentile of the finite voxels (labels: the largest value)."""
+    percentiles: tuple[float, ...]
+    """Percentiles of the voxels at `PERCENTILES`; empty for k-space."""
     pixel_hash: str
-    """Hash of the stored voxels, their type and shape, without geometry."""
+    """Hash of the voxels, their type and shape, without geometry."""
     num_foreground_slices: int
     """Slices with at least 2 % foreground (`SliceRow.foreground`)."""
     facts: str = "{}"
@@ -122,6 +142,32 @@ class SliceRow:
     """Where the stored slice begins in the shard file."""
     num_bytes: int
     """Stored (compressed) length."""
+    checksum: int
+    """CRC-32 of the stored bytes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardRow:
+    """One shard file as it was written."""
+
+    shard: str
+    """File name under `shards/`."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the whole file, as `sha256sum` prints it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceRow:
+    """What was promised about a source when it was first ingested; it cannot change."""
+
+    source: str
+    """Its name."""
+    licence: str
+    """SPDX id, ``LicenseRef-...`` or ``unknown``."""
+    subject_namespace: str
+    """Patients of equal id are one person within it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +202,7 @@ class SplitRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RetiredRow:
-    """A volume of an earlier commit that its own, since changed, file no longer holds."""
+    """A volume of an earlier commit that its own file no longer holds, or that was damaged."""
 
     volume_id: str
     """The volume."""
@@ -218,6 +264,8 @@ class DuplicateRow:
 
 
 TABLES: dict[str, type] = {
+    "sources": SourceRow,
+    "shards": ShardRow,
     "volumes": VolumeRow,
     "slices": SliceRow,
     "files": FileRow,

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import DataError
+from data_registry.schema import Codec
 
 if TYPE_CHECKING:
     import h5py
 
-Compression = Literal["bitshuffle-lz4", "none"]
 Array = npt.NDArray[np.generic]
 
 PARTIAL = ".partial-"
@@ -38,10 +40,23 @@ _MAX_OPEN_DATASETS = 8192
 
 @dataclass(frozen=True)
 class StoredSlice:
-    """Where one slice lies in its shard file, in bytes."""
+    """Where one slice lies in its shard file, in bytes, and the CRC-32 of what stands there."""
 
     byte_start: int
     num_bytes: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A complete shard file."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the whole file."""
+    places: dict[str, list[StoredSlice]]
+    """For each dataset, where its slices lie."""
 
 
 class ShardWriter:
@@ -50,19 +65,17 @@ class ShardWriter:
     Args:
         folder: The registry's `shards/`.
         name: Final file name, such as ``"4f3a....h5"``.
-        compression: ``"bitshuffle-lz4"`` (half the size, ~1/4 of the reading speed) or ``"none"``
+        codec: ``"bitshuffle-lz4"`` (half the size, ~1/4 of the reading speed) or ``"none"``
             (contiguous, for copies on fast local disks).
 
     Raises:
         DataError: DATA-07 when the disk is full or the folder cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, name: str, compression: Compression = "bitshuffle-lz4"
-    ) -> None:
+    def __init__(self, folder: Path, name: str, codec: Codec = "bitshuffle-lz4") -> None:
         self.path = folder / name
         self._partial = folder / f"{PARTIAL}{name}"
-        self._compression = compression
+        self.codec = codec
         self._sink: _Sink | None = None
         self._file: h5py.File | None = None
 
@@ -118,7 +131,7 @@ class ShardWriter:
     def _layout(self, shape: tuple[int, ...]) -> dict[str, Any]:
         import hdf5plugin
 
-        if self._compression == "none":
+        if self.codec == "none":
             return {}
         return {"chunks": (1, *shape[1:]), **hdf5plugin.Bitshuffle(cname="lz4")}
 
@@ -140,26 +153,38 @@ class ShardWriter:
             self._file.flush()
         self._raise_if_full()
 
-    def finish(self) -> dict[str, list[StoredSlice]]:
+    def finish(self) -> FinishedShard | None:
         """Close, flush to the disk and give the file its name.
 
         Returns:
-            For each dataset, where its slices lie.
+            What was written; None when nothing was added.
         """
         if self._file is None or self._sink is None:
-            return {}
-        places = {name: _places(stored) for name, stored in self._file.items()}
+            return None
+        spans = {name: _spans(stored) for name, stored in self._file.items()}
         self._file.close()
         self._file = None
         self._raise_if_full()
         try:
-            os.fsync(self._sink.fileno())
+            descriptor = self._sink.fileno()
+            os.fsync(descriptor)
+            finished = FinishedShard(
+                os.fstat(descriptor).st_size,
+                file_hash(self._partial),
+                {
+                    name: [
+                        StoredSlice(start, size, zlib.crc32(os.pread(descriptor, size, start)))
+                        for start, size in stored
+                    ]
+                    for name, stored in spans.items()
+                },
+            )
             self._sink.close()
             self._partial.rename(self.path)
             fsync(self.path.parent)
         except OSError as error:
             raise cannot_write(error, "a shard") from error
-        return places
+        return finished
 
     def _raise_if_full(self) -> None:
         if self._sink is not None and self._sink.error is not None:
@@ -244,6 +269,17 @@ class ShardReader:
         """
         with _readable(shard, dataset):
             return self._stored(shard, dataset).shape
+
+    def codec(self, shard: str, dataset: str) -> Codec:
+        """How the slices of a dataset are stored.
+
+        Raises:
+            DataError: DATA-08 as `read`.
+        """
+        with _readable(shard, dataset):
+            return (
+                "none" if self._stored(shard, dataset).dataset.chunks is None else "bitshuffle-lz4"
+            )
 
     def has(self, shard: str, dataset: str) -> bool:
         """Whether a shard holds a dataset.
@@ -405,15 +441,25 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _places(stored: h5py.Dataset) -> list[StoredSlice]:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _spans(stored: h5py.Dataset) -> list[tuple[int, int]]:
+    """First byte and length of each slice."""
     num_slices = stored.shape[0]
     if stored.chunks is None:
         start, length = stored.id.get_offset(), stored.nbytes // num_slices
-        return [StoredSlice(start + i * length, length) for i in range(num_slices)]
-    places: dict[int, StoredSlice] = {}
+        return [(start + i * length, length) for i in range(num_slices)]
+    spans: dict[int, tuple[int, int]] = {}
 
     def remember(chunk: Any) -> None:
-        places[chunk.chunk_offset[0]] = StoredSlice(chunk.byte_offset, chunk.size)
+        spans[chunk.chunk_offset[0]] = (chunk.byte_offset, chunk.size)
 
     stored.id.chunk_iter(remember)
-    return [places[i] for i in range(num_slices)]
+    return [spans[i] for i in range(num_slices)]

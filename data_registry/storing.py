@@ -6,13 +6,13 @@ import base64
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import DataError
-from core_mri.preprocess import percentile_window
+from core_mri.preprocess import percentiles
 from core_mri.volume import SLICE_ORIENTATION, Volume
 from data_registry.batches import Batch, UnitResult
 from data_registry.checks import check_volume
@@ -20,7 +20,8 @@ from data_registry.deidentify.facts import deidentify_facts
 from data_registry.deidentify.identifiers import keyed_uid, pseudonym
 from data_registry.inventory import Unit
 from data_registry.labels import label_volume
-from data_registry.schema import PAIR_NAME, SliceRow, VolumeRow
+from data_registry.payloads import pack, unpack
+from data_registry.schema import PAIR_NAME, PERCENTILES, SliceRow, VolumeRow
 from data_registry.shards import Array, ShardWriter
 from data_registry.splits import split_of
 
@@ -62,32 +63,57 @@ def store_volume(
         if row.volume_id in ids:
             result.known.append(row.volume_id)
             continue
-        level = 0.0
-        if row.role == "image":
-            low, high = percentile_window(stored, 0.5, 99.5)
-            level = low + FOREGROUND_LEVEL * (high - low)
-            row = dataclasses.replace(row, window_low=low, window_high=high)
-        else:
-            row = dataclasses.replace(row, window_high=float(stored.max()))
-        foreground = (stored > level).mean(axis=(1, 2))
+        payload = pack(stored)
         row = dataclasses.replace(
             row,
             shard=writer.path.name,
-            num_foreground_slices=int((foreground >= MIN_FOREGROUND).sum()),
+            codec=writer.codec,
+            payload=payload.array.dtype.name,
+            scale=payload.scale,
+            shift=payload.shift,
         )
-        writer.add(row.dataset, stored, volume.affine)
+        row, foreground = measure(row, payload.array)
+        writer.add(row.dataset, payload.array, volume.affine)
         ids.add(row.volume_id)
         result.volumes.append(row)
-        result.slices += [
-            SliceRow(
-                volume_id=row.volume_id,
-                index=index,
-                foreground=float(fraction),
-                byte_start=0,
-                num_bytes=0,
-            )
-            for index, fraction in enumerate(foreground)
-        ]
+        result.slices += slice_rows(row.volume_id, foreground)
+
+
+def measure(row: VolumeRow, payload: Array) -> tuple[VolumeRow, npt.NDArray[np.float64]]:
+    """The row of an image or label map with its intensities, and the foreground of each slice."""
+
+    def decode(values: Array) -> Array:
+        return unpack(values, row.dtype, row.scale, row.shift)
+
+    low, high, *others = percentiles(payload, (0.5, 99.5, *PERCENTILES), decode)
+    level = 0.0
+    if row.role == "label" or low >= high:
+        low, high = (0.0 if row.role == "label" else others[0]), others[-1]
+    if row.role == "image":
+        level = low + FOREGROUND_LEVEL * (high - low)
+    foreground = np.array([np.greater(decode(part), level).mean() for part in payload])
+    return dataclasses.replace(
+        row,
+        window_low=low,
+        window_high=high,
+        percentiles=tuple(others),
+        num_foreground_slices=int((foreground >= MIN_FOREGROUND).sum()),
+    ), foreground
+
+
+def slice_rows(volume_id: str, foreground: Iterable[float]) -> list[SliceRow]:
+    """The slices of a volume, before their shard is finished and tells where they lie."""
+    return [
+        SliceRow(
+            volume_id=volume_id,
+            index=index,
+            foreground=float(fraction),
+            byte_start=0,
+            num_bytes=0,
+            checksum=0,
+        )
+        for index, fraction in enumerate(foreground)
+    ]
 
 
 def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
@@ -137,7 +163,7 @@ def make_row(
     pixels: str,
     frame: int | None,
 ) -> VolumeRow:
-    """The row of one stored array; shard, window and foreground follow.
+    """The row of one stored array; shard, codec, payload and intensities follow.
 
     Args:
         dtype: Its type.
@@ -160,12 +186,18 @@ def make_row(
         "num_slices": shape[0],
         "rows": shape[-2],
         "columns": shape[-1],
+        "coils": shape[1] if len(shape) == 4 else 1,
         "dtype": dtype.name,
+        "payload": dtype.name,
+        "scale": 1.0,
+        "shift": 0.0,
+        "codec": "none",
         "affine": tuple(float(x) for x in rounded.ravel()),
         "spacing_mm": tuple(round(float(x), 6) for x in np.linalg.norm(affine[:3, :3], axis=0)),
         "grid": grid,
         "window_low": 0.0,
         "window_high": 0.0,
+        "percentiles": (),
         "pixel_hash": pixels,
         "num_foreground_slices": 0,
     }

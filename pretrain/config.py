@@ -190,6 +190,11 @@ class PretrainConfig:
     """Initial LayerScale of the encoder; 0 leaves it out, which short runs need."""
     where: str = ""
     """SQL condition on the volumes of the registry, such as ``region = 'brain'``; empty for all."""
+    cohort: str = ""
+    """Frozen cohort (``core-mri data query``) of which the volumes must be; empty for all."""
+    balance: float = 0.5
+    """0: volumes count alike; 1: regions x sequences x planes do; a stratum of n volumes gets a
+    part of the samples proportional to n^(1 - balance)."""
     test_sets: tuple[Path, ...] = ()
     """Registries, whose test split counts, and deny lists (`core-mri data dedupe --deny-list`):
     patients of tasks that must not be pretrained on, besides the test split of `registry`."""
@@ -224,6 +229,7 @@ class PretrainConfig:
             self.model in MODELS,
             f"no model {self.model!r}; choose one of {', '.join(sorted(MODELS))}.",
         )
+        _require(0 <= self.balance <= 1, f"balance must lie in [0, 1], got {self.balance}.")
         patch = MODELS[self.model].patch_size
         for name in ("global_size", "local_size"):
             side = getattr(self.views, name)

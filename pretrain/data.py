@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
 from data_registry.slices import SliceDataset, SliceSample
 from pretrain.config import PretrainConfig
-from pretrain.sampler import Indices, global_indices, rank_slice
+from pretrain.sampler import SliceOrder, rank_slice
 
 if TYPE_CHECKING:
     from data_registry.schema import Split, VolumeRow
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 class Slices(Protocol):
     """What this package needs of `data_registry.slices.SliceDataset`."""
 
-    volumes: list[VolumeRow]
+    @property
+    def volumes(self) -> Sequence[VolumeRow]:
+        """The volumes."""
 
     def __len__(self) -> int:
         """Number of slices."""
@@ -31,6 +34,12 @@ class Slices(Protocol):
 
     def volume_of(self, position: int) -> VolumeRow:
         """The volume of a slice, without reading voxels."""
+
+    def volume_numbers(self) -> npt.NDArray[np.integer]:
+        """Of each slice, the position of its volume in `volumes`; ascending."""
+
+    def strata(self) -> npt.NDArray[np.integer]:
+        """Of each volume, the number of its region x sequence x plane."""
 
 
 def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
@@ -43,6 +52,7 @@ def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
         Registry.open(config.registry),
         split=(split,),
         where=config.where,
+        cohort=config.cohort,
         min_foreground=config.min_foreground,
     )
 
@@ -57,35 +67,27 @@ def open_validation(config: PretrainConfig) -> Slices | None:
         return None
 
 
-def first_slices(dataset: Slices) -> Indices:
-    """[num_volumes]: where each volume begins in the data set, ascending."""
-    first: list[int] = []
-    last = ""
-    for position in range(len(dataset)):
-        volume = dataset.volume_of(position).volume_id
-        if volume != last:
-            first.append(position)
-            last = volume
-    return np.array(first, dtype=np.int64)
+def slice_order(dataset: Slices, seed: int, *, group: int = 1, balance: float = 0.0) -> SliceOrder:
+    """The order in which a data set is seen; see `SliceOrder`."""
+    numbers = dataset.volume_numbers()
+    first = np.flatnonzero(np.diff(numbers, prepend=-1))
+    strata = dataset.strata()[numbers[first]]
+    return SliceOrder(
+        len(dataset), seed, first_slices=first, group=group, strata=strata, balance=balance
+    )
 
 
 def batches(
     dataset: Slices, config: PretrainConfig, *, start: int, rank: int, world_size: int
 ) -> Iterator[list[SliceSample]]:
     """This worker's samples of step `start` and all later ones, read ahead by `loader_workers`."""
-    first = first_slices(dataset)
+    order = slice_order(
+        dataset, config.seed, group=config.objective.koleo_group, balance=config.balance
+    )
 
     def positions() -> Iterator[list[int]]:
         for step in range(start, config.steps):
-            indices = global_indices(
-                len(dataset),
-                config.seed,
-                step,
-                config.batch_size,
-                first_slices=first,
-                group=config.objective.koleo_group,
-            )
-            yield rank_slice(indices, rank, world_size).tolist()
+            yield rank_slice(order(step, config.batch_size), rank, world_size).tolist()
 
     loader: DataLoader[SliceSample] = DataLoader(
         dataset,  # type: ignore[arg-type]

@@ -14,8 +14,7 @@ from core_mri.models.encoder import Encoder
 from core_mri.training.probes import knn_probe
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
-from pretrain.data import Slices, first_slices
-from pretrain.sampler import global_indices
+from pretrain.data import Slices, slice_order
 from pretrain.views import MIN_SIDE, crop_resize, pad_slices
 
 TASKS = ("region", "sequence")
@@ -118,7 +117,7 @@ def embed(encoder: Encoder, samples: Sequence[SliceSample], config: PretrainConf
 def _draw(dataset: Slices, config: PretrainConfig) -> list[SliceSample]:
     """Up to `probe_slices` different slices, evenly over volumes; always the same ones."""
     wanted = min(config.probe_slices, len(dataset))
-    chosen = global_indices(len(dataset), 0, 0, wanted, first_slices=first_slices(dataset))
+    chosen = slice_order(dataset, 0)(0, wanted)
     samples = [dataset[int(position)] for position in np.unique(chosen)]
     return [sample for sample in samples if min(sample.image.shape) >= MIN_SIDE]
 

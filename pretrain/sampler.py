@@ -1,10 +1,11 @@
 """Which slices a step sees: a pure function of the seed and the global sample index.
 
 Sample s (step * batch_size + position) is the same slice whatever the number of workers, and
-whenever the run was restarted. The order is made of rounds. In a round every volume stands once, in
-a new random permutation, and gives one slice; a remainder that does not fill a KoLeo group sits the
-round out. So no group holds two slices of one volume, and a volume of 200 thin slices counts as
-much as one of 20. Within its volume the slice follows a golden-ratio sequence, which visits all
+whenever the run was restarted. The order is made of rounds of about as many samples as there are
+volumes. A round gives each stratum (region x sequence x plane) its share, and within a stratum all
+volumes the same: a volume of 200 thin slices counts as much as one of 20. A round is dealt to KoLeo
+groups like cards, so that no group holds two slices of one volume, and every group has of every
+stratum what it can. Within its volume the slice follows a golden-ratio sequence, which visits all
 parts evenly.
 """
 
@@ -24,40 +25,84 @@ ORDER, OFFSETS, VIEWS, MASKS, NOISE, DROP_PATH = range(6)
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def global_indices(
-    num_slices: int,
-    seed: int,
-    step: int,
-    batch_size: int,
-    *,
-    first_slices: Indices | None = None,
-    group: int = 1,
-) -> Indices:
-    """The slices of one step, over all workers.
+class SliceOrder:
+    """The order of the slices of a data set, for ever.
+
+    Stratum k, of n_k volumes, gets a part of the samples proportional to n_k^(1 - balance), but no
+    volume more than one sample of a group: with 0 volumes count alike, with 1 strata do.
 
     Args:
         num_slices: Length of the data set.
         seed: Of the run.
-        step: 0-based.
-        batch_size: Samples of a step.
         first_slices: [num_volumes], ascending: where each volume begins in the data set. Without it
             every slice is a volume of its own, and a round is a permutation of all slices.
         group: Samples of a KoLeo group. With fewer volumes than that, groups hold repeated volumes.
-
-    Returns:
-        [batch_size] indices in [0, num_slices).
+        strata: [num_volumes], the stratum of each volume as a number from 0; one for all without.
+        balance: In [0, 1].
     """
-    samples = np.arange(step * batch_size, (step + 1) * batch_size)
-    first = np.arange(num_slices) if first_slices is None else first_slices
-    sizes = np.diff(first, append=num_slices)
-    length = max(len(first) // group * group, min(len(first), group))
-    rounds, positions = np.divmod(samples, length)
-    volumes = np.empty(batch_size, dtype=np.int64)
-    for number in np.unique(rounds):
-        here = rounds == number
-        volumes[here] = _permutation(seed, int(number), len(first))[positions[here]]
-    phase = (_offsets(seed, len(first))[volumes] + rounds * _GOLDEN) % 1.0
-    return np.asarray(first[volumes] + (phase * sizes[volumes]).astype(np.int64))
+
+    def __init__(
+        self,
+        num_slices: int,
+        seed: int,
+        *,
+        first_slices: Indices | None = None,
+        group: int = 1,
+        strata: npt.NDArray[np.integer] | None = None,
+        balance: float = 0.0,
+    ) -> None:
+        self._seed = seed
+        self._first = np.arange(num_slices) if first_slices is None else first_slices
+        self._sizes = np.diff(self._first, append=num_slices)
+        num_volumes = len(self._first)
+        self._offsets = random_stream(seed, 0, OFFSETS).random(num_volumes)
+        kinds = np.zeros(num_volumes, dtype=np.int64) if strata is None else strata
+        shuffled = random_stream(seed, 1, OFFSETS).permutation(num_volumes)
+        _, kind, self._num = np.unique(kinds, return_inverse=True, return_counts=True)
+        # Volumes by stratum; within a stratum in the cyclic order in which they take turns.
+        self._cycle = shuffled[np.argsort(kind[shuffled], kind="stable")]
+        self._start = np.cumsum(self._num) - self._num
+        group = min(group, num_volumes)
+        self._groups = max(num_volumes // group, -(-len(self._num) // group))
+        self._share = _shares(self._num, self._groups * group, self._groups, balance)
+        self._round = lru_cache(maxsize=4)(self._make_round)
+
+    def __call__(self, step: int, batch_size: int) -> Indices:
+        """The slices of one step, over all workers: [batch_size] indices in [0, num_slices)."""
+        rounds, positions = np.divmod(sample_numbers(step, batch_size), self._share.sum())
+        volumes, visits = np.empty((2, batch_size), dtype=np.int64)
+        for number in np.unique(rounds):
+            here = rounds == number
+            volumes[here], visits[here] = self._round(int(number))[:, positions[here]]
+        phase = (self._offsets[volumes] + visits * _GOLDEN) % 1.0
+        return np.asarray(self._first[volumes] + (phase * self._sizes[volumes]).astype(np.int64))
+
+    def _make_round(self, number: int) -> Indices:
+        """[2, samples of a round]: the volume of each, and how often it was visited before.
+
+        In each round every volume of a stratum gets ``share // num`` visits; the rest go to the
+        next ones of its cycle.
+        """
+        rng = random_stream(self._seed, number, ORDER)
+        often, more = np.divmod(self._share, self._num)
+        turn = np.concatenate([np.arange(n) for n in self._num])
+        begins = number * more % self._num
+        in_turn = (turn - np.repeat(begins, self._num)) % np.repeat(self._num, self._num)
+        visits = np.repeat(often, self._num) + (in_turn < np.repeat(more, self._num))
+        stratum = np.repeat(np.arange(len(self._num)), self._num)
+        order = np.lexsort((rng.random(len(turn)), stratum))
+        places = np.repeat(order, visits[order])
+        again = np.arange(len(places)) - np.repeat(
+            np.cumsum(visits[order]) - visits[order], visits[order]
+        )
+        most = np.repeat(often + (more > 0), self._num)
+        drawn = np.stack([self._cycle[places], number * most[places] + again])
+        # Equal volumes stand side by side, at most as many as there are groups.
+        size = len(places) // self._groups
+        dealt = drawn.reshape(2, size, self._groups).transpose(0, 2, 1)
+        within = rng.permuted(np.tile(np.arange(size), (self._groups, 1)), axis=1)
+        dealt = np.take_along_axis(dealt, within[None], axis=2)
+        return np.asarray(dealt[:, rng.permutation(self._groups)].reshape(2, -1))
 
 
 def sample_numbers(step: int, batch_size: int) -> Indices:
@@ -115,11 +160,28 @@ def random_stream(seed: int, index: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, stream]))
 
 
-@lru_cache(maxsize=4)
-def _permutation(seed: int, number: int, length: int) -> Indices:
-    return random_stream(seed, number, ORDER).permutation(length)
+def _shares(num: Indices, samples: int, groups: int, balance: float) -> Indices:
+    """[strata] samples of each stratum in a round: at least 1, and `groups` of each volume at most.
 
-
-@lru_cache(maxsize=4)
-def _offsets(seed: int, length: int) -> npt.NDArray[np.float64]:
-    return random_stream(seed, 0, OFFSETS).random(length)
+    Shares proportional to the weights; those beyond a limit get the limit, and the others what is
+    left, until none is; then the largest fractions are rounded up.
+    """
+    weights = num ** (1.0 - balance)
+    most = num * groups
+    shares = np.zeros(len(num))
+    free = np.ones(len(num), dtype=bool)
+    while free.any():
+        left = samples - shares[~free].sum()
+        wanted = left * weights / weights[free].sum()
+        over, under = free & (wanted > most), free & (wanted < 1)
+        if not (over | under).any():
+            shares[free] = wanted[free]
+            break
+        excess = (wanted - most)[over].sum() - (1 - wanted)[under].sum()
+        beyond, limit = (over, most) if excess >= 0 else (under, np.ones_like(most))
+        shares[beyond] = limit[beyond]
+        free &= ~beyond
+    found = np.floor(shares + 1e-9).astype(np.int64)
+    rest = np.argsort(found - shares, kind="stable")[: samples - found.sum()]
+    found[rest] += 1
+    return found

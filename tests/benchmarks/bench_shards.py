@@ -1,36 +1,51 @@
-"""How fast slices are read in random order, beside a memory map; how much memory ingest takes.
+"""How fast slices are read in random order, beside other formats; how much memory ingest takes.
 
     python tests/benchmarks/bench_shards.py
+    PYTHONPATH=$PWD:REFS python tests/benchmarks/bench_shards.py   # REFS: see below
 
 Reading: shuffled batches of 64 slices of 256x256 uint16, copied into one array, page cache warm,
 one process. All stores take turns in each round; the number is slices per CPU-second (median of the
-rounds), and the ratio to the memory map of the same run is what other machines can compare.
+rounds), and the ratios to the memory map of the same run are what other machines can compare.
+WebDataset has no random access, and LitData's takes ten times as long as its own order: they are
+read in their own, shuffled one.
 Memory: peak resident size of the ingesting process and of its workers, for N and 4 N volumes.
 The slices are synthetic: a smooth object on Rician noise.
+
+The other formats are measured where they are installed, each as its manual advises, in a folder of
+their own: ``pip install --target REFS zarr pylance litdata webdataset``.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from data_registry.shards import Compression, ShardReader, ShardWriter
+from data_registry import Registry, SliceDataset
+from data_registry.commits import commit
+from data_registry.schema import Codec, ShardRow
+from data_registry.shards import ShardReader, ShardWriter
+from data_registry.storing import PixelHash, make_row, measure, slice_rows
 
 SIZE = 256
 BATCH = 64
-COMPRESSIONS: tuple[Compression, ...] = ("none", "bitshuffle-lz4")
+CODECS: tuple[Codec, ...] = ("none", "bitshuffle-lz4")
 
 Batch = npt.NDArray[np.uint16]
+Chosen = npt.NDArray[np.int64]
+Read = Callable[[Chosen], None]
 
 
 def synthetic_volume(seed: int, num_slices: int, size: int = SIZE) -> Batch:
@@ -43,59 +58,239 @@ def synthetic_volume(seed: int, num_slices: int, size: int = SIZE) -> Batch:
     return np.hypot(signal + real, imaginary).astype(np.uint16)
 
 
-def bench_reading(folder: Path, *, num_volumes: int, num_slices: int, rounds: int) -> None:
-    """Print slices per CPU-second of each store, and its size."""
-    writers = {c: ShardWriter(folder, f"{c}.h5", c) for c in COMPRESSIONS}
-    plain = np.lib.format.open_memmap(
-        folder / "plain.npy",
-        mode="w+",
-        dtype=np.uint16,
-        shape=(num_volumes * num_slices, SIZE, SIZE),
-    )
-    for number in range(num_volumes):
-        volume = synthetic_volume(number, num_slices)
-        plain[number * num_slices : (number + 1) * num_slices] = volume
-        for writer in writers.values():
-            writer.add(f"v{number}", volume, np.eye(4))
-    for writer in writers.values():
-        writer.finish()
-    plain.flush()
+class Stores:
+    """The same slices in every format that is installed, and what reads a batch of each.
 
-    memmap = np.load(folder / "plain.npy", mmap_mode="r")
-    reader = ShardReader(folder)
-    batch = np.empty((BATCH, SIZE, SIZE), np.uint16)
+    Args:
+        folder: Where they are written.
+        volumes: All of one number of slices.
+    """
 
-    def from_memmap(chosen: npt.NDArray[np.int64]) -> None:
-        for place, index in enumerate(chosen):
-            batch[place] = memmap[index]
+    def __init__(self, folder: Path, volumes: list[Batch]) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._volumes = volumes
+        self._depth = len(volumes[0])
+        self.num_slices = self._depth * len(volumes)
+        self.batch = np.empty((BATCH, SIZE, SIZE), np.uint16)
+        self.reads: dict[str, Read] = {}
+        self.write_seconds: dict[str, float] = {}
+        self.missing: list[str] = []
+        self._make("memmap", "", self._memmap)
+        for codec in CODECS:
+            self._make(f"core-mri {codec}", "", self._registry, codec)
+            self.reads[f"  its HDF5 by libhdf5 {codec}"] = self._libhdf5(codec)
+        self._make("Zarr 3 shards, blosc-LZ4", "zarr", self._zarr)
+        self._make("Lance, raw bytes", "lance", self._lance)
+        self._make("LitData (its own shuffle)", "litdata", self._litdata)
+        self._make("WebDataset (sequential)", "webdataset", self._webdataset)
 
-    def from_shard(name: str) -> Callable[[npt.NDArray[np.int64]], None]:
-        def read(chosen: npt.NDArray[np.int64]) -> None:
+    def _make(self, name: str, module: str, make: Callable[..., Read], *more: object) -> None:
+        if module and importlib.util.find_spec(module) is None:
+            self.missing.append(name)
+            return
+        start = time.process_time()
+        self.reads[name] = make(self._folder / name.replace(" ", "_"), *more)
+        self.write_seconds[name] = time.process_time() - start
+
+    def size(self, name: str) -> int:
+        """Bytes on disk."""
+        path = self._folder / name.replace(" ", "_")
+        return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+
+    def slices(self) -> Iterator[Batch]:
+        """All slices in order."""
+        for volume in self._volumes:
+            yield from volume
+
+    def _memmap(self, path: Path) -> Read:
+        shape = (self.num_slices, SIZE, SIZE)
+        file = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=shape)
+        for index, voxels in enumerate(self.slices()):
+            file[index] = voxels
+        file.flush()
+        plain = np.load(path, mmap_mode="r")
+
+        def read(chosen: Chosen) -> None:
             for place, index in enumerate(chosen):
-                volume, position = divmod(int(index), num_slices)
-                batch[place] = reader.read_slice(name, f"v{volume}", position)
+                self.batch[place] = plain[index]
 
         return read
 
-    stores = {"memmap": from_memmap, **{c: from_shard(f"{c}.h5") for c in COMPRESSIONS}}
-    seconds: dict[str, list[float]] = {name: [] for name in stores}
+    def _registry(self, path: Path, codec: Codec) -> Read:
+        """A registry as ingest makes it: voxels, hashes, percentiles, checksums and rows."""
+        registry = Registry.create(path)
+        rows, slices, common = [], [], {
+            "subject_id": "P", "study_id": "", "series_id": "S", "source": "a", "split": "train",
+            "licence": "CC0-1.0", "role": "image", "synthetic": True, "plane": "axial",
+            "region": "brain", "region_by": "", "region_confidence": 1.0, "sequence": "T1",
+            "sequence_by": "", "sequence_confidence": 1.0, "vendor": "unknown",
+            "field_strength_t": None,
+        }  # fmt: skip
+        with ShardWriter(path / "shards", "a.h5", codec) as writer:
+            for voxels in self._volumes:
+                digest = PixelHash(voxels.dtype, voxels.shape)
+                digest.add(voxels)
+                row = make_row(voxels.dtype, voxels.shape, np.eye(4), common, digest.text(), None)
+                row, foreground = measure(row, voxels)
+                writer.add(row.dataset, voxels, np.eye(4))
+                rows.append((row, foreground))
+            finished = writer.finish()
+        assert finished is not None
+        for row, foreground in rows:
+            places = finished.places[row.dataset]
+            slices += [
+                type(s)(**{**vars(s), **vars(places[s.index])})
+                for s in slice_rows(row.volume_id, foreground)
+            ]
+        volumes = [type(r)(**{**vars(r), "shard": "a.h5", "codec": codec}) for r, _ in rows]
+        shard = ShardRow(shard="a.h5", size=finished.size, sha256=finished.sha256)
+        commit(registry, {"volumes": volumes, "slices": slices, "shards": [shard]})
+        data = SliceDataset(registry, min_foreground=0)
+        assert len(data) == self.num_slices
+        # The data set is in the order of ids; let every store be asked for the same slices.
+        first = {row.volume_id: number for number, (row, _) in enumerate(rows)}
+        start_of = np.empty(len(rows), dtype=np.int64)
+        for place, row in enumerate(data.volumes):
+            start_of[first[row.volume_id]] = place * self._depth
+
+        def read(chosen: Chosen) -> None:
+            volume, index = np.divmod(chosen, self._depth)
+            for place, position in enumerate((start_of[volume] + index).tolist()):
+                data.reader.read(data.place(position), self.batch[place])
+
+        self._names = [row.dataset for row, _ in rows]
+        return read
+
+    def _libhdf5(self, codec: Codec) -> Read:
+        reader = ShardReader(self._folder / f"core-mri_{codec}" / "shards")
+        names = self._names
+
+        def read(chosen: Chosen) -> None:
+            for place, index in enumerate(chosen.tolist()):
+                volume, position = divmod(index, self._depth)
+                self.batch[place] = reader.read_slice("a.h5", names[volume], position)
+
+        return read
+
+    def _zarr(self, path: Path) -> Read:
+        import zarr
+        from zarr.codecs import BloscCodec
+
+        array = zarr.create_array(
+            path,
+            shape=(self.num_slices, SIZE, SIZE),
+            dtype="uint16",
+            chunks=(1, SIZE, SIZE),
+            shards=(256, SIZE, SIZE),
+            compressors=BloscCodec(cname="lz4", shuffle="bitshuffle"),
+        )
+        whole = np.concatenate(self._volumes)
+        for start in range(0, len(whole), 256):
+            array[start : start + 256] = whole[start : start + 256]
+
+        def read(chosen: Chosen) -> None:
+            for place, index in enumerate(chosen.tolist()):
+                self.batch[place] = array[index]
+
+        return read
+
+    def _lance(self, path: Path) -> Read:
+        import lance
+        import pyarrow
+
+        def batches() -> Iterator[pyarrow.RecordBatch]:
+            for volume in self._volumes:
+                voxels = pyarrow.array([voxels.tobytes() for voxels in volume], pyarrow.binary())
+                yield pyarrow.record_batch([voxels], names=["voxels"])
+
+        schema = pyarrow.schema([("voxels", pyarrow.binary())])
+        data = lance.write_dataset(batches(), path, schema=schema)
+
+        def read(chosen: Chosen) -> None:
+            column = data.take(chosen.tolist()).column("voxels")
+            for place, voxels in enumerate(column):
+                flat = np.frombuffer(voxels.as_buffer(), np.uint16)
+                self.batch[place] = flat.reshape(SIZE, SIZE)
+
+        return read
+
+    def _litdata(self, path: Path) -> Read:
+        from litdata import StreamingDataset
+        from litdata.streaming.writer import BinaryWriter
+
+        writer = BinaryWriter(str(path), chunk_bytes="64MB")
+        for index, voxels in enumerate(self.slices()):
+            writer[index] = {"voxels": voxels}
+        writer.done()
+        writer.merge()
+        data = StreamingDataset(str(path), shuffle=True)
+        samples = itertools.chain.from_iterable(itertools.repeat(data))
+
+        def read(chosen: Chosen) -> None:
+            for place in range(len(chosen)):
+                self.batch[place] = next(samples)["voxels"]
+
+        return read
+
+    def _webdataset(self, path: Path) -> Read:
+        import io
+
+        import webdataset
+
+        path.mkdir()
+        with tarfile.open(path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index, voxels in enumerate(self.slices()):
+                content = io.BytesIO()
+                np.save(content, voxels)
+                entry = tarfile.TarInfo(f"{index:09d}.npy")
+                entry.size = content.tell()
+                content.seek(0)
+                tar.addfile(entry, content)
+        data = webdataset.WebDataset(str(path / "a.tar"), shardshuffle=False).shuffle(2000)
+        samples = iter(data.decode().repeat())
+
+        def read(chosen: Chosen) -> None:
+            for place in range(len(chosen)):
+                self.batch[place] = next(samples)["npy"]
+
+        return read
+
+
+def bench_reading(folder: Path, *, num_volumes: int, num_slices: int, rounds: int) -> None:
+    """Print slices per CPU-second of each store, its size, and what writing it took."""
+    volumes = [synthetic_volume(number, num_slices) for number in range(num_volumes)]
+    whole = np.concatenate(volumes)
+    Stores(folder / "warm", volumes[:1])  # imports are no part of writing
+    stores = Stores(folder / "stores", volumes)
+    seconds: dict[str, list[float]] = {name: [] for name in stores.reads}
     for turn in range(rounds + 1):
-        order = np.random.default_rng(turn).permutation(len(memmap))
+        order = np.random.default_rng(turn).permutation(stores.num_slices)
         batches = order[: len(order) // BATCH * BATCH].reshape(-1, BATCH)
-        for name, read in stores.items():
+        for name, read in stores.reads.items():
             start = time.process_time()
             for chosen in batches:
                 read(chosen)
             if turn:  # the first round warms caches and opens files
                 seconds[name].append((time.process_time() - start) / batches.size)
+            elif name.split()[0] not in ("WebDataset", "LitData"):
+                assert np.array_equal(stores.batch, whole[batches[-1]]), name
     reference = statistics.median(seconds["memmap"])
-    print(f"reading {len(memmap)} slices of {SIZE}x{SIZE} uint16, batches of {BATCH}, shuffled")
-    print(f"  {'store':<16}{'slices/CPU-s':>14}{'of memmap':>12}{'MB':>8}")
-    for name in stores:
+    raw = whole.nbytes / 1e6
+    print(
+        f"reading {stores.num_slices} slices of {SIZE}x{SIZE} uint16 ({raw:.0f} MB), batches of "
+        f"{BATCH}, shuffled"
+    )
+    print(f"  {'store':<38}{'slices/CPU-s':>14}{'of memmap':>11}{'MB':>7}{'written/CPU-s':>15}")
+    for name in stores.reads:
         each = statistics.median(seconds[name])
-        file = folder / ("plain.npy" if name == "memmap" else f"{name}.h5")
-        megabytes = file.stat().st_size / 1e6
-        print(f"  {name:<16}{1 / each:>14,.0f}{reference / each:>12.2f}{megabytes:>8.0f}")
+        line = f"  {name:<38}{1 / each:>14,.0f}{reference / each:>11.3f}"
+        if name in stores.write_seconds:
+            written = stores.num_slices / stores.write_seconds[name]
+            line += f"{stores.size(name) / 1e6:>7.0f}{written:>15,.0f}"
+        print(line)
+    for name in stores.missing:
+        print(f"  {name:<38}{'not installed':>14}")
 
 
 INGEST = """

@@ -11,32 +11,31 @@ import numpy as np
 import pytest
 
 from core_mri.errors import DataError
-from data_registry.shards import PARTIAL, Compression, ShardReader, ShardWriter, StoredSlice
+from data_registry.schema import Codec
+from data_registry.shards import PARTIAL, ShardReader, ShardWriter, StoredSlice
 
-COMPRESSIONS: tuple[Compression, ...] = ("bitshuffle-lz4", "none")
+CODECS: tuple[Codec, ...] = ("bitshuffle-lz4", "none")
 
 
 def voxels(dtype: str, shape: tuple[int, ...] = (5, 17, 23)) -> np.ndarray:
     return (np.random.default_rng(0).random(shape) * 250).astype(dtype)
 
 
-def write(
-    folder: Path, array: np.ndarray, compression: Compression = "none"
-) -> dict[str, list[StoredSlice]]:
-    with ShardWriter(folder, "a.h5", compression) as writer:
+def write(folder: Path, array: np.ndarray, codec: Codec = "none") -> dict[str, list[StoredSlice]]:
+    with ShardWriter(folder, "a.h5", codec) as writer:
         writer.add("first", array, np.eye(4))
         writer.add("second", array[:2], np.eye(4))
-        return writer.finish()
+        finished = writer.finish()
+    assert finished is not None
+    return finished.places
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("compression", COMPRESSIONS)
+    @pytest.mark.parametrize("codec", CODECS)
     @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32", "float32"])
-    def test_values_and_type_are_exact(
-        self, tmp_path: Path, dtype: str, compression: Compression
-    ) -> None:
+    def test_values_and_type_are_exact(self, tmp_path: Path, dtype: str, codec: Codec) -> None:
         array = voxels(dtype)
-        write(tmp_path, array, compression)
+        write(tmp_path, array, codec)
         reader = ShardReader(tmp_path)
         back = reader.read("a.h5", "first")
         assert back.dtype == array.dtype
@@ -116,8 +115,8 @@ class TestAllOrNothing:
             assert [p.name for p in tmp_path.iterdir()] == [f"{PARTIAL}a.h5"]
         assert list(tmp_path.iterdir()) == []
 
-    @pytest.mark.parametrize("compression", COMPRESSIONS)
-    def test_full_disk(self, tmp_path: Path, compression: Compression) -> None:
+    @pytest.mark.parametrize("codec", CODECS)
+    def test_full_disk(self, tmp_path: Path, codec: Codec) -> None:
         """In a process of its own, whose files may not grow: HDF5 itself would crash here."""
         code = f"""
 import resource, sys
@@ -128,7 +127,7 @@ from data_registry.shards import ShardWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 noise = np.random.default_rng(0).integers(0, 60_000, (20, 64, 64)).astype(np.uint16)
 try:
-    with ShardWriter(Path({str(tmp_path)!r}), "a.h5", {compression!r}) as writer:
+    with ShardWriter(Path({str(tmp_path)!r}), "a.h5", {codec!r}) as writer:
         for name in "xyz":
             writer.add(name, noise, np.eye(4))
         writer.finish()

@@ -55,6 +55,13 @@ class MemorySlices:
     def volume_of(self, position):
         return self.volumes[self._slices[position][0]]
 
+    def volume_numbers(self):
+        return np.array([number for number, _, _ in self._slices])
+
+    def strata(self):
+        kinds = [(row.region, row.sequence, row.plane) for row in self.volumes]
+        return np.array([sorted(set(kinds)).index(kind) for kind in kinds])
+
 
 @pytest.fixture(scope="session")
 def memory_slices():

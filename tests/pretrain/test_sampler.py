@@ -4,19 +4,18 @@ import numpy as np
 import pytest
 
 from core_mri.errors import ConfigError, DataError
-from pretrain.sampler import check_batch, global_indices, random_stream, rank_slice
+from pretrain.sampler import SliceOrder, check_batch, random_stream, rank_slice
 
 
 def order(num_slices, *, steps, batch_size, seed=0, **options):
-    return np.concatenate(
-        [global_indices(num_slices, seed, step, batch_size, **options) for step in range(steps)]
-    )
+    found = SliceOrder(num_slices, seed, **options)
+    return np.concatenate([found(step, batch_size) for step in range(steps)])
 
 
 class TestPureFunction:
     def test_any_step_can_be_asked_alone(self):
         whole = order(50, steps=10, batch_size=8)
-        assert np.array_equal(global_indices(50, 0, 7, 8), whole[56:64])
+        assert np.array_equal(SliceOrder(50, 0)(7, 8), whole[56:64])
 
     def test_batch_size_does_not_change_the_order(self):
         first = np.arange(0, 50, 5)
@@ -25,7 +24,7 @@ class TestPureFunction:
         assert np.array_equal(small, large)
 
     def test_seed_changes_the_order(self):
-        assert not np.array_equal(global_indices(50, 0, 0, 50), global_indices(50, 1, 0, 50))
+        assert not np.array_equal(SliceOrder(50, 0)(0, 50), SliceOrder(50, 1)(0, 50))
 
     def test_streams_share_no_draws(self):
         a, b = (random_stream(0, 0, stream).integers(2**62, size=100) for stream in (0, 1))
@@ -62,10 +61,78 @@ class TestRounds:
         assert np.bincount(np.searchsorted(first, found, "right") - 1).tolist() == [100] * 3
 
 
+def many_kinds(seed):
+    """Volumes of 1 to 9 slices in strata of 1, 2, 4, ... volumes, in random order."""
+    rng = np.random.default_rng(seed)
+    strata = rng.permutation(np.repeat(np.arange(7), 2 ** np.arange(7)))
+    sizes = rng.integers(1, 10, len(strata))
+    return strata, sizes, np.cumsum(sizes) - sizes
+
+
+class TestBalance:
+    @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_strata_get_their_share_and_groups_no_volume_twice(self, balance, seed):
+        strata, sizes, first = many_kinds(seed)
+        options = {"first_slices": first, "group": 4, "strata": strata, "balance": balance}
+        found = order(sizes.sum(), steps=125, batch_size=64, seed=seed, **options)
+        volume = np.searchsorted(first, found, "right") - 1
+        for group in volume.reshape(-1, 4):
+            assert len(set(group)) == 4
+        expected = (2 ** np.arange(7)) ** (1 - balance)
+        got = np.bincount(strata[volume], minlength=7) / len(found)
+        np.testing.assert_allclose(got, expected / expected.sum(), atol=0.012)
+
+    @pytest.mark.parametrize("balance", [0.0, 0.3, 1.0])
+    def test_within_a_stratum_volumes_count_alike(self, balance):
+        strata, sizes, first = many_kinds(0)
+        whole_rounds = {"steps": 200, "batch_size": 127 // 8 * 8}
+        found = order(sizes.sum(), **whole_rounds, first_slices=first, group=8, strata=strata,
+                      balance=balance)  # fmt: skip
+        visits = np.bincount(np.searchsorted(first, found, "right") - 1, minlength=len(strata))
+        for stratum in range(7):
+            own = visits[strata == stratum]
+            assert own.min() > 0
+            assert own.max() - own.min() <= 1
+
+    def test_every_slice_of_a_rare_stratum_is_seen(self):
+        strata = np.array([0] + [1] * 40)
+        first = np.concatenate([[0], 50 + np.arange(40)])
+        found = order(90, steps=60, batch_size=16, first_slices=first, group=4, strata=strata,
+                      balance=1.0)  # fmt: skip
+        assert set(range(50)) <= set(found)
+        assert np.mean(found < 50) == pytest.approx(0.25)  # one of a group of 4, and no more
+
+    def test_more_strata_than_places_in_a_round(self):
+        found = order(10, steps=40, batch_size=8, first_slices=np.arange(10), group=8,
+                      strata=np.arange(10), balance=1.0)  # fmt: skip
+        assert set(found) == set(range(10))
+        assert all(len(set(group)) == 8 for group in found.reshape(-1, 8))
+
+    @pytest.mark.parametrize("world_size", [1, 2, 4])
+    def test_restart_and_workers_change_nothing(self, world_size):
+        strata, sizes, first = many_kinds(1)
+        options = {"first_slices": first, "group": 4, "strata": strata, "balance": 0.5}
+        whole = order(sizes.sum(), steps=30, batch_size=16, **options)
+        late = SliceOrder(sizes.sum(), 0, **options)
+        shares = [rank_slice(late(17, 16), rank, world_size) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(shares), whole[17 * 16 : 18 * 16])
+
+    def test_one_hundred_thousand_volumes_take_little_time(self):
+        import time
+
+        strata = np.random.default_rng(0).zipf(1.5, 100_000).clip(max=200) - 1
+        start = time.process_time()
+        slices = SliceOrder(5_000_000, 0, first_slices=np.arange(0, 5_000_000, 50), group=8,
+                            strata=strata, balance=0.5)  # fmt: skip
+        slices(0, 1024)
+        assert time.process_time() - start < 5
+
+
 class TestShares:
     @pytest.mark.parametrize("world_size", [1, 2, 4])
     def test_shares_of_all_ranks_are_the_batch(self, world_size):
-        batch = global_indices(50, 0, 3, 16)
+        batch = SliceOrder(50, 0)(3, 16)
         shares = [rank_slice(batch, rank, world_size) for rank in range(world_size)]
         assert np.array_equal(np.concatenate(shares), batch)
 

@@ -1,4 +1,4 @@
-"""What all verbs of `core-mri data` share on the terminal: reading options, progress, tables."""
+"""What all verbs of `core-mri data` share on the terminal: flags, tables and a progress bar."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import tyro
 T = TypeVar("T")
 
 
-def parse(cls: type[T], arguments: Sequence[str], verb: str) -> T:
-    """The words after ``core-mri data VERB`` as options; tyro answers wrong ones (exit code 2)."""
+def parse(options: type[T], arguments: Sequence[str], verb: str) -> T:
+    """The flags of a verb, as the dataclass that describes them."""
     return tyro.cli(
-        cls,
+        options,
         args=list(arguments),
         prog=f"core-mri data {verb}",
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -36,21 +36,25 @@ def progress(what: str = "reading scans") -> Iterator[Callable[[int, int], None]
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def show_table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, aligned plain text elsewhere."""
-    print(title)
+def table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table as text: drawn for a terminal, aligned plain text for anything else."""
     if not lines:
-        return
+        return title
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns, box=None)
+        drawn = Table(*columns, box=None)
         for line in lines:
-            table.add_row(*map(Text, line))
-        Console().print(table)
-        return
+            drawn.add_row(*map(Text, line))
+        console = Console()
+        with console.capture() as captured:
+            console.print(drawn)
+        return f"{title}\n{captured.get().rstrip()}"
     widths = [max(len(row[i]) for row in (columns, *lines)) for i in range(len(columns))]
-    for row in (columns, *lines):
-        print("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+    rows = [
+        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in (columns, *lines)
+    ]
+    return "\n".join([title, *rows])

@@ -1,0 +1,1 @@
+"""Looking at a registry: lists, counts, cohorts and pictures. Nothing here changes a volume."""
