@@ -128,7 +128,6 @@ def _volume(old: dict[str, Any], reader: ShardReader) -> VolumeRow:
             "coils": shape[1] if len(shape) == 4 else 1,
             "payload": old["dtype"],
             "scale": 1.0,
-            "shift": 0.0,
             "codec": codec,
             "percentiles": (),
             "affine": tuple(old["affine"]),
