@@ -209,7 +209,7 @@ class TestSources:
         assert fingerprint(copy) == before
         run_ingest(copy, scans, source={"name": "others", **change})
 
-    def test_in_one_list(self, scans: Path, tmp_path: Path, run_ingest) -> None:
+    def test_in_one_list(self, scans: Path, tmp_path: Path) -> None:
         from data_registry import IngestConfig, Source, ingest
 
         one = Source(name="a", licence="MIT", root=str(scans))
