@@ -154,7 +154,6 @@ class TestMerging:
                 merge_commits(many, max_folders=1)
         assert fingerprint(many.path) == before
         with sole_writer(many):
-            sweep(many)
             assert merge_commits(many, max_folders=1)
         assert fingerprint(many.path) == before
 
