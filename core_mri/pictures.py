@@ -136,7 +136,7 @@ def contact_sheet(
     given = [len(items) for items in (titles, orientations, windows, spacings_mm)]
     if not images or not {0, len(images)}.issuperset(given):
         raise ValueError(
-            f"expected images, and titles, orientations, windows and spacings for each or none, "
+            f"expected images, and as many titles, orientations, windows and spacings or none, "
             f"got {len(images)}, and {given}"
         )
     columns = min(columns, len(images))

@@ -197,7 +197,7 @@ class Registry:
                 fix="Use Registry.read_kspace.",
             )
         return Volume(
-            array=unpack(self.shards.read(row.shard, row.dataset), row.dtype, row.scale, row.shift),
+            array=unpack(self.shards.read(row.shard, row.dataset), row.dtype, row.scale),
             affine=np.array(row.affine).reshape(4, 4),
             kind=row.role,
             facts=json.loads(row.facts, object_hook=_tuples),
@@ -211,7 +211,7 @@ class Registry:
         """
         row = self.volume(volume) if isinstance(volume, str) else volume
         stored = self.shards.read_slice(row.shard, row.dataset, index)
-        return unpack(stored, row.dtype, row.scale, row.shift)
+        return unpack(stored, row.dtype, row.scale)
 
     def read_kspace(self, volume: VolumeRow | str) -> KSpace:
         """Raw data, to be read slice by slice.

@@ -61,7 +61,7 @@ def sweep(registry: Registry) -> int:
     live = commit_folders(registry.path)
     commits = registry.path / "commits"
     orphans += [p for p in _listed(commits) if p.name[0].isdigit() and p not in live]
-    for folder in (registry.path, commits, registry.path / "cohorts"):
+    for folder in (registry.path, commits):
         orphans += [p for p in _listed(folder) if p.name.startswith(PARTIAL)]
     for path in orphans:
         if path.is_dir():
@@ -100,6 +100,7 @@ def new_folder(registry: Registry, name: str) -> Iterator[Path]:
     """
     folder = registry.path / "commits"
     aside = folder / f"{PARTIAL}{name}"
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed writer; ours is the lock
     try:
         aside.mkdir(parents=True)
         yield aside

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import DataError
-from data_registry.commits import new_folder, sole_writer, write_rows
+from data_registry.commits import new_folder, sole_writer
 from data_registry.schema import (
     TABLES,
     FileRow,
@@ -23,6 +23,7 @@ from data_registry.schema import (
     SourceRow,
     SplitRow,
     VolumeRow,
+    to_table,
 )
 from data_registry.shards import ShardReader, file_hash
 from data_registry.views import commit_folders, commit_span
@@ -55,6 +56,8 @@ def migrate(registry: Registry, schema: int) -> None:
 
 def _from_1(registry: Registry) -> None:
     """Codec, payload, percentiles, checksums, shards and sources: all follow from the shards."""
+    import pyarrow.parquet
+
     folders = commit_folders(registry.path)
     if not folders or folders[-1].name.count("-"):  # merged commits came with schema 2
         return
@@ -70,24 +73,33 @@ def _from_1(registry: Registry) -> None:
         if commit_of.get(row["volume_id"]) == row["commit"]:
             foreground.setdefault(row["volume_id"], {})[row["index"]] = row
     reader = ShardReader(registry.path / "shards")
-    rows: dict[str, list[object]] = {name: [] for name in TABLES}
+    rows: dict[str, list[tuple[object, int]]] = {name: [] for name in TABLES}  # with their commits
     for name, shard in _by_shard(live).items():
         path = registry.path / "shards" / name
+        number = shard[0]["commit"]  # a shard is of one commit
         for old in shard:
-            rows["volumes"].append(_volume(old, reader))
-            rows["slices"] += _slices(foreground[old["volume_id"]], path)
+            rows["volumes"].append((_volume(old, reader), number))
+            rows["slices"] += [(s, number) for s in _slices(foreground[old["volume_id"]], path)]
         size = path.stat().st_size
-        rows["shards"].append(ShardRow(shard=name, size=size, sha256=file_hash(path)))
+        rows["shards"].append((ShardRow(shard=name, size=size, sha256=file_hash(path)), number))
         logger.warning("%s: shard %s is read", registry, name)
     promised = {row["source"]: row["licence"] for row in live}
     rows["sources"] = [
-        SourceRow(source=source, licence=licence, subject_namespace="")
+        (SourceRow(source=source, licence=licence, subject_namespace=""), last)
         for source, licence in promised.items()
     ]
     for kind, name in ((FileRow, "files"), (SplitRow, "splits")):
-        rows[name] = [_plain(kind, row) for row in tables[kind]]
+        rows[name] = [(_plain(kind, row), row["commit"]) for row in tables[kind]]
     with new_folder(registry, f"{1:08d}-{last:08d}") as aside:
-        write_rows(aside, rows, last)
+        for name, table in rows.items():
+            by_commit: dict[int, list[object]] = {}
+            for one, number in table:
+                by_commit.setdefault(number, []).append(one)
+            parts = [to_table(TABLES[name], own, n) for n, own in sorted(by_commit.items())]
+            if parts:
+                pyarrow.parquet.write_table(
+                    pyarrow.concat_tables(parts), aside / f"{name}.parquet", compression="zstd"
+                )
 
 
 _STEPS: dict[int, Callable[[Registry], None]] = {1: _from_1}
@@ -128,7 +140,6 @@ def _volume(old: dict[str, Any], reader: ShardReader) -> VolumeRow:
             "coils": shape[1] if len(shape) == 4 else 1,
             "payload": old["dtype"],
             "scale": 1.0,
-            "shift": 0.0,
             "codec": codec,
             "percentiles": (),
             "affine": tuple(old["affine"]),

@@ -1,6 +1,6 @@
 """Voxels in the smallest type that gives them back exactly: what is stored, and the way back.
 
-``voxel = float32(payload * scale + shift)``, computed in float64. A payload is taken only when this
+``voxel = float32(payload * scale)``, computed in float64. A payload is taken only when this
 gives every voxel back bit by bit: scanners measure 12 to 16 bits, and readers that apply a rescale
 slope turn them into twice as many. Integers become narrower integers, float32 becomes uint8, int16,
 uint16 or float16 where it can; complex64 stays.
@@ -8,7 +8,6 @@ uint16 or float16 where it can; complex64 stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +27,6 @@ class Payload:
 
     array: Array
     scale: float = 1.0
-    shift: float = 0.0
 
 
 def pack(voxels: Array) -> Payload:
@@ -49,22 +47,17 @@ def pack(voxels: Array) -> Payload:
     return Payload(voxels)
 
 
-def unpack(
-    payload: Array, dtype: np.dtype[Any] | str, scale: float = 1.0, shift: float = 0.0
-) -> Array:
+def unpack(payload: Array, dtype: np.dtype[Any] | str, scale: float = 1.0) -> Array:
     """The voxels of a payload.
 
     Args:
         payload: As `pack` gave it, or a part of it.
         dtype: Type of the voxels.
         scale: As `pack` gave it.
-        shift: As `pack` gave it.
     """
-    if (scale, shift) == (1.0, 0.0):
+    if scale == 1.0:
         return payload.astype(dtype, copy=False)
-    voxels = np.multiply(payload, scale, dtype=np.float64)
-    voxels += shift
-    return voxels.astype(dtype)
+    return np.multiply(payload, scale, dtype=np.float64).astype(dtype)
 
 
 def _narrowest(voxels: Array) -> np.dtype[Any]:
@@ -77,43 +70,42 @@ def _narrowest(voxels: Array) -> np.dtype[Any]:
 
 
 def _as_integers(voxels: Array) -> Payload | None:
-    """Steps of one size from the lowest voxel, in at most 16 bits, or None."""
+    """Multiples of one factor, in at most 16 bits, or None."""
     low, high = float(voxels.min()), float(voxels.max())
     if low == high or not np.isfinite(high - low):
         return None
-    for scale, shift in _steps(voxels, low, high):
-        steps = np.rint((voxels.astype(np.float64) - shift) / scale)
-        start, stop = steps.min(), steps.max()
-        for dtype in _INTEGERS:
-            if np.iinfo(dtype).min <= start and stop <= np.iinfo(dtype).max:
-                payload = steps.astype(dtype)
-                if _same(unpack(payload, voxels.dtype, scale, shift), voxels):
-                    return Payload(payload, scale, shift)
-                break
+    scale = _scale(voxels, low, high)
+    if scale is None:
+        return None
+    steps = np.rint(voxels.astype(np.float64) / scale)
+    start, stop = steps.min(), steps.max()
+    for dtype in _INTEGERS:
+        if np.iinfo(dtype).min <= start and stop <= np.iinfo(dtype).max:
+            payload = steps.astype(dtype)
+            return (
+                Payload(payload, scale)
+                if _same(unpack(payload, voxels.dtype, scale), voxels)
+                else None
+            )
     return None
 
 
-def _steps(voxels: Array, low: float, high: float) -> Iterator[tuple[float, float]]:
-    """Candidates of (scale, shift)."""
+def _scale(voxels: Array, low: float, high: float) -> float | None:
+    """The one factor that may turn whole numbers into all voxels."""
     if np.array_equal(voxels, np.rint(voxels)):
-        yield 1.0, 0.0
-        return
+        return 1.0
     found = np.unique(voxels)
     values, halves = found.astype(np.float64), np.spacing(np.abs(found)) / 2.0
     if len(values) > 65536 or (step := _step(values)) is None or (high - low) / step > 65536:
-        return
-    whole = np.rint((values - low) / step)
-    _, offset = np.polyfit(whole, values, 1)
-    for shift in (0.0, offset):
-        # float32(steps * scale + shift) is the voxel for every scale within half a unit of its last
-        # place; where these intervals of all values meet, one scale serves them all.
-        steps = np.rint((values - shift) / step)
-        used = steps != 0
-        middle = (values - shift)[used] / steps[used]
-        reach = halves[used] / np.abs(steps[used])
-        lowest, highest = (middle - reach).max(), (middle + reach).min()
-        if 0 < lowest <= highest:
-            yield float((lowest + highest) / 2), float(shift)
+        return None
+    # float32(steps * scale) is the voxel for every scale within half a unit of its last place;
+    # where these intervals of all values meet, one scale serves them all.
+    steps = np.rint(values / step)
+    used = steps != 0
+    middle = values[used] / steps[used]
+    reach = halves[used] / np.abs(steps[used])
+    lowest, highest = (middle - reach).max(), (middle + reach).min()
+    return float((lowest + highest) / 2) if 0 < lowest <= highest else None
 
 
 def _step(values: npt.NDArray[np.float64]) -> float | None:

@@ -69,11 +69,9 @@ class VolumeRow:
     dtype: str
     """NumPy name of the type of the voxels, the one of the file."""
     payload: str
-    """NumPy name of the stored type: voxel = payload * `scale` + `shift`, exactly, in `dtype`."""
+    """NumPy name of the stored type: voxel = payload * `scale`, exactly, in `dtype`."""
     scale: float
     """1 where the payload are the voxels."""
-    shift: float
-    """0 where the payload are the voxels."""
     codec: Codec
     """How slices are stored: one chunk each, or contiguous."""
     affine: tuple[float, ...]

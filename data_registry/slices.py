@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BLOCK = 4096
 _COLUMNS = (
     "volume_id", "subject_id", "region", "sequence", "plane", "shard", "codec", "rows", "columns",
-    "dtype", "payload", "scale", "shift", "window_low", "window_high", "source", "licence",
+    "dtype", "payload", "scale", "window_low", "window_high", "source", "licence",
 )  # fmt: skip
 
 
@@ -152,9 +152,7 @@ class SliceDataset:
         """The voxels of a slice, ``[H, W]``, as the file had them."""
         volume, columns = self._index.volume_of[position], self._columns
         payload = self.reader.read(self.place(position))
-        return unpack(
-            payload, columns["dtype"][volume], columns["scale"][volume], columns["shift"][volume]
-        )
+        return unpack(payload, columns["dtype"][volume], columns["scale"][volume])
 
     def place(self, position: int) -> SlicePlace:
         """Where a slice lies, for `SliceReader.read`."""

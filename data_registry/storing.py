@@ -70,7 +70,6 @@ def store_volume(
             codec=writer.codec,
             payload=payload.array.dtype.name,
             scale=payload.scale,
-            shift=payload.shift,
         )
         row, foreground = measure(row, payload.array)
         writer.add(row.dataset, payload.array, volume.affine)
@@ -83,7 +82,7 @@ def measure(row: VolumeRow, payload: Array) -> tuple[VolumeRow, npt.NDArray[np.f
     """The row of an image or label map with its intensities, and the foreground of each slice."""
 
     def decode(values: Array) -> Array:
-        return unpack(values, row.dtype, row.scale, row.shift)
+        return unpack(values, row.dtype, row.scale)
 
     low, high, *others = percentiles(payload, (0.5, 99.5, *PERCENTILES), decode)
     level = 0.0
@@ -190,7 +189,6 @@ def make_row(
         "dtype": dtype.name,
         "payload": dtype.name,
         "scale": 1.0,
-        "shift": 0.0,
         "codec": "none",
         "affine": tuple(float(x) for x in rounded.ravel()),
         "spacing_mm": tuple(round(float(x), 6) for x in np.linalg.norm(affine[:3, :3], axis=0)),

@@ -16,7 +16,7 @@ def same(first: np.ndarray, second: np.ndarray) -> bool:
 
 def back(voxels: np.ndarray) -> np.ndarray:
     payload = pack(voxels)
-    return unpack(payload.array, voxels.dtype, payload.scale, payload.shift)
+    return unpack(payload.array, voxels.dtype, payload.scale)
 
 
 class TestExact:
@@ -66,7 +66,7 @@ class TestExact:
         voxels = (np.arange(4 * 5 * 6).reshape(4, 5, 6) * np.float32(0.37)).astype(np.float32)
         payload = pack(voxels)
         assert payload.array.dtype.kind in "iu"
-        part = unpack(payload.array[2], voxels.dtype, payload.scale, payload.shift)
+        part = unpack(payload.array[2], voxels.dtype, payload.scale)
         assert same(part, voxels[2])
 
     def test_k_space_stays(self) -> None:

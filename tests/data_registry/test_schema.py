@@ -15,7 +15,7 @@ def volume_row(**changes: object) -> VolumeRow:
         plane="axial", region="brain", region_by="list", region_confidence=1.0, sequence="T1",
         sequence_by="list", sequence_confidence=1.0, vendor="unknown", field_strength_t=None,
         grid="g", split="train", window_low=0.0, window_high=9.5, pixel_hash="h",
-        num_foreground_slices=2, coils=1, payload="uint8", scale=1.0, shift=0.0, codec="none",
+        num_foreground_slices=2, coils=1, payload="uint8", scale=1.0, codec="none",
         percentiles=(0.0, 9.5),
     )  # fmt: skip
     return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
