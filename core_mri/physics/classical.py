@@ -111,9 +111,7 @@ def encode(kspace: Tensor, mask: Tensor, *, maps: MapsKind | Tensor = "espirit")
     else:
         energy = found.image**2
         weight = energy + 1e-3 * energy.amax((-2, -1), keepdim=True)
-        data, virtual = compress_readouts(
-            ifftnc(kspace, (-2,)), found.maps, weight, READOUT_COILS
-        )
+        data, virtual = compress_readouts(ifftnc(kspace, (-2,)), found.maps, weight, READOUT_COILS)
         sense = Sense(virtual, mask[None], axes=(-1,))
         right = sense.adjoint(data)
     return Encoded(sense, right, right.abs().amax((-2, -1), keepdim=True), noise)
@@ -160,11 +158,7 @@ def reconstruct(
     if method == "zero-filled":
         return Reconstruction(root_sum_of_squares(ifft2c(kspace), -3), None)
     problem = encode(kspace, mask, maps=maps)
-    used = (
-        weight_for(method, problem)
-        if weight is None
-        else torch.full_like(problem.scale, weight)
-    )
+    used = weight_for(method, problem) if weight is None else torch.full_like(problem.scale, weight)
     iterations = ITERATIONS[method] if num_iterations is None else num_iterations
     normal, right = problem.sense.normal, problem.right
     if method == "cg-sense":

@@ -1,6 +1,6 @@
 """The shift-invariant Haar frame and its shrinkage: what makes undersampling artifacts go.
 
-Every level averages and subtracts neighbors ``2^l`` pixels apart along both axes, without leaving
+Every level adds and subtracts neighbors ``2^l`` pixels apart along both axes, without leaving
 pixels out, so the result does not depend on where blocks begin and any image size fits. The mean of
 all shifts is a tight frame: `haar_synthesis` undoes `haar_analysis` exactly.
 Source: Coifman and Donoho, Translation-invariant de-noising, LNS 103 (1995).
@@ -11,12 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_DECAY = 0.5
-"""Threshold of a level over that of the finer one: noise falls by half from level to level."""
-
 
 def haar_analysis(x: Tensor, num_levels: int) -> list[Tensor]:
-    """Coefficients of an image, around its edges.
+    """Sums and differences of an image, around its edges; level l (from 0) grows by ``4^(l + 1)``.
 
     Args:
         x: ``[..., H, W]``, real or complex, of any size.
@@ -24,30 +21,28 @@ def haar_analysis(x: Tensor, num_levels: int) -> list[Tensor]:
 
     Returns:
         For each level, finest first, ``[3, ..., H, W]`` (differences along columns, rows, both),
-        then the remaining average ``[..., H, W]``.
+        then the remaining sums ``[..., H, W]``.
     """
     bands = []
     for level in range(num_levels):
         step = 2**level
         next_row = x.roll(-step, -2)
-        low, high = (x + next_row) / 2, (x - next_row) / 2
+        low, high = x + next_row, x - next_row
         low_next, high_next = low.roll(-step, -1), high.roll(-step, -1)
-        bands.append(
-            torch.stack([(low - low_next) / 2, (high + high_next) / 2, (high - high_next) / 2])
-        )
-        x = (low + low_next) / 2
+        bands.append(torch.stack([low - low_next, high + high_next, high - high_next]))
+        x = low + low_next
     return [*bands, x]
 
 
 def haar_synthesis(coefficients: list[Tensor]) -> Tensor:
-    """The image of coefficients: the adjoint of the analysis up to scale, and its inverse."""
+    """The image of coefficients: the mean over all shifts of the inverse Haar transform."""
     x = coefficients[-1]
     for level in reversed(range(len(coefficients) - 1)):
         step = 2**level
         columns, rows, both = coefficients[level]
-        low = (x + columns + (x - columns).roll(step, -1)) / 2
-        high = (rows + both + (rows - both).roll(step, -1)) / 2
-        x = (low + high + (low - high).roll(step, -2)) / 2
+        low = x + columns + (x - columns).roll(step, -1)
+        high = rows + both + (rows - both).roll(step, -1)
+        x = (low + high + (low - high).roll(step, -2)) / 16
     return x
 
 
@@ -71,13 +66,11 @@ def haar_shrink(image: Tensor, threshold: float | Tensor, *, num_levels: int = 3
     *bands, average = haar_analysis(pair, num_levels)
     shrunk = []
     for level, band in enumerate(bands):
-        limit = (threshold * _DECAY**level) ** 2
-        energy = (band * band).sum(1, keepdim=True)
-        ratio = (
-            limit / torch.maximum(energy, limit + 1e-30)
-            if isinstance(limit, Tensor)
-            else limit / energy.clamp_min(limit + 1e-30)
-        )
-        shrunk.append(band * (1 - (ratio * ratio.sqrt()).sqrt()))
+        # Noise, and with it the threshold, halves from level to level; sums grow by 4.
+        limit = (threshold * 4 * 2**level) ** 2
+        energy = band[:, 0] ** 2 + band[:, 1] ** 2
+        # (t / |d|)^2, cut at 1, where the slope of the roots is still finite
+        ratio = limit / torch.maximum(energy, torch.as_tensor(limit + 1e-30, device=image.device))
+        shrunk.append(band * (1 - (ratio * ratio.sqrt()).sqrt()).unsqueeze(1))
     result = haar_synthesis([*shrunk, average])
     return torch.complex(result[0], result[1])
