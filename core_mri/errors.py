@@ -30,6 +30,7 @@ CODES: dict[str, str] = {
     "DATA-15": "an index of other files, which is made anew rather than de-identified",
     "DATA-16": "the pixels show text, or may",
     "DATA-17": "a head whose face cannot be removed surely",
+    "DATA-18": "raw data without the fully sampled center that coil maps need",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",
