@@ -88,10 +88,10 @@ def _bart(samples: Array, width: int, weight: float, config: ReconstructConfig) 
     }[config.source]
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        _write_cfl(here / "data", data)
+        write_cfl(here / "data", data)
         _run([program, "ecalib", "-m1", f"-r{width}", "data", "maps"], here)
         _run([program, "pics", "-S", *penalty, "-i", f"{iterations}", "data", "maps", "x"], here)
-        return _read_cfl(here / "x").reshape(samples.shape[1:], order="F")
+        return read_cfl(here / "x").reshape(samples.shape[1:], order="F")
 
 
 def bart_program() -> str:
@@ -122,12 +122,13 @@ def _run(words: list[str], folder: Path) -> None:
         raise RunError("RUN-02", f"bart {words[1]} failed: {last}")
 
 
-def _write_cfl(path: Path, array: Array) -> None:
+def write_cfl(path: Path, array: Array) -> None:
     """BART's pair of files: a header with the size, samples in column-major order."""
     path.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, array.shape))}\n")
     np.asfortranarray(array, dtype=np.complex64).ravel(order="F").tofile(path.with_suffix(".cfl"))
 
 
-def _read_cfl(path: Path) -> Array:
+def read_cfl(path: Path) -> Array:
+    """An array of BART's pair of files."""
     size = [int(n) for n in path.with_suffix(".hdr").read_text().splitlines()[1].split()]
     return np.fromfile(path.with_suffix(".cfl"), np.complex64).reshape(size, order="F")

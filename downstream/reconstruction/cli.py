@@ -1,10 +1,13 @@
-"""The verb `core-mri reconstruct`."""
+"""The verb `core-mri reconstruct`, and `core-mri evaluate` for suites of raw data."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +37,33 @@ def reconstruct_main(arguments: Sequence[str]) -> int:
     if scan.header.affine is None and config.out.suffix not in (".h5", ".hdf5"):
         print("the raw data states no position: geometry is synthetic", file=sys.stderr)
     return 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that change no result."""
+
+    resume: bool = False
+    """Demand that the output folder holds an unfinished suite."""
+
+
+def evaluate_main(arguments: Sequence[str], folder: Path) -> int:
+    """Reconstructions to one report: ``SUITE.yaml [flags] [--resume]``."""
+    from core_mri.config import parse_command
+    from downstream.cli import table
+    from downstream.reconstruction.suite import ReconstructionSuite, evaluate_reconstruction
+
+    suite, options = parse_command(
+        ReconstructionSuite, Options, arguments, program="core-mri evaluate", folder=folder
+    )
+    logging.getLogger("downstream").setLevel(logging.INFO)
+    out = evaluate_reconstruction(suite, resume=options.resume)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    print(table([row | {"p_holm": None} for row in results["summary"]]))
+    if results["failed"]:
+        print(f"{len(results['failed'])} failed: see {out / 'report.html'}")
+    print(f"\nreport: {out / 'report.html'}\nimages: {out / 'submissions'}")
+    return 1 if results["failed"] else 0
 
 
 def summary(scan: Scan) -> list[str]:

@@ -79,7 +79,6 @@ def reconstruct_file(config: ReconstructConfig) -> Scan:
     start = time.perf_counter()
     device = str(select_device(config.device))
     if device == "cpu":
-        torch.set_num_threads(1)  # slices run beside each other instead
         keep_freed_memory()
     with read_kspace(
         config.kspace, whiten=config.whiten, remove_oversampling=config.remove_oversampling
@@ -151,7 +150,10 @@ def _slices(
     kspace: KSpace, sampling: Sampling, config: ReconstructConfig, device: str, indices: list[int]
 ) -> Iterator[tuple[int, Slice, Image | None]]:
     """Index, slice and, where samples were left out on purpose, the image of all of them."""
-    workers = available_cores() if device == "cpu" else 1
+    # One thread a slice scales best; cores that no slice needs share the work of one.
+    cores = available_cores()
+    workers = max(1, min(cores, len(indices))) if device == "cpu" else 1
+    torch.set_num_threads(max(1, cores // workers))
 
     def work(index: int, samples: npt.NDArray[np.complex64]) -> tuple[int, Slice, Image | None]:
         kept, mask = sampling.apply(samples)
