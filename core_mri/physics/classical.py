@@ -21,6 +21,7 @@ from core_mri.physics.compression import combine_coils, compress_readouts, compr
 from core_mri.physics.fourier import ifft2c, ifftnc
 from core_mri.physics.noise import noise_level
 from core_mri.physics.operators import Sense
+from core_mri.physics.preparation import center_crop
 from core_mri.physics.sensitivity import (
     CoilMaps,
     calibration_region,
@@ -82,7 +83,13 @@ def coil_maps(kspace: Tensor, mask: Tensor, kind: MapsKind = "espirit") -> CoilM
     return low_resolution_maps(kspace, region)
 
 
-def encode(kspace: Tensor, mask: Tensor, *, maps: MapsKind | Tensor = "espirit") -> Encoded:
+def encode(
+    kspace: Tensor,
+    mask: Tensor,
+    *,
+    maps: MapsKind | Tensor = "espirit",
+    num_rows: int | None = None,
+) -> Encoded:
     """Compress the coils, find their maps and set up the problem.
 
     Args:
@@ -90,6 +97,9 @@ def encode(kspace: Tensor, mask: Tensor, *, maps: MapsKind | Tensor = "espirit")
         mask: Bool ``[W]`` or ``[H, W]``, the same for all slices.
         maps: How to find the coil maps, or the maps ``[..., C, H, W]``, which then are compressed
             as the data is.
+        num_rows: Rows of the image that are wanted, the middle of the readout (oversampling lies
+            outside). With a mask of lines the others are left out of the problem, after maps were
+            found from all; with single points nothing changes.
 
     Raises:
         ValueError: As `calibration_region`.
@@ -109,9 +119,12 @@ def encode(kspace: Tensor, mask: Tensor, *, maps: MapsKind | Tensor = "espirit")
         sense = Sense(found.maps, mask)
         right = sense.adjoint(kspace)
     else:
-        energy = found.image**2
+        hybrid, energy = ifftnc(kspace, (-2,)), found.image**2
         weight = energy + 1e-3 * energy.amax((-2, -1), keepdim=True)
-        data, virtual = compress_readouts(ifftnc(kspace, (-2,)), found.maps, weight, READOUT_COILS)
+        size = (height if num_rows is None else num_rows, width)
+        data, virtual = compress_readouts(
+            *(center_crop(x, size) for x in (hybrid, found.maps, weight)), READOUT_COILS
+        )
         sense = Sense(virtual, mask[None], axes=(-1,))
         right = sense.adjoint(data)
     return Encoded(sense, right, right.abs().amax((-2, -1), keepdim=True), noise)
@@ -138,6 +151,7 @@ def reconstruct(
     weight: float | None = None,
     num_iterations: int | None = None,
     maps: MapsKind | Tensor = "espirit",
+    num_rows: int | None = None,
 ) -> Reconstruction:
     """Slices of one scan, on the device of their samples.
 
@@ -151,13 +165,19 @@ def reconstruct(
             the noise by default.
         num_iterations: `ITERATIONS` by default.
         maps: As `encode`.
+        num_rows: Rows of the image that are wanted, the middle of the readout; all by default.
+
+    Returns:
+        The image, ``[..., num_rows or H, W]``.
 
     Raises:
         ValueError: No center to find the coil maps from; not for ``zero-filled``.
     """
+    size = (kspace.shape[-2] if num_rows is None else num_rows, kspace.shape[-1])
     if method == "zero-filled":
-        return Reconstruction(root_sum_of_squares(ifft2c(kspace), -3), None)
-    problem = encode(kspace, mask, maps=maps)
+        coils = center_crop(ifft2c(kspace), size)
+        return Reconstruction(root_sum_of_squares(coils, -3), None)
+    problem = encode(kspace, mask, maps=maps, num_rows=num_rows)
     used = weight_for(method, problem) if weight is None else torch.full_like(problem.scale, weight)
     iterations = ITERATIONS[method] if num_iterations is None else num_iterations
     normal, right = problem.sense.normal, problem.right
@@ -166,4 +186,4 @@ def reconstruct(
     else:
         solve: Callable[..., Tensor] = admm_tv if method == "tv" else fista_haar
         image = solve(normal, right, used * problem.scale, num_iterations=iterations)
-    return Reconstruction(image, used[..., 0, 0])
+    return Reconstruction(center_crop(image, size), used[..., 0, 0])

@@ -73,8 +73,9 @@ def summary(scan: Scan) -> list[str]:
     slices, height, width = scan.images.shape
     weights = [w for w in scan.weights if w is not None]
     lines = [
-        f"{scan.config.out}: {slices} slices of {height}x{width}, {scan.config.source}, "
-        f"{scan.sampling.acceleration:.2f}-fold undersampled, {scan.shape[1]} coils",
+        f"{scan.config.out}: {slices} slice{'s' if slices > 1 else ''} of {height}x{width}, "
+        f"{scan.config.source}, {scan.sampling.acceleration:.2f}-fold undersampled, "
+        f"{scan.shape[1]} coils",
         f"{sum(scan.cpu_s) / slices:.2f} CPU-s a slice, {scan.total_s:.1f} s in all",
     ]
     if weights:

@@ -16,6 +16,7 @@ from core_mri.physics import classical
 from core_mri.physics.coils import root_sum_of_squares
 from core_mri.physics.fourier import fft2c, ifft2c
 from core_mri.physics.partial_fourier import homodyne, line_extent, pocs
+from core_mri.physics.preparation import center_crop
 from downstream.reconstruction.config import ReconstructConfig
 
 Image = npt.NDArray[np.float32]
@@ -26,7 +27,7 @@ class Slice:
     """A reconstructed slice."""
 
     image: Image
-    """Magnitude ``[readout, phase]``."""
+    """Magnitude ``[rows, phase]``."""
     weight: float | None
     """Regularization over the scale of the data."""
     wall_s: float
@@ -41,6 +42,7 @@ def reconstruct_slice(
     mask: npt.NDArray[np.bool_],
     config: ReconstructConfig,
     *,
+    num_rows: int | None = None,
     device: str = "cpu",
     name: str = "",
 ) -> Slice:
@@ -50,6 +52,7 @@ def reconstruct_slice(
         samples: ``[coils, readout, phase]``, zero where not measured.
         mask: ``[phase]`` or ``[readout, phase]``.
         config: Source, backend and their settings.
+        num_rows: Rows of the image that are wanted, the middle of the readout; all by default.
         device: Where torch computes.
         name: File and slice, for messages.
 
@@ -79,13 +82,13 @@ def reconstruct_slice(
                     weight=config.weight,
                     num_iterations=config.iterations,
                     maps=config.maps,
+                    num_rows=num_rows,
                 )
                 image, weight = done.image, float(done.weight)  # type: ignore[arg-type]
             else:
                 from downstream.reconstruction.backends import solve
 
-                found, weight = solve(kspace, lines, config)
-                image = found
+                image, weight = solve(kspace, lines, config)
         except ValueError as error:
             raise DataError(
                 "DATA-18",
@@ -94,6 +97,8 @@ def reconstruct_slice(
             ) from None
         if config.partial_fourier != "none":
             image = _partial(fft2c(image), lines, config)
+    rows = image.shape[-2] if num_rows is None else num_rows
+    image = center_crop(image, (rows, image.shape[-1]))
     magnitude = image.abs().to(torch.float32).cpu().numpy()
     return Slice(magnitude, weight, time.perf_counter() - wall, time.thread_time() - cpu)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from core_mri.devices import environment
 from core_mri.pictures import comparison, contact_sheet
@@ -20,7 +19,8 @@ def scan_report(scan: Scan) -> Report:
     config, (slices, height, width) = scan.config, scan.images.shape
     simulated = " Undersampling is simulated." if scan.sampling.drawn else ""
     verdict = (
-        f"{slices} slices by {config.source}, {scan.sampling.acceleration:.2f}-fold undersampled, "
+        f"{slices} slice{'s' if slices > 1 else ''} by {config.source}, "
+        f"{scan.sampling.acceleration:.2f}-fold undersampled, "
         f"{sum(scan.cpu_s) / slices:.2f} CPU-seconds a slice.{simulated}"
     )
     rows: list[dict[str, str | int | float | bool | None]] = []
@@ -35,7 +35,7 @@ def scan_report(scan: Scan) -> Report:
         comparison(
             scan.images[middle],
             None if scan.reference is None else scan.reference[middle],
-            zoom=busiest_window(scan.images[middle]),
+            zoom=(3 * height // 8, 3 * width // 8, max(height // 4, 1), max(width // 4, 1)),
             gain=ERROR_GAIN,
         ),
         f"Slice {middle}: whole, and the marked window enlarged."
@@ -81,16 +81,3 @@ def scan_report(scan: Scan) -> Report:
     if isinstance(versions, dict):
         report.add_facts("Software", {str(k): str(v) for k, v in versions.items()})
     return report
-
-
-def busiest_window(image: npt.NDArray[np.float32]) -> tuple[int, int, int, int]:
-    """The quarter-sized window with most variation: top, left, height, width."""
-    height, width = (max(n // 4, 1) for n in image.shape)
-    steps = (max(height // 2, 1), max(width // 2, 1))
-    best, place = -1.0, (0, 0)
-    for top in range(0, image.shape[0] - height + 1, steps[0]):
-        for left in range(0, image.shape[1] - width + 1, steps[1]):
-            spread = float(image[top : top + height, left : left + width].std())
-            if spread > best:
-                best, place = spread, (top, left)
-    return (*place, height, width)

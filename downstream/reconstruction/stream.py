@@ -96,7 +96,7 @@ def reconstruct_file(config: ReconstructConfig) -> Scan:
             )  # fmt: skip
         aside = _Aside.open(config)
         for index, done, reference in _slices(
-            kspace, sampling, config, device, aside.missing(kspace)
+            kspace, sampling, config, device, size[0], aside.missing(kspace)
         ):
             aside.save(
                 index, _crop(done.image, size), done, _reference(kspace, index, reference, size)
@@ -147,7 +147,12 @@ def keep_freed_memory() -> None:
 
 
 def _slices(
-    kspace: KSpace, sampling: Sampling, config: ReconstructConfig, device: str, indices: list[int]
+    kspace: KSpace,
+    sampling: Sampling,
+    config: ReconstructConfig,
+    device: str,
+    num_rows: int,
+    indices: list[int],
 ) -> Iterator[tuple[int, Slice, Image | None]]:
     """Index, slice and, where samples were left out on purpose, the image of all of them."""
     # One thread a slice scales best; cores that no slice needs share the work of one.
@@ -158,7 +163,7 @@ def _slices(
     def work(index: int, samples: npt.NDArray[np.complex64]) -> tuple[int, Slice, Image | None]:
         kept, mask = sampling.apply(samples)
         name = f"{config.kspace}, slice {index}"
-        done = reconstruct_slice(kept, mask, config, device=device, name=name)
+        done = reconstruct_slice(kept, mask, config, num_rows=num_rows, device=device, name=name)
         whole = None
         if sampling.drawn:
             whole = root_sum_of_squares(ifft2c(torch.from_numpy(samples)), 0).numpy()

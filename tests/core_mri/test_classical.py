@@ -80,6 +80,19 @@ class TestProperties:
         done = reconstruct(kspace, mask, "wavelet", weight=0.01)
         assert float(done.weight) == pytest.approx(0.01)
 
+    @pytest.mark.parametrize("method", ["zero-filled", *SOLVERS])
+    def test_rows_that_are_wanted(self, method: Method) -> None:
+        """The middle of the readout alone, as of the whole."""
+        kspace, mask, _, _ = scan(height=97)
+        whole = reconstruct(kspace, mask, method).image.abs()
+        part = reconstruct(kspace, mask, method, num_rows=60).image.abs()
+        assert part.shape == (60, 80)
+        assert encode(kspace, mask, num_rows=60).right.shape == (60, 80)
+        # The edges lose a neighbor; the inside does not notice.
+        inside = slice(8, -8)
+        difference = (part - whole[18:78])[inside]
+        assert float(difference.norm() / whole[18:78][inside].norm()) < 0.03
+
     def test_given_maps(self) -> None:
         kspace, mask, image, maps = scan()
         estimate = reconstruct(kspace, mask, maps=maps).image.abs()
