@@ -27,16 +27,21 @@ class Sampling:
     """``[phase]`` or ``[readout, phase]``: what may be used of the samples."""
     padding: Bools
     """``[phase]``, lines outside of what the header says was encoded."""
+    stated: bool
+    """Whether the file says which lines were measured."""
     drawn: bool
     """Whether samples were left out on purpose, so that a reference can be made of all."""
 
     def apply(self, samples: Samples) -> tuple[Samples, Bools]:
-        """Samples left, and the mask of this slice: lines that hold only zeros are not measured."""
+        """Samples left, and the mask of this slice.
+
+        Where the file states no mask, lines that hold only zeros were not measured.
+        """
         kept = np.where(self.mask, samples, 0)
         if self.mask.ndim > 1:
             return kept, self.mask
-        filled = self.mask & (kept != 0).any(axis=(0, 1))
-        return kept, filled | self.padding
+        measured = self.mask if self.stated else self.mask & (kept != 0).any(axis=(0, 1))
+        return kept, measured | self.padding
 
     @property
     def acceleration(self) -> float:
@@ -66,9 +71,10 @@ def sampling_of(kspace: KSpace, config: ReconstructConfig) -> Sampling:
         padding[:] = False
     own = kspace.mask(config.volume)
     if own is not None and not own.all():
-        return Sampling(own, padding, drawn=False)
+        return Sampling(own, padding, stated=True, drawn=False)
+    stated = own is not None
     if config.mask is None:
-        return Sampling(np.ones(width, dtype=bool), padding, drawn=False)
+        return Sampling(np.ones(width, dtype=bool), padding, stated=stated, drawn=False)
     name = kspace.path.name if kspace.path is not None else ""
     drawn = undersampling_mask(
         config.mask,
@@ -77,7 +83,7 @@ def sampling_of(kspace: KSpace, config: ReconstructConfig) -> Sampling:
         accelerations=[config.acceleration],
         seed=mask_seed(name) if config.seed == "FILE" else int(config.seed),
     )
-    return Sampling(drawn.numpy().reshape(-1), padding, drawn=True)
+    return Sampling(drawn.numpy().reshape(-1), padding, stated=stated, drawn=True)
 
 
 def check_finite(kspace: KSpace, index: int, samples: Samples) -> None:

@@ -58,7 +58,6 @@ def main() -> None:
     mask = torch.zeros(raw.shape[2], dtype=torch.bool)
     mask[[n for n in lines if n % 3 == lines[0] % 3 or abs(n - center + 0.5) < 12]] = True
     raw = raw * mask
-    # Removal of oversampling left half of the noise of a readout, in orthonormal scaling unchanged.
     lower = torch.linalg.cholesky(covariance)
     white = whitening_matrix(covariance)
     snr = {}
@@ -79,8 +78,8 @@ def main() -> None:
         inside = clean.abs() > 0.3 * clean.abs().quantile(0.9)
         print(f"{name}: median SNR in the phantom {float(snr[name][inside].median()):.0f}")
     gain = (snr["whitened"] / snr["as it came"])[inside]
-    print(f"whitening: SNR x {float(gain.median()):.3f} (median), x {float(gain.quantile(0.95)):.2f} "
-          "in the best 5 %")  # fmt: skip
+    print(f"whitening: SNR x {float(gain.median()):.3f} (median)")
+    print(f"in the best 5 %: x {float(gain.quantile(0.95)):.2f} or more")
     images = {}
     for remove in (True, False):
         with read_kspace(path, remove_oversampling=remove) as kspace:
@@ -88,8 +87,8 @@ def main() -> None:
         reconstruct(samples, mask)
         start = time.process_time()
         images[remove] = center_crop(reconstruct(samples, mask).image.abs(), tuple(raw.shape[1:]))
-        print(f"oversampling {'removed' if remove else 'kept'}: {tuple(samples.shape[1:])} samples, "
-              f"{time.process_time() - start:.2f} CPU-s")  # fmt: skip
+        seconds, state = time.process_time() - start, "removed" if remove else "kept"
+        print(f"oversampling {state}: {tuple(samples.shape[1:])} samples, {seconds:.2f} CPU-s")
     difference = (images[True] - images[False]).norm() / images[True].norm()
     print(f"difference of the two images: {100 * float(difference):.1f} %")
     if options.figure:
