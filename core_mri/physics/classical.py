@@ -122,9 +122,8 @@ def encode(
         hybrid, energy = ifftnc(kspace, (-2,)), found.image**2
         weight = energy + 1e-3 * energy.amax((-2, -1), keepdim=True)
         size = (height if num_rows is None else num_rows, width)
-        data, virtual = compress_readouts(
-            *(center_crop(x, size) for x in (hybrid, found.maps, weight)), READOUT_COILS
-        )
+        hybrid, cropped, weight = (center_crop(x, size) for x in (hybrid, found.maps, weight))
+        data, virtual = compress_readouts(hybrid, cropped, weight, READOUT_COILS)
         sense = Sense(virtual, mask[None], axes=(-1,))
         right = sense.adjoint(data)
     return Encoded(sense, right, right.abs().amax((-2, -1), keepdim=True), noise)

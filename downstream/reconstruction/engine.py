@@ -33,7 +33,7 @@ class Slice:
     wall_s: float
     """Seconds, with the finding of the maps."""
     cpu_s: float
-    """Processor seconds of the thread that did it."""
+    """Processor seconds of the thread that did it; those of a BART process are not in it."""
 
 
 @torch.inference_mode()

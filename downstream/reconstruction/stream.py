@@ -155,10 +155,9 @@ def _slices(
     indices: list[int],
 ) -> Iterator[tuple[int, Slice, Image | None]]:
     """Index, slice and, where samples were left out on purpose, the image of all of them."""
-    # One thread a slice scales best; cores that no slice needs share the work of one.
-    cores = available_cores()
-    workers = max(1, min(cores, len(indices))) if device == "cpu" else 1
-    torch.set_num_threads(max(1, cores // workers))
+    # One thread a slice: more of them spin and wait for each other where cores are shared.
+    torch.set_num_threads(1)
+    workers = min(available_cores(), max(len(indices), 1)) if device == "cpu" else 1
 
     def work(index: int, samples: npt.NDArray[np.complex64]) -> tuple[int, Slice, Image | None]:
         kept, mask = sampling.apply(samples)
