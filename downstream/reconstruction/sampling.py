@@ -26,7 +26,7 @@ class Sampling:
     mask: Bools
     """``[phase]`` or ``[readout, phase]``: what may be used of the samples."""
     padding: Bools
-    """``[phase]``, lines outside of what the header says was encoded."""
+    """``[phase]``, lines outside of what the header says was encoded, on both sides."""
     stated: bool
     """Whether the file says which lines were measured."""
     drawn: bool
@@ -65,10 +65,10 @@ def sampling_of(kspace: KSpace, config: ReconstructConfig) -> Sampling:
         )
     width = kspace.shape[3]
     lines = np.arange(width)
-    left, right = kspace.header.padding_left, kspace.header.padding_right
-    padding = (lines < left) | (lines >= right)
-    if padding.all():
-        padding[:] = False
+    # Only what lies farther out than either limit: a side that is shorter is partial Fourier.
+    center = width // 2
+    reach = max(center - kspace.header.padding_left, kspace.header.padding_right - 1 - center)
+    padding = np.abs(lines - center) > reach if reach > 0 else np.zeros(width, dtype=bool)
     own = kspace.mask(config.volume)
     if own is not None and not own.all():
         return Sampling(own, padding, stated=True, drawn=False)

@@ -314,6 +314,16 @@ class TestOddInput:
             scores[kind] = psnr(reference_of(tmp_path / "a.h5"), images_of(out))
         assert min(scores["homodyne"], scores["pocs"]) > scores["none"] + 1
 
+    def test_partial_fourier_of_the_header(self, tmp_path: Path) -> None:
+        """A side that the limits cut short is missing, not padding."""
+        samples = make_samples()
+        samples[..., :19] = 0
+        limits = {"phase_center": 9, "phase_count": 37}
+        zeros = self.run(samples, tmp_path, **limits)
+        filled = self.run(samples, tmp_path, "--partial-fourier", "pocs", **limits)
+        truth = bodies(64, 56).abs()[None]
+        assert min(psnr(truth, zeros[:1]), psnr(truth, filled[:1])) > 27
+
 
 class TestBackends:
     @pytest.mark.parametrize("backend", ["sigpy", "bart"])
