@@ -172,6 +172,61 @@ def contact_sheet(
     return figure
 
 
+def comparison(
+    image: npt.NDArray[np.generic],
+    reference: npt.NDArray[np.generic] | None = None,
+    *,
+    zoom: tuple[int, int, int, int],
+    gain: float = 5.0,
+) -> Figure:
+    """A reconstruction, a window of it enlarged and, with a reference, both errors brightened.
+
+    Args:
+        image: Intensities ``[H, W]``.
+        reference: ``[H, W]``; shown with the same gray values.
+        zoom: Top, left, height, width of the window.
+        gain: Errors ``|image - reference|`` are shown this many times as bright.
+    """
+    from matplotlib.patches import Rectangle
+
+    top, left, rows, columns = zoom
+    ruler = np.asarray(image if reference is None else reference, np.float32)
+    window = (0.0, float(np.quantile(ruler, 0.995)) or 1.0)
+    panels = [("reconstruction", np.asarray(image), 1.0)]
+    if reference is not None:
+        error = np.abs(np.asarray(image, np.float32) - np.asarray(reference, np.float32))
+        panels += [("reference", np.asarray(reference), 1.0), (f"{gain:g} x error", error, gain)]
+    cell, line = 2.6, 0.22  # inches
+    width, height = cell * len(panels), 2 * cell + line
+    figure = _new_figure(width, height)
+    for number, (name, pixels, factor) in enumerate(panels):
+        shown = (window[0], window[1] / factor)
+        part = pixels[top : top + rows, left : left + columns]
+        for row, picture in enumerate((pixels, part)):
+            axes = figure.add_axes(
+                (
+                    (number * cell + 0.02) / width,
+                    ((1 - row) * cell + 0.02) / height,
+                    (cell - 0.04) / width,
+                    (cell - 0.04) / height,
+                )
+            )
+            axes.set_facecolor("black")
+            _show_scan(axes, picture, window=shown, letterbox=True)
+            if row == 0:
+                axes.add_patch(
+                    Rectangle(
+                        (left - 0.5, top - 0.5), columns, rows, fill=False,
+                        edgecolor=OUTLINE_COLORS[0], linewidth=1.2,
+                    )
+                )  # fmt: skip
+        figure.text(
+            (number + 0.5) * cell / width, 1 - line / 2 / height, name, ha="center", va="center",
+            size=_SMALL_PT, color=_INK,
+        )  # fmt: skip
+    return figure
+
+
 def curves(
     series: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
     xlabel: str,

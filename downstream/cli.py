@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core_mri.config import parse_command
+from core_mri.config import find_config, parse_command
 from core_mri.errors import ConfigError
 from downstream.config import FinetuneConfig, SuiteConfig
 
@@ -41,11 +42,30 @@ def finetune_main(arguments: Sequence[str]) -> int:
 
 
 def evaluate_main(arguments: Sequence[str]) -> int:
-    """Weights x tasks to one report: ``SUITE.yaml [flags] [--dry-run | --resume]``."""
+    """Weights x tasks to one report: ``SUITE.yaml [flags] [--dry-run | --resume]``.
+
+    A suite with the key ``kspace`` compares reconstructions instead.
+    """
+    folder = CONFIGS / "suites"
+    if _is_reconstruction(arguments, folder):
+        from downstream.reconstruction.cli import evaluate_main as evaluate_reconstruction_main
+
+        return evaluate_reconstruction_main(arguments, folder)
     config, options = parse_command(
-        SuiteConfig, Options, arguments, program="core-mri evaluate", folder=CONFIGS / "suites"
+        SuiteConfig, Options, arguments, program="core-mri evaluate", folder=folder
     )
     return _main("evaluate", config, options)
+
+
+def _is_reconstruction(arguments: Sequence[str], folder: Path) -> bool:
+    """Whether the suite is one of raw data; errors in it are told by whoever reads it."""
+    if not arguments or arguments[0].startswith("-"):
+        return "--kspace" in arguments
+    path = find_config(arguments[0], folder)
+    return (
+        re.search(r"^kspace\s*:", path.read_text(encoding="utf-8", errors="replace"), re.M)
+        is not None
+    )
 
 
 def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> int:

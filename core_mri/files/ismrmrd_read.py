@@ -146,7 +146,8 @@ def _open(
         raise DataError("DATA-10", f"{path}: holds no readout of an image.")
     coils = np.unique(heads["active_channels"][numbers])
     if len(coils) > 1:
-        raise DataError("DATA-14", f"{path}: the number of coils changes within the scan.")
+        found = " and ".join(map(str, coils.tolist()))
+        raise DataError("DATA-14", f"{path}: the number of coils changes within the scan: {found}.")
     keep = _readout_to_keep(xml) if remove_oversampling and not xml.keep_readout else None
     plan = _Plan(
         path=path,

@@ -1,0 +1,1 @@
+"""Slices from raw data: sources, files in and out, backends, scores."""

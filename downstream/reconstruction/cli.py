@@ -1,0 +1,92 @@
+"""The verb `core-mri reconstruct`, and `core-mri evaluate` for suites of raw data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from downstream.reconstruction.stream import Scan
+
+
+def reconstruct_main(arguments: Sequence[str]) -> int:
+    """Slices of a raw data file: ``SOURCE KSPACE --out F [flags]``."""
+    import tyro
+
+    from downstream.reconstruction.config import ReconstructConfig
+
+    config = tyro.cli(ReconstructConfig, prog="core-mri reconstruct", args=list(arguments))
+    from downstream.reconstruction.outputs import check_output
+    from downstream.reconstruction.stream import reconstruct_file
+
+    logging.getLogger("downstream").setLevel(logging.INFO)
+    check_output(config.out)
+    scan = reconstruct_file(config)
+    for line in summary(scan):
+        print(line)
+    if config.report is not None:
+        from downstream.reconstruction.report import scan_report
+
+        scan_report(scan).write(config.report)
+        print(f"report: {config.report}")
+    if scan.header.affine is None and config.out.suffix not in (".h5", ".hdf5"):
+        print("the raw data states no position: geometry is synthetic", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that change no result."""
+
+    resume: bool = False
+    """Demand that the output folder holds an unfinished suite."""
+
+
+def evaluate_main(arguments: Sequence[str], folder: Path) -> int:
+    """Reconstructions to one report: ``SUITE.yaml [flags] [--resume]``."""
+    from core_mri.config import parse_command
+    from downstream.cli import table
+    from downstream.reconstruction.suite import ReconstructionSuite, evaluate_reconstruction
+
+    suite, options = parse_command(
+        ReconstructionSuite, Options, arguments, program="core-mri evaluate", folder=folder
+    )
+    logging.getLogger("downstream").setLevel(logging.INFO)
+    out = evaluate_reconstruction(suite, resume=options.resume)
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    print(table([row | {"p_holm": None} for row in results["summary"]]))
+    if results["failed"]:
+        print(f"{len(results['failed'])} failed: see {out / 'report.html'}")
+    print(f"\nreport: {out / 'report.html'}\nimages: {out / 'submissions'}")
+    return 1 if results["failed"] else 0
+
+
+def summary(scan: Scan) -> list[str]:
+    """What was done, in a few lines."""
+    from downstream.reconstruction.scores import volume_scores
+
+    slices, height, width = scan.images.shape
+    weights = [w for w in scan.weights if w is not None]
+    lines = [
+        f"{scan.config.out}: {slices} slice{'s' if slices > 1 else ''} of {height}x{width}, "
+        f"{scan.config.source}, {scan.sampling.acceleration:.2f}-fold undersampled, "
+        f"{scan.shape[1]} coils",
+        f"{sum(scan.cpu_s) / slices:.2f} CPU-s a slice, {scan.total_s:.1f} s in all",
+    ]
+    if weights:
+        lines.append(
+            f"regularization {min(weights):.4f} to {max(weights):.4f} of the largest value"
+        )
+    if scan.reference is not None:
+        scores = volume_scores(scan.reference, scan.images)
+        simulated = ", undersampling simulated" if scan.sampling.drawn else ""
+        lines.append(
+            f"against {scan.reference_name}{simulated}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )
+    return lines

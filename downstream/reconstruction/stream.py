@@ -1,0 +1,252 @@
+"""A raw data file to slices, streamed: read, undersample, reconstruct, crop, keep aside.
+
+Finished slices lie in a hidden folder beside the output until all are done, so that an interrupted
+command goes on where it stopped and the output appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import io
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from core_mri.config import to_mapping
+from core_mri.devices import available_cores, select_device
+from core_mri.files.kspace import KSpace, KSpaceHeader, Layout, read_kspace
+from core_mri.physics.coils import root_sum_of_squares
+from core_mri.physics.fourier import ifft2c
+from core_mri.physics.preparation import center_crop, crop_size
+from core_mri.runs import write_atomically, writing
+from downstream.reconstruction.config import ReconstructConfig
+from downstream.reconstruction.engine import Image, Slice, reconstruct_slice
+from downstream.reconstruction.outputs import write_output
+from downstream.reconstruction.sampling import Sampling, check_finite, sampling_of
+
+log = logging.getLogger(__name__)
+
+_NO_RESULT = ("out", "report", "device")
+"""Settings that change no slice."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was read and reconstructed."""
+
+    config: ReconstructConfig
+    header: KSpaceHeader
+    layout: Layout
+    shape: tuple[int, int, int, int]
+    """Slices, coils, readout, phase, of the raw data."""
+    sampling: Sampling
+    images: Image
+    """``[slices, H, W]``."""
+    reference: Image | None
+    """Reference image of the file, else root sum of squares of all samples where a mask was drawn,
+    else None."""
+    reference_name: str
+    weights: list[float | None]
+    wall_s: list[float]
+    """Seconds of each slice."""
+    cpu_s: list[float]
+    total_s: float
+    """Wall seconds of this start, with reading and writing."""
+
+
+def reconstruct_file(config: ReconstructConfig) -> Scan:
+    """Reconstruct one volume of a file and write it.
+
+    Returns:
+        What was done, for tables and reports.
+
+    Raises:
+        ConfigError: A mask, volume, backend or output that cannot be.
+        DataError: What `core_mri.files.read_kspace` raises; DATA-04 for samples that are not
+            finite, DATA-07 when the output cannot be written, DATA-21 without a center for maps.
+    """
+    start = time.perf_counter()
+    device = str(select_device(config.device))
+    if device == "cpu":
+        keep_freed_memory()
+    with read_kspace(
+        config.kspace, whiten=config.whiten, remove_oversampling=config.remove_oversampling
+    ) as kspace:
+        sampling = sampling_of(kspace, config)
+        size = image_size(kspace)
+        log.info(
+            "%s: %s, %.2f-fold undersampled, to %d x %d", config.kspace.name, kspace,
+            sampling.acceleration, *size,
+        )  # fmt: skip
+        if kspace.num_volumes > 1:
+            log.warning(
+                "volume %d of %d; the others are reconstructed with --volume",
+                config.volume, kspace.num_volumes,
+            )  # fmt: skip
+        aside = _Aside.open(config)
+        for index, done, reference in _slices(
+            kspace, sampling, config, device, size[0], aside.missing(kspace)
+        ):
+            aside.save(
+                index, _crop(done.image, size), done, _reference(kspace, index, reference, size)
+            )
+            log.info("slice %d of %d: %.2f s", index + 1, kspace.shape[0], done.wall_s)
+        images, references, numbers = aside.load(kspace.shape[0])
+        reference_name = kspace.target_name or "root sum of squares of all samples"
+        write_output(config.out, images, kspace.header, kspace.shape, config)
+        aside.remove()
+        return Scan(
+            config, kspace.header, kspace.layout, kspace.shape, sampling, images, references,
+            reference_name if references is not None else "",
+            [None if np.isnan(w) else float(w) for w in numbers[:, 0]],
+            numbers[:, 1].tolist(), numbers[:, 2].tolist(), time.perf_counter() - start,
+        )  # fmt: skip
+
+
+def image_size(kspace: KSpace) -> tuple[int, int]:
+    """Rows and columns of the image: the part of the encoded field of view that the header asks.
+
+    fastMRI: `core_mri.physics.crop_size` of the reconstruction matrix. Else by the fields of view
+    in mm; voxels are cut away, never interpolated.
+    """
+    _, _, height, width = kspace.shape
+    header = kspace.header
+    if kspace.layout == "fastmri":
+        rows, columns = crop_size((header.recon_matrix[0], header.recon_matrix[1]), width)
+        return min(rows, height), min(columns, width)
+    kept = []
+    for axis, stored in enumerate((height, width)):
+        encoded, wanted = header.encoded_fov_mm[axis], header.recon_fov_mm[axis]
+        part = wanted / encoded if 0 < wanted < encoded else 1.0
+        kept.append(max(round(stored * part), 1))
+    return kept[0], kept[1]
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks for the next use, as long as this process lives.
+
+    By default they go back to the kernel after every operation, and faulting their pages in again
+    costs as much as the Fourier transforms. Nothing happens on other systems.
+    """
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _slices(
+    kspace: KSpace,
+    sampling: Sampling,
+    config: ReconstructConfig,
+    device: str,
+    num_rows: int,
+    indices: list[int],
+) -> Iterator[tuple[int, Slice, Image | None]]:
+    """Index, slice and, where samples were left out on purpose, the image of all of them."""
+    # One thread a slice: more of them spin and wait for each other where cores are shared.
+    torch.set_num_threads(1)
+    workers = min(available_cores(), max(len(indices), 1)) if device == "cpu" else 1
+
+    def work(index: int, samples: npt.NDArray[np.complex64]) -> tuple[int, Slice, Image | None]:
+        kept, mask = sampling.apply(samples)
+        name = f"{config.kspace}, slice {index}"
+        done = reconstruct_slice(kept, mask, config, num_rows=num_rows, device=device, name=name)
+        whole = None
+        if sampling.drawn:
+            whole = root_sum_of_squares(ifft2c(torch.from_numpy(samples)), 0).numpy()
+        return index, done, whole
+
+    with ThreadPoolExecutor(workers) as pool:
+        for first in range(0, len(indices), workers):
+            chunk = []
+            for index in indices[first : first + workers]:
+                samples = kspace.read_slice(index, config.volume)
+                check_finite(kspace, index, samples)
+                chunk.append(pool.submit(work, index, samples))
+            yield from (future.result() for future in chunk)
+
+
+def _reference(
+    kspace: KSpace, index: int, whole: Image | None, size: tuple[int, int]
+) -> Image | None:
+    """The reference image of the file where it has one, else that of all samples."""
+    target = kspace.target(index)
+    if target is not None:
+        return _crop(target, size)
+    return None if whole is None else _crop(whole, size)
+
+
+def _crop(image: Image, size: tuple[int, int]) -> Image:
+    rows, columns = (min(n, m) for n, m in zip(size, image.shape, strict=True))
+    return np.ascontiguousarray(center_crop(torch.from_numpy(image), (rows, columns)).numpy())
+
+
+@dataclass(frozen=True)
+class _Aside:
+    """Finished slices of an unfinished output."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, config: ReconstructConfig) -> _Aside:
+        """Continue those of the same settings and file; throw others away."""
+        facts = config.kspace.stat()
+        settings = {k: v for k, v in to_mapping(config).items() if k not in _NO_RESULT}
+        settings |= {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        aside = cls(config.out.with_name(f".{config.out.name}.slices"))
+        marker = aside.folder / "settings.sha256"
+        with writing(aside.folder):
+            if not (marker.exists() and marker.read_text() == key):
+                shutil.rmtree(aside.folder, ignore_errors=True)
+                aside.folder.mkdir(parents=True)
+                marker.write_text(key)
+        return aside
+
+    def missing(self, kspace: KSpace) -> list[int]:
+        """Slices still to do."""
+        indices = [i for i in range(kspace.shape[0]) if not self._path(i).exists()]
+        if len(indices) < kspace.shape[0]:
+            log.info("%d slices are done already", kspace.shape[0] - len(indices))
+        return indices
+
+    def save(self, index: int, image: Image, done: Slice, reference: Image | None) -> None:
+        """Keep one slice."""
+        weight = np.nan if done.weight is None else done.weight
+        arrays = {"image": image, "numbers": np.array([weight, done.wall_s, done.cpu_s])}
+        if reference is not None:
+            arrays["reference"] = reference
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        with writing(self.folder):
+            write_atomically(self._path(index), content.getvalue())
+
+    def load(self, num_slices: int) -> tuple[Image, Image | None, npt.NDArray[np.float64]]:
+        """All images, references and numbers (weight, wall, processor seconds)."""
+        images, references, numbers = [], [], []
+        for index in range(num_slices):
+            with np.load(self._path(index), allow_pickle=False) as kept:
+                images.append(kept["image"])
+                numbers.append(kept["numbers"])
+                if "reference" in kept:
+                    references.append(kept["reference"])
+        return np.stack(images), np.stack(references) if references else None, np.stack(numbers)
+
+    def remove(self) -> None:
+        """The output is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.npz"
