@@ -1,9 +1,7 @@
-"""Figures of scans and results in one quiet style, for reports and notebooks.
+"""Figures of scans in one quiet style, for reports and notebooks.
 
 Every function returns a `matplotlib.figure.Figure` and leaves matplotlib's global state alone.
-Colors are those of Okabe and Ito (Color universal design, 2008), which people with color-blindness
-can tell apart; what a color says is also said by a line style, a marker or a label. Shape letters:
-``H W`` rows and columns of pixels, ``h w`` of patches, ``D`` features, ``N`` points.
+Shape letters: ``H W`` rows and columns of pixels, ``h w`` of patches, ``D`` features.
 """
 
 from __future__ import annotations
@@ -15,31 +13,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from core_mri.figure_style import INK, OUTLINE_COLORS, SMALL_PT, TEXT_PT, cycle, new_figure
+
 _Dashes = tuple[float, tuple[float, ...]]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from core_mri.metrics.intervals import Interval
-
 CONVENTION = (
     "Axial and coronal pictures are in radiological convention: the patient's right is on the left."
 )
 """What the letters on pictures of scans mean, for captions; holds for `SLICE_ORIENTATION`."""
 
-LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#8F6B00")
-"""For white ground, in order of use; the last is Okabe and Ito's orange, darkened."""
-
-OUTLINE_COLORS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00")
-"""For gray scans, in order of use."""
-
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
-_INK, _FAINT = "#1f2933", "#8a949e"
-_MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":")
 _ROLE_COLORS = {"reference": OUTLINE_COLORS[0], "estimate": OUTLINE_COLORS[1]}
 _ROLE_DASHES: dict[str, _Dashes] = {"reference": (0.0, ()), "estimate": (0.0, (3.0, 2.0))}
-_TEXT_PT, _SMALL_PT = 10, 9
 
 
 def overlay(
@@ -72,11 +61,11 @@ def overlay(
     roles = (("reference", reference), ("estimate", estimate))
     masks = {role: np.asarray(mask) for role, mask in roles if mask is not None}
     handles = [
-        Line2D([], [], color=_INK if names else _ROLE_COLORS[r], linestyle=_ROLE_DASHES[r], label=r)
+        Line2D([], [], color=INK if names else _ROLE_COLORS[r], linestyle=_ROLE_DASHES[r], label=r)
         for r in masks
     ]
     handles += [
-        Line2D([], [], color=_cycle(OUTLINE_COLORS, i), marker="s", linestyle="", label=name)
+        Line2D([], [], color=cycle(OUTLINE_COLORS, i), marker="s", linestyle="", label=name)
         for i, name in enumerate((names or {}).values())
     ]
     width, legend_columns = 3.0, 3  # inches, entries
@@ -84,15 +73,15 @@ def overlay(
     above = 0.28 if title else 0.02
     below = 0.1 + 0.18 * math.ceil(len(handles) / legend_columns)
     total = above + height + below
-    figure = _new_figure(width, total)
+    figure = new_figure(width, total)
     axes = figure.add_axes((0.0, below / total, 1.0, height / total))
     _show_scan(axes, image, orientation=orientation, spacing_mm=spacing_mm, window=window)
-    figure.text(0.0, 1 - 0.12 / total, title, va="center", size=_SMALL_PT, color=_INK)
+    figure.text(0.0, 1 - 0.12 / total, title, va="center", size=SMALL_PT, color=INK)
     for role, mask in masks.items():
         if names is None:
             _outline(axes, mask != 0, _ROLE_COLORS[role], _ROLE_DASHES[role])
         for index, label in enumerate(names or {}):
-            _outline(axes, mask == label, _cycle(OUTLINE_COLORS, index), _ROLE_DASHES[role])
+            _outline(axes, mask == label, cycle(OUTLINE_COLORS, index), _ROLE_DASHES[role])
     if handles:
         figure.legend(
             handles=handles,
@@ -100,8 +89,8 @@ def overlay(
             bbox_to_anchor=(0.0, 0.0),
             ncols=legend_columns,
             frameon=False,
-            fontsize=_SMALL_PT - 1,
-            labelcolor=_INK,
+            fontsize=SMALL_PT - 1,
+            labelcolor=INK,
             handlelength=1.8,
             columnspacing=1.2,
             labelspacing=0.3,
@@ -143,7 +132,7 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     cell, line = 1.5, 0.2 if titles else 0.04  # inches
     width, height = columns * cell, rows * (cell + line)
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         bottom = height - (row + 1) * (cell + line)
@@ -166,8 +155,8 @@ def contact_sheet(
                 titles[index],
                 ha="center",
                 va="center",
-                size=_SMALL_PT - 1,
-                color=_INK,
+                size=SMALL_PT - 1,
+                color=INK,
             )
     return figure
 
@@ -198,7 +187,7 @@ def comparison(
         panels += [("reference", np.asarray(reference), 1.0), (f"{gain:g} x error", error, gain)]
     cell, line = 2.6, 0.22  # inches
     width, height = cell * len(panels), 2 * cell + line
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     for number, (name, pixels, factor) in enumerate(panels):
         shown = (window[0], window[1] / factor)
         part = pixels[top : top + rows, left : left + columns]
@@ -222,113 +211,8 @@ def comparison(
                 )  # fmt: skip
         figure.text(
             (number + 0.5) * cell / width, 1 - line / 2 / height, name, ha="center", va="center",
-            size=_SMALL_PT, color=_INK,
+            size=SMALL_PT, color=INK,
         )  # fmt: skip
-    return figure
-
-
-def curves(
-    series: Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    title: str = "",
-    log_y: bool = False,
-    points_per_bin: int = 1,
-) -> Figure:
-    """Lines over a common axis, such as losses over steps.
-
-    Args:
-        series: Name to ``(x [N], y [N])``; not-finite y leave a gap.
-        xlabel: Quantity and unit.
-        ylabel: Quantity and unit.
-        title: One short line.
-        log_y: Logarithmic y axis.
-        points_per_bin: Above 1, so many consecutive points become one: the line is their mean, the
-            band their 10th to 90th percentile.
-    """
-    figure, axes = _axes(7.2, 3.4, title)
-    for index, (name, (x, y)) in enumerate(series.items()):
-        style, color = _cycle(_DASHES, index // len(LINE_COLORS)), _cycle(LINE_COLORS, index)
-        x_mean, y_mean, low, high = _binned(x, y, points_per_bin)
-        if points_per_bin > 1:
-            axes.fill_between(x_mean, low, high, color=color, alpha=0.15, linewidth=0)
-        marker = "o" if len(x_mean) == 1 else ""
-        axes.plot(x_mean, y_mean, style, color=color, label=name, linewidth=1.6, marker=marker)
-    if log_y:
-        axes.set_yscale("log")
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    if len(series) > 1:
-        _legend_above(axes, len(series))
-    return figure
-
-
-def interval_plot(
-    rows: Sequence[tuple[str, str, Interval]], xlabel: str, *, title: str = ""
-) -> Figure:
-    """A point and its confidence interval for each weights within each task.
-
-    A hollow point has no interval (one patient).
-
-    Args:
-        rows: ``(task, weights, interval)``, in order from top to bottom.
-        xlabel: Metric and unit.
-        title: One short line.
-
-    Raises:
-        ValueError: No rows.
-    """
-    if not rows:
-        raise ValueError("an interval plot needs at least one row")
-    tasks = list(dict.fromkeys(task for task, _, _ in rows))
-    weights = list(dict.fromkeys(name for _, name, _ in rows))
-    figure, axes = _axes(7.2, 0.9 + len(tasks) * (0.25 + 0.17 * len(weights)), title)
-    step = 0.7 / len(weights)
-    looks = {name: (_cycle(LINE_COLORS, i), _cycle(_MARKERS, i)) for i, name in enumerate(weights)}
-    for name, (color, marker) in looks.items():
-        axes.plot([], [], marker, color=color, label=name, markersize=5)
-    for place, task in enumerate(tasks):
-        own = [(name, interval) for row_task, name, interval in rows if row_task == task]
-        for index, (name, interval) in enumerate(own):
-            color, marker = looks[name]
-            y = place + (index - (len(own) - 1) / 2) * step
-            axes.plot([interval.low, interval.high], [y, y], color=color, linewidth=1.6)
-            face = "white" if math.isnan(interval.low) else color
-            axes.plot([interval.mean], [y], marker, color=color, markerfacecolor=face, markersize=5)
-    axes.set_ylim(len(tasks) - 0.5, -0.5)
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_xlabel(xlabel)
-    _legend_above(axes, len(weights))
-    return figure
-
-
-def bars(values: Mapping[str, float], xlabel: str, *, title: str = "") -> Figure:
-    """Horizontal bars from top to bottom, each with its number.
-
-    Args:
-        values: Name to count.
-        xlabel: Quantity and unit.
-        title: One short line.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = _axes(7.2, 0.9 + 0.24 * len(values), title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    drawn = axes.barh(range(len(values)), list(values.values()), 0.7, color=LINE_COLORS[0])
-    axes.bar_label(drawn, fmt="{:,.0f}", padding=3, size=_SMALL_PT, color=_INK)
-    axes.set_yticks(range(len(values)), list(values))
-    axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.margins(x=0.12)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
-    axes.set_xlabel(xlabel)
     return figure
 
 
@@ -354,7 +238,7 @@ def feature_pca(
     panels += [(f"{i + 1}: {shares[i]:.0%} of variance", components[..., i]) for i in range(3)]
     size, top = 1.8, 0.55 if title else 0.25  # inches
     width, height = size * len(panels), size + top
-    figure = _new_figure(width, height)
+    figure = new_figure(width, height)
     for index, (name, picture) in enumerate(panels):
         axes = figure.add_axes(
             ((index * size + 0.03) / width, 0, (size - 0.06) / width, size / height)
@@ -367,50 +251,11 @@ def feature_pca(
             name,
             ha="center",
             va="center",
-            size=_SMALL_PT,
-            color=_INK,
+            size=SMALL_PT,
+            color=INK,
         )
-    figure.text(0.03 / width, 1 - 0.15 / height, title, va="center", size=_TEXT_PT, color=_INK)
+    figure.text(0.03 / width, 1 - 0.15 / height, title, va="center", size=TEXT_PT, color=INK)
     return figure
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    figure = _new_figure(width, height)
-    figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_FAINT)
-    axes.tick_params(colors=_INK, labelsize=_SMALL_PT, color=_FAINT)
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(size=_TEXT_PT, color=_INK)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", size=_TEXT_PT + 1, color=_INK)
-    return figure, axes
-
-
-def _legend_above(axes: Axes, num_entries: int) -> None:
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=min(num_entries, 4),
-        frameon=False,
-        fontsize=_SMALL_PT,
-        labelcolor=_INK,
-        borderaxespad=0.2,
-        handlelength=1.8,
-    )
 
 
 def _show_scan(
@@ -457,7 +302,7 @@ def _show_scan(
                 transform=axes.transAxes,
                 ha=align,
                 va="center",
-                size=_TEXT_PT,
+                size=TEXT_PT,
                 color="white",
                 path_effects=[withStroke(linewidth=2, foreground="black")],
             )
@@ -481,24 +326,6 @@ def _outline(axes: Axes, mask: npt.NDArray[np.bool_], color: str, dashes: _Dashe
     drawn.set_path_effects([withStroke(linewidth=2.6, foreground="#00000090"), Normal()])
 
 
-def _binned(x: npt.ArrayLike, y: npt.ArrayLike, size: int) -> tuple[npt.NDArray[np.float64], ...]:
-    """Mean x, mean y, 10th and 90th percentile of y of each `size` consecutive points."""
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    ys = np.where(np.isfinite(ys), ys, np.nan)
-    if size == 1:
-        return xs, ys, ys, ys
-    starts = range(0, len(xs), size)
-    bins = [ys[start : start + size] for start in starts]
-    kept = [values[~np.isnan(values)] for values in bins]
-    rows = [
-        (xs[start : start + size].mean(), values.mean(), *np.quantile(values, (0.1, 0.9)))
-        if values.size
-        else (xs[start : start + size].mean(), np.nan, np.nan, np.nan)
-        for start, values in zip(starts, kept, strict=True)
-    ]
-    return tuple(np.array(rows, dtype=np.float64).reshape(-1, 4).T)
-
-
 def _principal_components(
     features: npt.NDArray[np.floating],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -517,7 +344,3 @@ def _principal_components(
     low, high = np.quantile(scores, (0.01, 0.99), axis=0)
     stretched = (scores - low) / np.maximum(high - low, 1e-12)
     return np.clip(stretched, 0, 1).reshape(height, width, 3), shares
-
-
-def _cycle(values: Sequence[str], index: int) -> str:
-    return values[index % len(values)]

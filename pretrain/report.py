@@ -149,7 +149,7 @@ def _write_report(
     views: Views,
     masks: Tensor,
 ) -> None:
-    from core_mri.pictures import curves
+    from core_mri.plots import curves
     from core_mri.reports import Report
 
     steps = np.array([line["step"] for line in metrics])

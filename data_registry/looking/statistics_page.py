@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from core_mri.pictures import bars
+from core_mri.plots import bars
 from core_mri.reports import Report
 
 if TYPE_CHECKING:

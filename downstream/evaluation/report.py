@@ -175,7 +175,7 @@ def _add_results(
 
 def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
     from core_mri.metrics import Interval
-    from core_mri.pictures import interval_plot
+    from core_mri.plots import interval_plot
 
     rows = [
         (
@@ -197,7 +197,7 @@ def _add_curves(
     outcomes: Sequence[Outcome],
     summary: Sequence[SummaryRow],
 ) -> None:
-    from core_mri.pictures import curves
+    from core_mri.plots import curves
 
     for task in config.tasks:
         if task.kind != "segmentation":

@@ -1,4 +1,4 @@
-"""Tests of core_mri.pictures."""
+"""Tests of core_mri.pictures and core_mri.plots."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from core_mri.figure_style import LINE_COLORS, OUTLINE_COLORS
 from core_mri.metrics import Interval
-from core_mri.pictures import (
-    LINE_COLORS,
-    OUTLINE_COLORS,
-    contact_sheet,
-    curves,
-    feature_pca,
-    interval_plot,
-    overlay,
-)
+from core_mri.pictures import contact_sheet, feature_pca, overlay
+from core_mri.plots import curves, interval_plot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

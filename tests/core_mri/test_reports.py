@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from core_mri.errors import DataError
-from core_mri.pictures import curves, overlay
+from core_mri.pictures import overlay
+from core_mri.plots import curves
 from core_mri.reports import Report
 from core_mri.version import __version__
 

@@ -19,6 +19,7 @@ from data_registry.ingest import IngestConfig, ingest
 from data_registry.source_list import Source
 from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
 from downstream.evaluation.results import Outcome, Score
+from downstream.reconstruction.suite import ReconstructionSuite
 
 SIZE = 32
 NUM_SUBJECTS = 24
@@ -176,7 +177,8 @@ def packaged():
     from downstream.cli import CONFIGS
 
     found = [(path, FinetuneConfig) for path in sorted(CONFIGS.glob("*.yaml"))]
-    found += [(path, SuiteConfig) for path in sorted((CONFIGS / "suites").glob("*.yaml"))]
+    for path in sorted((CONFIGS / "suites").glob("*.yaml")):
+        found.append((path, ReconstructionSuite if path.stem == "reconstruction" else SuiteConfig))
     return [(path, load_config(cls, path)) for path, cls in found]
 
 

@@ -16,7 +16,7 @@ class TestPackagedFiles:
             assert load_config(type(config), saved) == config
 
     def test_the_demo_suite_holds_both_kinds_of_task(self, packaged):
-        (demo,) = [config for path, config in packaged if path.parent.name == "suites"]
+        (demo,) = [config for path, config in packaged if path.stem == "demo"]
         assert {task.kind for task in demo.tasks} == {"segmentation", "classification"}
 
     def test_few_shot_names_every_field(self, packaged):
