@@ -74,7 +74,8 @@ class TestAllFigures:
 
     def test_matplotlib_is_loaded_late_and_pyplot_never(self) -> None:
         code = (
-            "import sys, core_mri.pictures, core_mri.plots as p; early = 'matplotlib' in sys.modules;"
+            "import sys, core_mri.pictures, core_mri.plots as p\n"
+            "early = 'matplotlib' in sys.modules;"
             "p.curves({'a': ([0, 1], [1, 2])}, 'x', 'y');"
             "print(early, 'matplotlib.pyplot' in sys.modules)"
         )
