@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,11 @@ def write_sheets(
 
 
 def _sheet(registry: Registry, rows: list[VolumeRow], num_slices: int) -> Figure:
-    """A row of slices for each volume, filled up with black; its title stands over the first."""
+    """A row of slices for each volume, filled up with black; its title stands over the first.
+
+    Volumes of one slice share rows.
+    """
+    most = max(min(num_slices, row.num_slices) for row in rows)
     images: list[Array] = []
     titles, orientations, windows, spacings = [], [], [], []
     for row in rows:
@@ -97,10 +102,12 @@ def _sheet(registry: Registry, rows: list[VolumeRow], num_slices: int) -> Figure
         for index in chosen.astype(int).tolist():
             images.append(registry.read_slice(row, index))
             titles.append(f"slice {index}" if index else _short(row))
-            orientations.append(SLICE_ORIENTATION[row.plane][1:])  # type: ignore[index]
+            # Pictures state no place in the patient: letters would be made up.
+            placed = not json.loads(row.facts).get("AssumedGeometry")
+            orientations.append(SLICE_ORIENTATION[row.plane][1:] if placed else "")  # type: ignore[index]
             windows.append((row.window_low, max(row.window_high, row.window_low + 1e-6)))
             spacings.append(row.spacing_mm[1:])
-        missing = (num_slices - len(chosen)) if len(rows) > 1 else 0
+        missing = (most - len(chosen)) if len(rows) > 1 else 0
         images += [np.zeros((1, 1))] * missing
         titles += [""] * missing
         orientations += [""] * missing
@@ -109,7 +116,7 @@ def _sheet(registry: Registry, rows: list[VolumeRow], num_slices: int) -> Figure
     return contact_sheet(
         images,
         titles,
-        num_slices,
+        most if most > 1 else num_slices,
         orientations=orientations,
         windows=windows,
         spacings_mm=spacings,  # type: ignore[arg-type]

@@ -63,6 +63,23 @@ class TestContactSheets:
         assert content.startswith(b"\x89PNG" if suffix == "png" else b"<!")
         assert [p.name for p in out.parent.iterdir()] == [out.name]
 
+    def test_pictures_share_rows_and_have_no_made_up_sides(
+        self, tmp_path: Path, run_ingest
+    ) -> None:
+        from PIL import Image
+
+        pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 48), dtype=np.uint8)
+        for number, image in enumerate(pixels):
+            (tmp_path / "in" / f"p{number}").mkdir(parents=True)
+            Image.fromarray(image).save(tmp_path / "in" / f"p{number}" / "a.png")
+        source = {"spacing_mm": (0.5, 0.5, 3.0), "role": "image"}
+        run_ingest(tmp_path / "reg", tmp_path / "in", source=source)
+        pictures = Registry.open(tmp_path / "reg")
+        figure = _sheet(pictures, pictures.volumes(), 6)
+        assert len(figure.axes) == 3
+        assert len({round(axes.get_position().y0, 3) for axes in figure.axes}) == 1
+        assert not any(axes.texts for axes in figure.axes)
+
     def test_refusals(self, registry: Registry, tmp_path: Path) -> None:
         with pytest.raises(CoreMRIError, match="CONFIG-01"):
             write_sheets(registry, tmp_path / "sheet.pdf")
