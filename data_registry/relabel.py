@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING
 from data_registry.catalogue import Registry
 from data_registry.commits import commit, sole_writer
 from data_registry.labels import LABELS, Classifier, Votes, cast_votes, count_votes
-from data_registry.schema import LabelRow, VolumeRow
+from data_registry.schema import RELABELED, LabelRow, VolumeRow
 
 if TYPE_CHECKING:
     from core_mri.volume import FactValue
 
-_FIELDS = [f.name for f in dataclasses.fields(LabelRow) if f.name != "volume_id"]
 _TEXT_IS_GONE = ("list", "path")
 
 
@@ -67,8 +65,8 @@ def _relabeled(
         for kind, (label, _) in seen.items():
             votes[kind]["image"] = label
         labels = count_votes(facts, row.plane, votes, {k: sure for k, (_, sure) in seen.items()})
-        new = LabelRow(volume_id=row.volume_id, **{n: getattr(labels, n) for n in _FIELDS})
-        if any(getattr(new, name) != getattr(row, name) for name in _FIELDS):
+        new = LabelRow(volume_id=row.volume_id, **{n: getattr(labels, n) for n in RELABELED})
+        if any(getattr(new, name) != getattr(row, name) for name in RELABELED):
             pairs.append((row, new))
     return pairs
 

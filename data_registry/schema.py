@@ -229,6 +229,10 @@ class LabelRow:
     votes: str
 
 
+RELABELED = tuple(f.name for f in dataclasses.fields(LabelRow) if f.name != "volume_id")
+"""Columns of a volume that newer labels replace."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FingerprintRow:
     """What one slice of an image looks like, from `core-mri data dedupe`."""

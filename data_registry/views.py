@@ -7,7 +7,6 @@ no setting, so that conditions and queries may come from anywhere.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import ConfigError, DataError
-from data_registry.schema import TABLES, LabelRow, arrow_schema
+from data_registry.schema import RELABELED, TABLES, arrow_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -56,8 +55,6 @@ CREATE VIEW files AS SELECT * FROM all_files
 CREATE VIEW quarantine AS SELECT * FROM files WHERE code <> '';
 """
 """What callers may query: the newest state of each table of `schema.py`."""
-
-_RELABELED = [f.name for f in dataclasses.fields(LabelRow) if f.name != "volume_id"]
 
 
 def commit_folders(registry: Path) -> list[Path]:
@@ -158,7 +155,7 @@ class Views:
                 content = f"empty_{table}"
                 connection.from_arrow(schema.empty_table()).create(content)
             connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
-        relabeled = ", ".join(f"coalesce(l.{n}, v.{n}) AS {n}" for n in _RELABELED)
+        relabeled = ", ".join(f"coalesce(l.{n}, v.{n}) AS {n}" for n in RELABELED)
         connection.execute(_VIEWS.format(relabeled=relabeled))
         allowed = ", ".join(_quoted(self._path / name) for name in ("commits", "cohorts"))
         connection.execute(
