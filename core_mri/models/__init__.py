@@ -7,38 +7,50 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from core_mri.errors import WeightsError
-from core_mri.models.registry import MODELS, EncoderConfig
+from core_mri.models.registry import MODELS, SAM_MODELS, EncoderConfig, SamConfig
 
 if TYPE_CHECKING:
     from core_mri.models.encoder import Encoder
+    from core_mri.models.promptable import PromptableSegmenter
 
-__all__ = ["MODELS", "EncoderConfig", "create_model", "list_models"]
+__all__ = [
+    "MODELS",
+    "SAM_MODELS",
+    "EncoderConfig",
+    "SamConfig",
+    "create_model",
+    "create_sam",
+    "list_models",
+]
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` accepts, filtered by a shell pattern such as ``"vit_*16"``."""
-    return sorted(fnmatch.filter(MODELS, pattern))
+    return sorted(fnmatch.filter([*MODELS, *SAM_MODELS], pattern))
 
 
-def create_model(name: str, **changes: object) -> Encoder:
-    """An encoder with random weights (seed torch first for reproducible ones).
+def create_model(name: str, **changes: object) -> Encoder | PromptableSegmenter:
+    """A model with random weights (seed torch first for reproducible ones).
 
     Args:
         name: One of `list_models()`.
-        **changes: Fields of `EncoderConfig` to change, such as ``image_size=64``.
+        **changes: Fields of `EncoderConfig` (of `SamConfig` for ``sam_*``) to change, such as
+            ``image_size=64``.
+
+    Returns:
+        An `Encoder`, or for ``sam_*`` a `PromptableSegmenter`.
 
     Raises:
         WeightsError: WEIGHTS-03 for an unknown name or an unknown field.
     """
-    from core_mri.models.encoder import Encoder
-
-    if name not in MODELS:
+    config: EncoderConfig | SamConfig | None = MODELS.get(name) or SAM_MODELS.get(name)
+    if config is None:
         raise WeightsError(
             "WEIGHTS-03",
             f"no model {name!r}.",
             fix=f"Choose one of {', '.join(list_models())}.",
         )
-    known = [field.name for field in fields(EncoderConfig)]
+    known = [field.name for field in fields(config)]
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise WeightsError(
@@ -46,4 +58,19 @@ def create_model(name: str, **changes: object) -> Encoder:
             f"no such model option: {', '.join(unknown)}.",
             fix=f"Allowed: {', '.join(known)}.",
         )
-    return Encoder(replace(MODELS[name], **changes))  # type: ignore[arg-type]
+    changed = replace(config, **changes)  # type: ignore[arg-type]
+    if isinstance(changed, SamConfig):
+        return create_sam(changed)
+    from core_mri.models.encoder import Encoder
+
+    return Encoder(changed)
+
+
+def create_sam(config: SamConfig) -> PromptableSegmenter:
+    """SAM with random weights."""
+    from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.sam import SamEncoder
+
+    return PromptableSegmenter(
+        SamEncoder(config), image_size=config.image_size, channels=config.out_channels
+    )

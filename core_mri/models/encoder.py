@@ -92,12 +92,7 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: CONFIG-05 when a depth does not exist.
         """
-        wanted = [depth % self.depth for depth in depths if -self.depth <= depth < self.depth]
-        if len(wanted) != len(depths):
-            raise ConfigError(
-                "CONFIG-05",
-                f"depths {list(depths)} must lie in [{-self.depth}, {self.depth}).",
-            )
+        wanted = check_depths(depths, self.depth)
         tokens, grid = self._embed(images, None)
         kept: dict[int, Tensor] = {}
         for depth, block in enumerate(self.vit.blocks):
@@ -108,21 +103,7 @@ class Encoder(nn.Module):
 
     def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """Patch, class and register tokens with positions, and the grid (h, w)."""
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise DataError(
-                "DATA-03",
-                f"images must be [B, 1 or 3, H, W], got {list(images.shape)}.",
-            )
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ConfigError(
-                "CONFIG-05",
-                f"image sides must be multiples of the patch size {self.patch_size}, "
-                f"got {height}x{width}.",
-                fix="Pad or resize first (core_mri.preprocess does).",
-            )
-        if images.shape[1] == 3:
-            images = images.mean(1, keepdim=True)
+        images = check_images(images, self.patch_size, in_unit_range=not self.training)
         patches = self.vit.patch_embed(
             (images - self.config.mean) / self.config.std
         )  # [B, h, w, D]
@@ -134,3 +115,60 @@ class Encoder(nn.Module):
     def _split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
         patches = tokens[:, self.vit.num_prefix_tokens :]
         return Features(tokens[:, 0], patches.unflatten(1, grid))
+
+
+SLACK = 0.25
+"""How far intensities may leave [0, 1]: interpolation overshoots, other units leave by far more."""
+
+
+def check_images(images: Tensor, patch_size: int, *, in_unit_range: bool) -> Tensor:
+    """Images [B, 1 or 3, H, W] as one channel [B, 1, H, W], three channels averaged.
+
+    Args:
+        images: What a user gave.
+        patch_size: Must divide H and W.
+        in_unit_range: Look at the intensities too. On a GPU that would wait for the device at every
+            call, so it is done on the CPU only.
+
+    Raises:
+        ConfigError: CONFIG-05 when a side is no multiple of the patch size.
+        DataError: DATA-03 when there are neither 1 nor 3 channels, WEIGHTS-07 when intensities are
+            far outside [0, 1] or not finite.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(
+            "DATA-03",
+            f"images must be [B, 1 or 3, H, W], got {list(images.shape)}.",
+        )
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ConfigError(
+            "CONFIG-05",
+            f"image sides must be multiples of the patch size {patch_size}, got {height}x{width}.",
+            fix="Pad or resize first (core_mri.preprocess does).",
+        )
+    if in_unit_range and images.device.type == "cpu" and images.numel() and not _is_captured():
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if not (low >= -SLACK and high <= 1 + SLACK):
+            raise DataError(
+                "WEIGHTS-07",
+                f"images must be in [0, 1], got [{low:.4g}, {high:.4g}].",
+                fix="Scale them first: core_mri.preprocess.Preprocess does, `Predictor` calls it.",
+            )
+    return images.mean(1, keepdim=True) if images.shape[1] == 3 else images
+
+
+def _is_captured() -> bool:
+    return torch.compiler.is_compiling() or bool(torch._C._get_tracing_state())
+
+
+def check_depths(depths: Sequence[int], depth: int) -> list[int]:
+    """Indices of blocks, negative ones counted from the end, as non-negative ones.
+
+    Raises:
+        ConfigError: CONFIG-05 when one does not exist.
+    """
+    wanted = [index % depth for index in depths if -depth <= index < depth]
+    if len(wanted) != len(depths):
+        raise ConfigError("CONFIG-05", f"depths {list(depths)} must lie in [{-depth}, {depth}).")
+    return wanted

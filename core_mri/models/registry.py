@@ -61,3 +61,52 @@ MODELS: dict[str, EncoderConfig] = {
     "vit_large_patch16": EncoderConfig(embed_dim=1024, depth=24, num_heads=16, patch_size=16),
 }
 """Plain ViTs (Dosovitskiy et al., arXiv 2010.11929); sizes as in DeiT and DINOv2, plus micro."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamConfig:
+    """Sizes of SAM's image encoder; images in [0, 1], the patch embedding normalises them."""
+
+    embed_dim: int
+    """Width of a token, D."""
+    depth: int
+    """Number of transformer blocks."""
+    num_heads: int
+    """Attention heads; divides `embed_dim`."""
+    global_blocks: tuple[int, ...]
+    """Blocks that attend over the whole grid; the others inside windows."""
+    patch_size: int = 16
+    """Side of a square patch, pixels."""
+    image_size: int = 1024
+    """Side for which the position tables are stored, pixels; other sizes resample them."""
+    window_size: int = 14
+    """Side of an attention window, patches."""
+    relative_positions: bool = True
+    """Decomposed relative positions in every block (SAM has them, MRI-CORE does not)."""
+    out_channels: int = 256
+    """Channels of the neck, which a mask decoder needs; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads or self.image_size % self.patch_size:
+            raise ConfigError(
+                "CONFIG-05",
+                f"embed_dim {self.embed_dim} must be a multiple of num_heads {self.num_heads} and "
+                f"image_size {self.image_size} of patch_size {self.patch_size}.",
+            )
+
+
+SAM_MODELS: dict[str, SamConfig] = {
+    "sam_vit_micro": SamConfig(
+        embed_dim=64,
+        depth=3,
+        num_heads=2,
+        global_blocks=(2,),
+        image_size=128,
+        window_size=3,
+        out_channels=32,
+    ),
+    "sam_vit_b": SamConfig(embed_dim=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11)),
+    "sam_vit_l": SamConfig(embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
+    "sam_vit_h": SamConfig(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)),
+}
+"""SAM (Kirillov et al., arXiv 2304.02643) in its published sizes, plus micro for tests."""
