@@ -97,7 +97,7 @@ def load_model(
         )
     folder = _find(Path(source))
     config = read_config(folder)
-    tensors = _read_tensors(folder, config["sha256"])
+    tensors = read_tensors(folder, config["sha256"])
     model = _build(folder, config)
     _fill(model, tensors, folder)
     model.card = config.get("card", {})
@@ -185,7 +185,12 @@ def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter:
     raise WeightsError("WEIGHTS-01", f"{folder / CONFIG}: unknown kind {config['kind']!r}.")
 
 
-def _read_tensors(folder: Path, expected: str) -> dict[str, Any]:
+def read_tensors(folder: Path, expected: str) -> dict[str, Any]:
+    """The tensors of a weights folder, whose file has this SHA-256.
+
+    Raises:
+        WeightsError: WEIGHTS-01 when the file is missing, damaged or another one.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
