@@ -159,16 +159,16 @@ def _timm(
     name, separator, file = named.partition("=")
     if separator:
         content, digest = read_checkpoint(Path(file), sha256=sha256)
-        model = load_timm(name, content, Path(file), image_size=image_size)
-        return _with_card(model, f"{scheme}:{named}", digest, [])
+        model, dropped = load_timm(name, content, Path(file), image_size=image_size)
+        return _with_card(model, f"{scheme}:{named}", digest, dropped)
     if not download:
         raise WeightsError(
             "WEIGHTS-06",
             f"{scheme}:{named} would be downloaded from the model hub.",
             fix=f"Say so with download=True, or give a file: {scheme}:{named}=FILE.",
         )
-    model = load_timm(name, None, Path(named), image_size=image_size)
-    return _with_card(model, f"{scheme}:{named}", "", [])
+    model, dropped = load_timm(name, None, Path(named), image_size=image_size)
+    return _with_card(model, f"{scheme}:{named}", "", dropped)
 
 
 def _with_card(model: Model, source: str, digest: str, dropped: list[str]) -> Model:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def load_timm(
     name: str, content: Mapping[str, Any] | None, path: Path, *, image_size: int = 0
-) -> Encoder:
+) -> tuple[Encoder, list[str]]:
     """An encoder from a file in timm's layout, or from timm's own download.
 
     Args:
@@ -28,6 +28,9 @@ def load_timm(
         content: The checkpoint; None lets timm download it.
         path: Its file, for messages.
         image_size: Side in pixels to resample the position table to.
+
+    Returns:
+        The encoder, and the names of the tensors that were dropped.
 
     Raises:
         WeightsError: WEIGHTS-03 when timm has no such model or it is no plain ViT, WEIGHTS-02 for
@@ -50,7 +53,8 @@ def load_timm(
     tensors: dict[str, Any] = dict(model.state_dict())
     if content is not None:
         tensors = tensors_of(content, ("state_dict", "model"), path)
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    dropped = [key for key in tensors if key.startswith("head.")]  # the classifier
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
     convert = (
         eva.checkpoint_filter_fn
         if config.positions == "rotary"
@@ -59,7 +63,7 @@ def load_timm(
     tensors = convert(tensors, encoder.vit)
     facts = model.pretrained_cfg
     fill_encoder(encoder, tensors, None, (facts["mean"], facts["std"]), path)
-    return encoder
+    return encoder, dropped
 
 
 def _describe(name: str, model: nn.Module) -> EncoderConfig:
