@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +39,13 @@ def randomized(model: nn.Module) -> nn.Module:
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1)
     return model.eval()
+
+
+def peak_resident() -> int:
+    """Peak resident size in KiB since it was reset (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
 
 
 def workload(case: str, implementation: str, device: str) -> Callable[[], Tensor]:
@@ -91,10 +98,12 @@ def workload(case: str, implementation: str, device: str) -> Callable[[], Tensor
 @torch.inference_mode()
 def measure(case: str, implementation: str, device: str, repeats: int, out: Path) -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # for SAM's random frequencies, which are no parameter
     torch.backends.cuda.matmul.allow_tf32 = False
     run = workload(case, implementation, device)
     cuda = device.startswith("cuda")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, without the loading
+    before = peak_resident()
     seconds = []
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled="bfloat16" in implementation):
         run()
@@ -106,11 +115,7 @@ def measure(case: str, implementation: str, device: str, repeats: int, out: Path
             if cuda:
                 torch.cuda.synchronize()
             seconds.append((time.perf_counter() if cuda else time.process_time()) - start)
-    peak = (
-        torch.cuda.max_memory_allocated() / 1024
-        if cuda
-        else (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    )
+    peak = torch.cuda.max_memory_allocated() / 1024 if cuda else peak_resident() - before
     torch.save(output.float().cpu(), out / "output.pt")
     (out / "facts.json").write_text(json.dumps({"seconds": min(seconds), "mib": peak / 1024}))
 
