@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,6 +145,11 @@ def share_alike_conflict(
     return _conflict(ids, declared or {})
 
 
+def is_listed(one: str) -> bool:
+    """Whether the table has an id."""
+    return one.partition(" WITH ")[0] in _table()
+
+
 @dataclass(frozen=True)
 class _Node:
     """``AND`` or ``OR`` of members; members are ids or further nodes."""
@@ -160,6 +165,11 @@ class _Node:
             same = isinstance(inner, _Node) and inner.kind == self.kind
             members |= inner.members if isinstance(inner, _Node) and same else {inner}
         return next(iter(members)) if len(members) == 1 else _Node(self.kind, frozenset(members))
+
+    def ids(self) -> Iterator[str]:
+        """All ids below."""
+        for member in self.members:
+            yield from [member] if isinstance(member, str) else member.ids()
 
     def __str__(self) -> str:
         parts = [f"({m})" if isinstance(m, _Node) else m for m in self.members]
