@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "DATA-19": "not looked at by a person, as a public release needs, or not passed",
     "DATA-20": "a stored volume was lost with its shard; ingesting its files again restores it",
     "DATA-21": "raw data without the fully sampled center that coil maps need",
+    "DATA-28": "the licence of a source is unknown, or does not allow what was asked",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",

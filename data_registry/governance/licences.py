@@ -291,14 +291,15 @@ def _liberty(terms: Terms) -> tuple[int, ...]:
 
 def _mixed(ids: Collection[str], declared: Declared) -> Terms:
     """The meet of all, less what a conflict of share-alike licences forbids."""
-    terms = functools.reduce(_meet, (_terms_of(one, declared) for one in ids))
+    terms = functools.reduce(meet, (_terms_of(one, declared) for one in ids))
     if _conflict(ids, declared):
         weights = min(terms.weights, "unstated", key=_RANK.__getitem__)
         terms = dataclasses.replace(terms, derivatives="no", weights=weights)
     return terms
 
 
-def _meet(one: Terms, other: Terms) -> Terms:
+def meet(one: Terms, other: Terms) -> Terms:
+    """The most restrictive of both: the least permission, the greatest requirement."""
     if not (one.known and other.known):
         return NOTHING
     answers: dict[str, Any] = {}
