@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
+from data_registry.governance.propagation import Mixture, only_commercial
 from data_registry.slices import SliceDataset, SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.sampler import SliceOrder, rank_slice
@@ -38,6 +39,9 @@ class Slices(Protocol):
     def volume_numbers(self) -> npt.NDArray[np.integer]:
         """Of each slice, the position of its volume in `volumes`; ascending."""
 
+    def mixture(self) -> Mixture:
+        """The licence of all volumes together."""
+
     def strata(self) -> npt.NDArray[np.integer]:
         """Of each volume, the number of its region x sequence x plane."""
 
@@ -48,10 +52,14 @@ def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
     Raises:
         DataError: DATA-08 without a registry, DATA-09 without slices.
     """
+    registry = Registry.open(config.registry)
+    conditions = [f"({config.where}\n)"] if config.where else []
+    if config.exclude_noncommercial:
+        conditions.append(only_commercial(registry))
     return SliceDataset(
-        Registry.open(config.registry),
+        registry,
         split=(split,),
-        where=config.where,
+        where=" AND ".join(conditions),
         cohort=config.cohort,
         min_foreground=config.min_foreground,
     )

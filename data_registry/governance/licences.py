@@ -12,7 +12,6 @@ more, and ``unknown``, the least element, absorbs everything.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -70,6 +69,13 @@ NOTHING = Terms(
     attribution="yes", known=False,
 )  # fmt: skip
 """Terms of an unknown licence: nothing permitted, everything required."""
+
+
+IN_CONFLICT = Terms(
+    commercial="yes", redistribution="yes", derivatives="no", weights="unstated",
+    share_alike="yes", attribution="no",
+)  # fmt: skip
+"""What is left at most where share-alike licences conflict."""
 
 
 @dataclass(frozen=True)
@@ -292,10 +298,7 @@ def _liberty(terms: Terms) -> tuple[int, ...]:
 def _mixed(ids: Collection[str], declared: Declared) -> Terms:
     """The meet of all, less what a conflict of share-alike licences forbids."""
     terms = functools.reduce(meet, (_terms_of(one, declared) for one in ids))
-    if _conflict(ids, declared):
-        weights = min(terms.weights, "unstated", key=_RANK.__getitem__)
-        terms = dataclasses.replace(terms, derivatives="no", weights=weights)
-    return terms
+    return meet(terms, IN_CONFLICT) if _conflict(ids, declared) else terms
 
 
 def meet(one: Terms, other: Terms) -> Terms:

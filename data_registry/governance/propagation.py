@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from core_mri.config import load_config
 from core_mri.errors import DataError
 from data_registry.governance.licences import (
+    IN_CONFLICT,
     Declared,
     Terms,
     licence_terms,
@@ -83,6 +84,32 @@ class Mixture:
         if self.terms.attribution == "yes":
             lines.append("The sources must be named.")
         return lines
+
+    def card(self, pretrained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Facts for the card of a model trained on the data: licence, terms and limits.
+
+        Args:
+            pretrained: The card of the weights that training began with; what was trained on
+                another's data is bound by their licence too. None when it began at random.
+        """
+        if pretrained is None:
+            limits = [f"Licence of the training data: {limit}" for limit in self.limits()]
+            return {"licence": self.licence, "terms": asdict(self.terms), "limits": limits}
+        if "terms" not in pretrained:
+            mine = self.card()
+            unsaid = (
+                "The card of the weights it began with does not tell the licence of their data."
+            )
+            return {**mine, "limits": [*mine["limits"], unsaid]}
+        both = (self.licence, pretrained["licence"])
+        terms = meet(self.terms, Terms(**pretrained["terms"]))
+        conflict = share_alike_conflict(both)
+        return Mixture(
+            licence=mixture(both),
+            terms=meet(terms, IN_CONFLICT) if conflict else terms,
+            conflict=conflict,
+            sources=self.sources,
+        ).card()
 
     def to_mapping(self) -> dict[str, Any]:
         """Ready for JSON."""

@@ -17,6 +17,7 @@ from core_mri.errors import CoreMRIError, Interrupted
 from core_mri.runs import Run
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
+from data_registry.governance.propagation import mixture_of_volumes
 from downstream.adapt import architecture
 from downstream.classification.probe import LabelledVolumes
 from downstream.config import FinetuneConfig, SuiteConfig
@@ -210,7 +211,9 @@ class _Study:
         log.info("cell %s: %s", cell.key, cell.weights)
         outcome, model = run_cell(cell, contender, data, self.registry, run, main=main)
         if main and model is not None:
-            save_model(model, run.out / "weights", _card(cell, contender, outcome, leakage))
+            licence = mixture_of_volumes(self.registry, data.rows).card(contender.card)
+            facts = {**_card(cell, contender, outcome, leakage), **licence}
+            save_model(model, run.out / "weights", facts)
         save_outcome(outcome, run.out / "cells")
         _log_outcome(outcome)
         return outcome
