@@ -294,11 +294,18 @@ def _check_source(source: Source) -> None:
     Raises:
         ConfigError: CONFIG-01 for a region or sequence that does not exist, and as `Source.folder`.
     """
+    from data_registry.governance.licences import licence_terms
     from data_registry.labels import label_volume
+    from data_registry.source_cards import declared_by
 
     voxel = Volume(np.zeros((1, 1, 1), dtype=np.uint8), np.eye(4))
     label_volume({}, voxel, {"region": source.region, "sequence": source.sequence})
     source.folder()
+    if not licence_terms(source.licence, declared_by(source.licence, source.card)).known:
+        logger.warning(
+            "source %s: licence %r is not known, so its data can never be exported",
+            source.name, source.licence,
+        )  # fmt: skip
 
 
 def _nothing_readable(report: IngestReport) -> DataError:

@@ -44,7 +44,9 @@ class SourceFiles:
     Where it matches it decides; otherwise see `subject_of`."""
     splits: Mapping[Split, str] = field(default_factory=dict)
     """Official split -> regular expression, searched in the path below the root; the first that is
-    found decides for patients who are in no split yet. All others get theirs by the keyed hash."""
+    found decides for patients who are in no split yet. All others get theirs by the keyed hash.
+    Ready cards tell the test and validation patients of benchmarks, and leave the training patients
+    to the hash, as often they alone have labels."""
     region: str = ""
     """Body region of all files, when known."""
     sequence: str = ""

@@ -172,7 +172,7 @@ def may_redistribute(sources: Collection[RegisteredSource]) -> dict[str, str]:
     reasons = {}
     for source in sources:
         if not source.terms.known:
-            reasons[source.name] = f"its licence is unknown ({source.licence})"
+            reasons[source.name] = _unknown(source)
         elif source.terms.redistribution == "no":
             reasons[source.name] = f"{source.licence} forbids it"
         elif source.terms.redistribution == "unstated":
@@ -194,7 +194,7 @@ def check_export(sources: Collection[RegisteredSource], *, public: bool) -> None
         DataError: DATA-28, naming the sources and what is wrong with each.
     """
     refused = may_redistribute(sources) if public else {}
-    refused |= {s.name: f"its licence is {s.licence}" for s in sources if not s.terms.known}
+    refused |= {source.name: _unknown(source) for source in sources if not source.terms.known}
     if refused:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(refused.items()))
         what = "release" if public else "export"
@@ -204,6 +204,10 @@ def check_export(sources: Collection[RegisteredSource], *, public: bool) -> None
             fix="Leave these sources out with --where, or find out their licence and ingest them "
             "into a new registry with it (an SPDX id, or LicenseRef-NAME and its terms).",
         )
+
+
+def _unknown(source: RegisteredSource) -> str:
+    return f"its licence is unknown, nothing is known of {source.licence!r}"
 
 
 def _commercial(source: RegisteredSource) -> bool:
