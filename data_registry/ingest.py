@@ -303,9 +303,10 @@ def _check_source(source: Source) -> None:
     source.folder()
     if not licence_terms(source.licence, declared_by(source.licence, source.card)).known:
         logger.warning(
-            "source %s: licence %r is not known, so its data can never be exported",
-            source.name, source.licence,
-        )  # fmt: skip
+            "source %s: nothing is known of its licence (%s), so its data can never be exported",
+            source.name,
+            source.licence,
+        )
 
 
 def _nothing_readable(report: IngestReport) -> DataError:

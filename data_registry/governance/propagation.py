@@ -17,6 +17,7 @@ from core_mri.config import load_config
 from core_mri.errors import DataError
 from data_registry.governance.licences import (
     IN_CONFLICT,
+    UNKNOWN,
     Declared,
     Terms,
     licence_terms,
@@ -207,7 +208,8 @@ def check_export(sources: Collection[RegisteredSource], *, public: bool) -> None
 
 
 def _unknown(source: RegisteredSource) -> str:
-    return f"its licence is unknown, nothing is known of {source.licence!r}"
+    unknown = source.licence == UNKNOWN
+    return "its licence is unknown" if unknown else f"nothing is known of {source.licence}"
 
 
 def _commercial(source: RegisteredSource) -> bool:

@@ -220,7 +220,7 @@ def noncommercial_line(left_out: Mapping[str, int]) -> str:
     """What `--exclude-noncommercial` cost, in a line."""
     by_source = ", ".join(f"{name} {count}" for name, count in left_out.items())
     total = sum(left_out.values())
-    return f"{total} volumes left out whose licence does not permit commercial use: {by_source}."
+    return f"volumes left out, no licence for commercial use: {total} ({by_source})."
 
 
 def _commercial(registry: Registry, options: _Query) -> _Query:

@@ -96,7 +96,7 @@ class TestCohorts:
         assert main([*words, "--where", "region = 'knee'", "--name", "business"]) == 0
         told = capsys.readouterr()
         assert "licence CC-BY-4.0 AND CC0-1.0" in told.out
-        assert "6 volumes left out" in told.err
+        assert "commercial use: 6 (" in told.err
         assert "academic 2, agreed 2, mystery 2" in told.err
         assert load(registry, "business").num_volumes == 4
         sql = "SELECT volume_id FROM volumes WHERE region = 'knee'"
