@@ -43,8 +43,9 @@ class SourceFiles:
     """Regular expression with a group ``(?P<subject>...)``, searched in the path below the root.
     Where it matches it decides; otherwise see `subject_of`."""
     splits: Mapping[Split, str] = field(default_factory=dict)
-    """Official split -> regular expression, searched in the path below the root; the first that is
-    found decides for patients who are in no split yet. All others get theirs by the keyed hash.
+    """Official split -> regular expression, searched in the path below the root, led by the root's
+    own name; the first that is found decides for patients who are in no split yet. All others get
+    theirs by the keyed hash.
     Ready cards tell the test and validation patients of benchmarks, and leave the training patients
     to the hash, as often they alone have labels."""
     region: str = ""
@@ -81,8 +82,7 @@ class SourceFiles:
 
     def split_of(self, relative: str) -> Split | None:
         """The official split of a file, by its path below the root led by the root's own name."""
-        below = relative.partition("/")[2]
-        found = (s for s, pattern in self.splits.items() if re.search(pattern, below))
+        found = (s for s, pattern in self.splits.items() if re.search(pattern, relative))
         return next(found, None)
 
     def voxels_of(self, relative: str) -> Literal["image", "label"]:
