@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,9 +19,6 @@ from pretrain.sampler import SliceOrder, rank_slice
 
 if TYPE_CHECKING:
     from data_registry.schema import Split, VolumeRow
-
-
-log = logging.getLogger(__name__)
 
 
 class Slices(Protocol):
@@ -60,11 +56,6 @@ def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
     registry = Registry.open(config.registry)
     conditions = [f"({config.where}\n)"] if config.where else []
     if config.exclude_noncommercial:
-        chosen = f"role = 'image' AND split = '{split}'"
-        if more := condition(registry, config.cohort, config.where):
-            chosen += f" AND {more}"
-        left_out = noncommercial_cost(registry, chosen)
-        log.info("%s: volumes left out for their licence: %s", split, left_out or "none")
         conditions.append(only_commercial(registry))
     return SliceDataset(
         registry,
@@ -73,6 +64,15 @@ def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
         cohort=config.cohort,
         min_foreground=config.min_foreground,
     )
+
+
+def left_out(config: PretrainConfig) -> dict[str, int]:
+    """Training volumes by source that `exclude_noncommercial` costs."""
+    registry = Registry.open(config.registry)
+    chosen = "role = 'image' AND split = 'train'"
+    if more := condition(registry, config.cohort, config.where):
+        chosen += f" AND {more}"
+    return noncommercial_cost(registry, chosen)
 
 
 def open_validation(config: PretrainConfig) -> Slices | None:

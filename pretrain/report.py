@@ -15,7 +15,7 @@ from torch import Tensor
 from core_mri.config import config_hash
 from core_mri.runs import Run, writing
 from pretrain.config import PretrainConfig
-from pretrain.data import Slices
+from pretrain.data import Slices, left_out
 from pretrain.overlap import OVERLAP_FILE
 from pretrain.probe import ProbeResult, Row, probe
 from pretrain.student_teacher import StudentTeacher
@@ -99,8 +99,12 @@ def card(
                 region: len({row.subject_id for row in volumes if row.region == region})
                 for region in slices
             },
-            "excluded": "all validation and test patients of the registry, by patient"
-            + (", and sources without commercial use" if config.exclude_noncommercial else ""),
+            "excluded": "all validation and test patients of the registry, by patient",
+            **(
+                {"volumes excluded for their licence": left_out(config)}
+                if config.exclude_noncommercial
+                else {}
+            ),
             "test patients": overlap,
         },
         # Pseudonyms, so that an evaluation can refuse test patients the encoder was trained on.

@@ -135,6 +135,9 @@ class TestFinetune:
         assert "Segments liver" in card
         assert "phantoms (CC0-1.0)" in card
         assert "All scans are synthetic" in card
+        assert "license: cc0-1.0" in card
+        assert "- commercial: yes" in card
+        assert "does not tell the licence of their data" in card  # of the weights it began with
 
     def test_running_it_again_computes_nothing(self, finished, forbid_cells):
         config, out = finished
