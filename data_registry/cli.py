@@ -193,7 +193,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 "CONFIG-01",
                 "PATH... needs --source NAME and --licence SPDX.",
-                fix="Write --licence unknown if you do not know it.",
+                fix="LicenseRef-NAME means a text of your own; unknown is never exported.",
             )
         sources = tuple(
             Source(
