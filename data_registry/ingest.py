@@ -134,7 +134,7 @@ def ingest(
     from data_registry.batches import Batch
     from data_registry.catalogue import Registry, reason_of
     from data_registry.commits import sole_writer, sweep
-    from data_registry.committer import Committer, check_promises, complete_cards, log_left_out
+    from data_registry.committer import Committer, check_promises, complete_sources, log_left_out
     from data_registry.inventory import Inventory
     from data_registry.reading import read_batch
 
@@ -148,7 +148,7 @@ def ingest(
         key = _open_key(registry, key_file)
         sweep(registry)
         check_promises(registry, config.sources)
-        complete_cards(registry, config.sources)
+        complete_sources(registry, config.sources)
         inventory = Inventory(registry, key, retry=config.retry)
         log = config.private_log
         _take_stock(

@@ -158,7 +158,10 @@ class ShardRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """What was promised about a source; its card may be completed later, the rest cannot change."""
+    """What was promised about a source.
+
+    A licence that was unknown may be found out, and the card be completed; the rest cannot change.
+    """
 
     source: str
     """Its name."""

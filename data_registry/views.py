@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 _NUMBERS = re.compile(r"(\d{8,})(?:-(\d{8,}))?")
 
 _VIEWS = """
+CREATE VIEW sources AS SELECT * REPLACE (coalesce(card, '{{}}') AS card) FROM all_sources
+    QUALIFY row_number() OVER (PARTITION BY source ORDER BY commit DESC) = 1;
 CREATE VIEW labels AS SELECT * FROM all_labels
     QUALIFY row_number() OVER (PARTITION BY volume_id ORDER BY commit DESC) = 1;
-CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled})
+CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled}, coalesce(s.licence, v.licence) AS licence)
     FROM all_volumes AS v LEFT JOIN labels AS l ON l.volume_id = v.volume_id AND l.commit > v.commit
+    LEFT JOIN sources AS s ON s.source = v.source
     WHERE NOT EXISTS (
     SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
 CREATE VIEW slices AS SELECT * FROM all_slices AS s WHERE NOT EXISTS (
@@ -48,8 +51,6 @@ CREATE VIEW conflicts AS
     FROM duplicates WHERE split <> other_split;
 CREATE VIEW splits AS SELECT * FROM all_splits;
 CREATE VIEW cohort_members AS SELECT * FROM all_cohort_members;
-CREATE VIEW sources AS SELECT * REPLACE (coalesce(card, '{{}}') AS card) FROM all_sources
-    QUALIFY row_number() OVER (PARTITION BY source ORDER BY commit DESC) = 1;
 CREATE VIEW shards AS SELECT * FROM all_shards;
 CREATE VIEW files AS SELECT * FROM all_files
     QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;

@@ -202,8 +202,8 @@ def check_export(sources: Collection[RegisteredSource], *, public: bool) -> None
         raise DataError(
             "DATA-28",
             f"licences do not allow this {what}: {reasons}.",
-            fix="Leave these sources out with --where, or find out their licence and ingest them "
-            "into a new registry with it (an SPDX id, or LicenseRef-NAME and its terms).",
+            fix="Leave these sources out with --where. Once an unknown licence is known, the same "
+            "`core-mri data ingest` with it (an SPDX id, LicenseRef-NAME) tells the registry.",
         )
 
 

@@ -207,3 +207,24 @@ class TestModelCards:
 def test_costs_are_counted(registry: Registry) -> None:
     assert noncommercial_cost(registry, of("free")) == {}
     assert noncommercial_cost(registry, of("free", "academic")) == {"academic": 2}
+
+
+class TestFoundOut:
+    """A licence that was unknown may be told later; no other may change."""
+
+    def test_then_it_counts_for_all_volumes(self, tmp_path: Path, save, run_ingest) -> None:
+        save(tmp_path / "in" / "patient1" / "knee_T1.nii.gz", "knee", 1)
+
+        def again(licence: str) -> Registry:
+            run_ingest(tmp_path / "reg", tmp_path / "in", source={"licence": licence})
+            return Registry.open(tmp_path / "reg")
+
+        registry = again("unknown")
+        out = ExportConfig(registry=registry.path, out=tmp_path / "out", format="nifti")
+        with pytest.raises(DataError, match="DATA-28"):
+            export(out)
+        assert [row.licence for row in again("CC-BY-4.0").volumes()] == ["CC-BY-4.0"]
+        assert export(out).licence == "CC-BY-4.0"
+        for other in ("MIT", "unknown"):
+            with pytest.raises(ConfigError, match=r"has licence 'CC-BY-4\.0' so far"):
+                again(other)
