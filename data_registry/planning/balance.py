@@ -6,8 +6,9 @@ level all boxes stand at the same water level until one is full; the rest goes t
     ``slices of box i = min(c_i, level * c_i^(1 - balance))``,   c_i = slices that there are.
 
 ``balance = 1`` gives every box the same number, 0 its share of what there is. Instead of solving
-for the level, each series gets the level at which it is covered, and series are sorted by it, from
-the innermost boxes outwards. Plans of fewer slices are therefore first parts of larger ones.
+for the level, each series gets the level at which the water reaches it, and series are sorted by
+it, from the innermost boxes outwards. Plans of fewer slices are therefore first parts of larger
+ones. Within a box the order is random, so that short series are not preferred to long ones.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ def water_filling_order(
         Positions ``[N]``, the first to be taken first. It depends on the rows, not on their order.
     """
     boxes = _boxes(levels)
-    covered_at: npt.NDArray[np.float64] = np.zeros(len(sizes))
+    reached_at: npt.NDArray[np.float64] = np.zeros(len(sizes))
     for box in reversed(boxes):
-        order = np.lexsort((ties, covered_at, box))
-        sums = np.cumsum(sizes[order])
+        order = np.lexsort((ties, reached_at, box))
+        below = np.cumsum(sizes[order]) - sizes[order]
         starts = np.flatnonzero(np.diff(box[order], prepend=-1))
         lengths = np.diff(np.append(starts, len(order)))
-        before = np.repeat(sums[starts] - sizes[order][starts], lengths)
+        below -= np.repeat(below[starts], lengths)
         totals = np.repeat(np.add.reduceat(sizes[order], starts), lengths)
-        covered_at[order] = (sums - before) / totals.astype(np.float64) ** (1.0 - balance)
-    return np.lexsort((ties, covered_at))
+        reached_at[order] = below / totals.astype(np.float64) ** (1.0 - balance)
+    return np.lexsort((ties, reached_at))
 
 
 def effective_number(slices: Sequence[int]) -> float:

@@ -27,7 +27,8 @@ class _Plan:
     """Choose a balanced, licence-cleared corpus from an index of public scans; nothing is fetched.
 
     The same command gives the same plan byte for byte. In OUT: plan.yaml (inputs, counts, hash),
-    series.parquet, manifest.s5cmd for `idc download`, splits.csv, attribution.md, summary.html.
+    series.parquet, manifest.s5cmd for `idc download`, sources.yaml for `data ingest`, splits.csv,
+    attribution.md, summary.html.
     """
 
     source: str = "idc"

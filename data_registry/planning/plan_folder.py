@@ -14,6 +14,7 @@ import yaml
 from core_mri.errors import ConfigError, DataError
 from core_mri.version import __version__
 from data_registry.planning.corpus import Plan
+from data_registry.planning.deny_patients import NAMESPACE
 from data_registry.planning.plan_page import plan_page
 from data_registry.planning.tallies import (
     GROUPS,
@@ -53,6 +54,7 @@ def plan_files(plan: Plan, costs: Costs) -> dict[str, bytes]:
     files = {
         MANIFEST_FILE: _manifest(plan),
         "splits.csv": _splits(plan),
+        "sources.yaml": _sources(plan),
         "attribution.md": _attribution(plan),
         "summary.html": plan_page(plan, costs).html().encode(),
         SERIES_FILE: _series(plan),
@@ -130,7 +132,9 @@ def read_plan(folder: Path) -> StoredPlan | None:
 
 def _unfinished(folder: Path) -> bool:
     """Empty, or what a killed first writing left: our files without `plan.yaml`."""
-    own = {MANIFEST_FILE, SERIES_FILE, "splits.csv", "attribution.md", "summary.html"}
+    own = {
+        MANIFEST_FILE, SERIES_FILE, "splits.csv", "sources.yaml", "attribution.md", "summary.html"
+    }  # fmt: skip
     return all(p.name in own or p.name.startswith(PARTIAL) for p in folder.iterdir())
 
 
@@ -163,6 +167,33 @@ def _splits(plan: Plan) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([names, *sorted(rows)])
     return text.getvalue().encode()
+
+
+def _sources(plan: Plan) -> bytes:
+    """The source list that ingests what `idc download` made of the manifest in its own layout."""
+    columns = ("collection", "licence", "series_uid")
+    folders: dict[str, dict[str, list[str]]] = {}
+    rows = (plan.chosen.column(column).to_pylist() for column in columns)
+    for name, licence, uid in zip(*rows, strict=True):
+        folders.setdefault(name, {}).setdefault(licence, []).append(f"{name}/**/MR_{uid}/*")
+    entries = []
+    for name, by_licence in sorted(folders.items()):
+        for licence, series in sorted(by_licence.items()):
+            entries.append(
+                {
+                    "name": name if len(by_licence) == 1 else f"{name} {licence}",
+                    "licence": licence,
+                    "root": "${IDC_DOWNLOADS}",
+                    "include": [f"{name}/**"] if len(by_licence) == 1 else sorted(series),
+                    "subject_namespace": NAMESPACE,
+                }
+            )
+    head = (
+        "# idc download manifest.s5cmd --download-dir DIR; export IDC_DOWNLOADS=DIR\n"
+        "# core-mri data ingest --sources sources.yaml --registry REGISTRY --key-file KEY\n"
+        "# The registry draws the splits of this plan if the plan was made with the same key.\n"
+    )
+    return (head + yaml.safe_dump({"sources": entries}, sort_keys=False)).encode()
 
 
 def _attribution(plan: Plan) -> bytes:

@@ -34,7 +34,7 @@ def rows_of(number: int, seed: int = 0) -> list[Row]:
     rows = []
     for i in range(number):
         collection = str(rng.choice(list(LICENCES)))
-        patient = f"{'shared' if i % 17 == 0 else collection}-{rng.integers(number // 10)}"
+        patient = f"{'shared' if i % 7 == 0 else collection}-{rng.integers(number // 10)}"
         rows.append(
             {
                 "collection_id": collection,
@@ -52,7 +52,7 @@ def rows_of(number: int, seed: int = 0) -> list[Row]:
                 "Manufacturer": str(rng.choice(VENDORS)),
                 "ManufacturerModelName": "X",
                 "instanceCount": int(rng.integers(1, 200)),
-                "license_short_name": LICENCES[collection],
+                "license_short_name": LICENCES["gamma" if i % 5 == 0 else collection],
                 "series_revised_idc_version": 7,
                 "series_size_MB": float(rng.random() * 50),
                 "series_aws_url": f"s3://idc-open-data/uuid-{i}/*",
@@ -93,11 +93,11 @@ def write_index(tmp_path: Path) -> WriteIndex:
 
 @pytest.fixture
 def index(write_index: WriteIndex, rows: list[Row]) -> Path:
-    """400 series in a folder."""
+    """600 series in a folder."""
     return write_index(rows)
 
 
 @pytest.fixture
 def rows() -> list[Row]:
     """The rows of `index`."""
-    return rows_of(400)
+    return rows_of(600)

@@ -52,6 +52,14 @@ class TestWaterFilling:
         assert (mixed[again] == order).all()
         assert sorted(order) == list(range(300))
 
+    def test_long_series_are_not_disadvantaged(self) -> None:
+        """One series of 1 or 100 slices for each of 2,000 patients: half of the taken are long."""
+        sizes = np.where(np.arange(2000) % 2, 1, 100)
+        patients = np.arange(2000).astype(str)
+        ties = np.random.default_rng(0).permutation(2000).astype(np.uint64)
+        order = water_filling_order([patients], sizes, ties, 1.0)
+        assert 0.4 < (sizes[order[:500]] == 100).mean() < 0.6
+
     @pytest.mark.parametrize("seed", range(4))
     def test_more_balance_is_more_even(self, seed: int) -> None:
         levels, sizes, ties = boxes(300, seed)

@@ -18,11 +18,16 @@ import pytest
 import yaml
 
 from core_mri.errors import ConfigError, DataError
+from core_mri.files.dicom_write import write_dicom_series
+from core_mri.physics.phantoms import phantom_volume
+from data_registry import IngestConfig, Registry, ingest
 from data_registry.planning.plan_cli import main
 from data_registry.planning.plan_folder import read_plan
+from data_registry.source_list import load_sources
 
 FILES = {
-    "plan.yaml", "series.parquet", "manifest.s5cmd", "splits.csv", "attribution.md", "summary.html"
+    "plan.yaml", "series.parquet", "manifest.s5cmd", "splits.csv", "sources.yaml",
+    "attribution.md", "summary.html",
 }  # fmt: skip
 
 
@@ -123,6 +128,33 @@ class TestFolder:
         path.write_bytes(path.read_bytes()[:-1])
         with pytest.raises(DataError, match=r"DATA-34.*series\.parquet"):
             main([*words, "--update"])
+
+
+class TestDownloads:
+    def test_ingested_they_have_licence_and_split_of_the_plan(
+        self, words, tmp_path, key_file, monkeypatch
+    ) -> None:
+        """Made-up DICOM series in the layout of `idc download`; a collection of two licences."""
+        words[words.index("--max-slices") + 1] = "0"
+        main([*words, "--key-file", str(key_file), "--licence", "any-known"])
+        rows = read_plan(tmp_path / "plan").series.to_pylist()
+        downloads = tmp_path / "downloads"
+        monkeypatch.setenv("IDC_DOWNLOADS", str(downloads))
+        for number, row in enumerate(rows[:12]):
+            image, _ = phantom_volume("knee", number, size=32, num_slices=4)
+            folder = f"{row['collection']}/{row['patient_id']}/{row['study_uid']}"
+            facts = {"Modality": "MR", "PatientID": row["patient_id"]}
+            write_dicom_series(
+                image, downloads / folder / f"MR_{row['series_uid']}", facts=facts,
+                seed=row["series_uid"],
+            )  # fmt: skip
+        sources = load_sources(tmp_path / "plan" / "sources.yaml")
+        registry = tmp_path / "registry"
+        ingest(IngestConfig(registry=registry, sources=sources, key_file=key_file, jobs=1))
+        found = Registry.open(registry).volumes()
+        assert sorted((v.licence, v.split) for v in found) == sorted(
+            (row["licence"], row["split"]) for row in rows[:12]
+        )
 
 
 class TestUpdate:
