@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -187,43 +187,44 @@ def check_met(plan: Plan) -> None:
         DataError: DATA-33 with everything that is short, and the largest plan that can be met.
     """
     config = plan.config
-    columns = [
-        plan.series.column(name).to_pylist() for name in ("region", "left_out", "num_slices")
+    columns = (plan.series.column(n).to_pylist() for n in ("region", "left_out", "num_slices"))
+    rows = [
+        (region, reason, slices)
+        for region, reason, slices in zip(*columns, strict=True)
+        if not config.regions or wanted(region, config.regions)
     ]
-    rows = list(zip(*columns, strict=True))
     eligible = sum(slices for _, reason, slices in rows if not reason)
     problems, empty = [], []
     for region in config.regions:
         own = [(reason, slices) for name, reason, slices in rows if wanted(name, {region})]
-        if any(not reason for reason, _ in own):
-            continue
-        empty.append(region)
-        lost: Counter[str] = Counter()
-        for reason, slices in own:
-            lost[reason] += slices
-        why = "; ".join(f"{n:,} slices left out: {reason}" for reason, n in lost.most_common(3))
-        problems.append(f"no series of {region} ({why or 'the index has none'})")
+        if all(reason for reason, _ in own):
+            empty.append(region)
+            problems.append(f"no series of {region} may be chosen ({_lost(own) or 'it has none'})")
     if eligible < max(config.max_slices, 1):
-        problems.append(
-            f"{config.max_slices or 1:,} slices were asked for and {eligible:,} may be chosen "
-            f"({', '.join(config.licence)}; {', '.join(config.regions) or 'all regions'})"
-        )
+        asked = f"{config.max_slices:,} slices were asked for and " if config.max_slices else ""
+        what = f"{', '.join(config.licence)}; {', '.join(config.regions) or 'all regions'}"
+        problems.append(f"{asked}{eligible:,} slices may be chosen ({what})")
     if not problems:
         return
-    lost = Counter()
-    for _, reason, slices in rows:
-        if reason.startswith(("licence ", "patient of ", "collection ")):
-            lost[reason] += slices
-    more = "; ".join(f"{n:,} by {reason}" for reason, n in lost.most_common(4))
     parts = [f"leave {', '.join(empty)} out of --regions"] if empty else []
-    if eligible and eligible < config.max_slices:
+    if eligible < config.max_slices:
         parts.append(f"ask for --max-slices {eligible}, the largest plan")
-    fix = f"To get a plan, {' and '.join(parts)}. " if parts and eligible else ""
+    chosen_away = ("licence ", "patient of ", "collection ")
+    yours = _lost([(why, n) for _, why, n in rows if why.startswith(chosen_away)])
     raise DataError(
         "DATA-33",
         f"the plan cannot be met: {'; '.join(problems)}.",
-        fix=f"{fix}Left out by your choice: {more or 'nothing'}.",
+        fix=(f"To get a plan, {' and '.join(parts)}. " if eligible else "")
+        + f"Left out by your choice: {yours or 'nothing'}.",
     )
+
+
+def _lost(rows: Iterable[tuple[str, int]]) -> str:
+    """The reasons that cost most slices."""
+    lost: Counter[str] = Counter()
+    for reason, slices in rows:
+        lost[reason] += slices
+    return "; ".join(f"{slices:,} by {reason!r}" for reason, slices in lost.most_common(4))
 
 
 def _ranks(

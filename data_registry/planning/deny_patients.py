@@ -142,7 +142,7 @@ def unknown(what: str, name: str, known: Sequence[str]) -> ConfigError:
     """CONFIG-01 for a name that does not exist, with what was perhaps meant."""
     small = {one.lower(): one for one in known}
     close = [small[one] for one in difflib.get_close_matches(name.lower(), small, cutoff=0.5)]
-    listed = ", ".join(known) if len(known) <= 45 else f"{len(known)} others"
+    listed = ", ".join(known) if len(known) <= 45 else f"{len(known)}"
     return ConfigError(
         "CONFIG-01",
         f"no {what} {name!r}; there are {listed}.",

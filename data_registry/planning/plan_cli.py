@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,13 +217,22 @@ def _show_difference(difference: Difference, plan: Plan, options: _Plan) -> None
         return
     before, after = difference.slices
     print(f"Plan {options.out}: {before:,} slices before, {after:,} after ({state})")
-    inputs = [(name, str(old), str(new)) for name, (old, new) in difference.inputs.items()]
+    inputs = [(name, _short(old), _short(new)) for name, (old, new) in difference.inputs.items()]
     if inputs:
         print(table("\nInputs", ("", "before", "after"), inputs))
     lines = [(what, f"{n:,}") for what, n in difference.counts().items()]
     print(table("\nSeries", ("", "count"), lines))
     for what, series in difference.changed.items():
-        pairs = [(uid, *map(str, pair)) for uid, pair in list(series.items())[:_MOST_LINES]]
-        print(table(f"\nChanged {what}", ("series", "before", "after"), pairs))
+        pairs = Counter((str(before), str(after)) for before, after in series.values())
+        shown = [(*pair, f"{n:,}") for pair, n in pairs.most_common(_MOST_LINES)]
+        more = f" (the most frequent of {len(pairs)})" if len(pairs) > _MOST_LINES else ""
+        print(table(f"\nChanged {what}{more}", ("before", "after", "series"), shown))
     if not options.write:
         print("\nNext: the same command with --write; --json lists every series.")
+
+
+def _short(value: object) -> str:
+    """Hashes by their first digits."""
+    if isinstance(value, dict):
+        return ", ".join(str(digest)[:12] for digest in value.values())
+    return str(value)

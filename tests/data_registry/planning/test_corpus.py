@@ -227,20 +227,32 @@ class TestWhatIsShort:
     def test_too_many_slices(self, config: PlanConfig) -> None:
         most = plan_corpus(replace(config, max_slices=0)).num_slices
         check_met(plan_corpus(replace(config, max_slices=most)))
-        with pytest.raises(DataError, match=f"DATA-33.*{most:,} may be chosen") as caught:
+        with pytest.raises(DataError, match=f"DATA-33.*{most:,} slices may be chosen") as caught:
             check_met(plan_corpus(replace(config, max_slices=most + 1)))
         assert f"--max-slices {most}" in caught.value.fix
         assert "licence CC-BY-NC-4.0" in caught.value.fix
 
     def test_missing_regions(self, config: PlanConfig) -> None:
-        with pytest.raises(DataError, match=r"no series of elbow .the index has none") as caught:
+        with pytest.raises(
+            DataError, match=r"no series of elbow may be chosen .it has none"
+        ) as caught:
             check_met(plan_corpus(replace(config, regions=("elbow", "knee"), max_slices=10)))
         assert "leave elbow out" in caught.value.fix
+
+    def test_only_reasons_of_the_wanted_regions(self, config: PlanConfig) -> None:
+        plan = plan_corpus(replace(config, regions=("foot",), max_slices=90_000))
+        lost = plan.sql(
+            "SELECT sum(num_slices)::INT AS n FROM series "
+            "WHERE region = 'foot' AND left_out = 'licence CC-BY-NC-4.0'"
+        )["n"][0].as_py()
+        with pytest.raises(DataError, match="DATA-33") as caught:
+            check_met(plan)
+        assert f"{lost:,} by 'licence CC-BY-NC-4.0'" in caught.value.fix
 
     def test_nothing_at_all(self, config: PlanConfig) -> None:
         plan = plan_corpus(replace(config, min_slices=10_000))
         assert plan.num_slices == 0
-        with pytest.raises(DataError, match=r"DATA-33.*0 may be chosen"):
+        with pytest.raises(DataError, match=r"DATA-33.* 0 slices may be chosen"):
             check_met(plan)
 
     @pytest.mark.parametrize(
