@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -261,17 +261,12 @@ def _tie(seed: int, uid: str) -> int:
 def _splits(config: PlanConfig, series: pyarrow.Table) -> list[str]:
     """Drawn as a registry draws them, from the patient alone, so that no later plan moves one."""
     key = _split_key(config)
-    people = [
-        patient or f"study:{study}"
-        for patient, study in zip(
-            *(series.column(name).to_pylist() for name in ("patient_id", "study_uid")), strict=True
-        )
-    ]
-    drawn: Mapping[str, str] = {
-        person: split_of(key, pseudonym(key, "subject", NAMESPACE, person), config.fractions)
-        for person in set(people)
+    patients = series.column("patient_id").to_pylist()
+    drawn = {
+        patient: split_of(key, pseudonym(key, "subject", NAMESPACE, patient), config.fractions)
+        for patient in set(patients)
     }
-    return [drawn[person] for person in people]
+    return [drawn[patient] for patient in patients]
 
 
 def _strata(series: pyarrow.Table) -> list[str]:

@@ -26,7 +26,7 @@ MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 _COLUMNS = {
     "series_uid": "SeriesInstanceUID",
     "study_uid": "StudyInstanceUID",
-    "patient_id": "coalesce(PatientID, '')",
+    "patient_id": "coalesce(nullif(trim(PatientID), ''), 'study:' || StudyInstanceUID)",
     "collection": "collection_id",
     "num_slices": "instanceCount",
     "num_bytes": "round(series_size_MB * 1e6)::BIGINT",
@@ -42,7 +42,8 @@ _COLUMNS = {
     "idc_version": "series_revised_idc_version",
     "address": "coalesce(series_aws_url, '')",
 }
-"""Our column -> the expression over the index that gives it."""
+"""Our column -> the expression over the index that gives it. Who the patient is follows
+`source_list.Source.subject_of`: a study without PatientID is one person."""
 
 _CITATIONS = """
 SELECT lower(s.source_doi), max(s.citation), max(s.source_title)

@@ -35,6 +35,7 @@ PLAN_FILE = "plan.yaml"
 SERIES_FILE = "series.parquet"
 MANIFEST_FILE = "manifest.s5cmd"
 _FORMAT = "core-mri plan, version 1"
+_KEYS = {"sha256", "inputs", "totals", "files"}
 _IDC_PAPER = "https://doi.org/10.1148/rg.230180"
 
 
@@ -80,7 +81,9 @@ def plan_files(plan: Plan, costs: Costs) -> dict[str, bytes]:
 
 
 def write_plan(folder: Path, files: dict[str, bytes]) -> None:
-    """Write each file aside and rename it, `plan.yaml` last: without it the rest is no plan.
+    """Write all files aside, then rename them, `plan.yaml` last: without it the rest is no plan.
+
+    A full disk leaves an older plan in the folder as it was.
 
     Raises:
         DataError: DATA-07 when the folder cannot be written.
@@ -88,9 +91,9 @@ def write_plan(folder: Path, files: dict[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            aside = folder / f"{PARTIAL}{name}"
-            aside.write_bytes(data)
-            aside.replace(folder / name)
+            (folder / f"{PARTIAL}{name}").write_bytes(data)
+        for name in files:
+            (folder / f"{PARTIAL}{name}").replace(folder / name)
     except OSError as error:
         raise cannot_write(error, f"plan {folder}") from error
 
@@ -114,8 +117,8 @@ def read_plan(folder: Path) -> StoredPlan | None:
         return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r}")
+        if content["format"] != _FORMAT or not content.keys() >= _KEYS:
+            raise ValueError(f"{PLAN_FILE} is of another format, or lacks a part")
         data = (folder / SERIES_FILE).read_bytes()
         if hashlib.sha256(data).hexdigest() != content["files"][SERIES_FILE]:
             raise ValueError(f"{SERIES_FILE} is not the one that {PLAN_FILE} names")

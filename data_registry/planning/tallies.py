@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from core_mri.errors import ConfigError
@@ -41,8 +41,8 @@ SELECT CASE WHEN left_out = '' THEN 'not needed: enough slices without' ELSE lef
 FROM series WHERE rank < 0 GROUP BY ALL ORDER BY slices DESC, reason
 """
 _LEAKS = """
-SELECT count(*) AS n FROM (SELECT coalesce(nullif(patient_id, ''), study_uid) FROM series
-WHERE rank >= 0 GROUP BY ALL HAVING count(DISTINCT split) > 1)
+SELECT count(*) AS n FROM (SELECT patient_id FROM series WHERE rank >= 0
+GROUP BY patient_id HAVING count(DISTINCT split) > 1)
 """
 
 
@@ -143,8 +143,11 @@ def cost_rows(plan: Plan, costs: Costs) -> list[dict[str, Any]]:
     ``images/s = mfu * peak TFLOP/s / (TFLOP per image)``.
 
     Raises:
-        ConfigError: CONFIG-05 when the figures do not give one throughput.
+        ConfigError: CONFIG-01 for a negative figure, CONFIG-05 when they do not give one
+            throughput.
     """
+    if min(astuple(costs)) < 0:
+        raise ConfigError("CONFIG-01", f"rates and prices are not negative, got {costs}.")
     whole = totals(plan)
     rows: list[dict[str, Any]] = [
         {"what": "download", "value": whole["bytes"] / 1e12, "unit": "TB", "from": "index"}
@@ -169,15 +172,9 @@ def cost_rows(plan: Plan, costs: Costs) -> list[dict[str, Any]]:
         source = f"{rate:,.0f} images/s, {basis}; {costs.epochs:g} epochs"
         rows.append({"what": "pretraining", "value": hours, "unit": "GPU h", "from": source})
         if costs.price_per_hour > 0:
+            money = hours * costs.price_per_hour
             price = f"{costs.price_per_hour:g} a GPU hour, given"
-            rows.append(
-                {
-                    "what": "pretraining",
-                    "value": hours * costs.price_per_hour,
-                    "unit": "money",
-                    "from": price,
-                }
-            )
+            rows.append({"what": "pretraining", "value": money, "unit": "money", "from": price})
     elif costs.price_per_hour > 0:
         raise ConfigError(
             "CONFIG-05", "--price-per-hour needs a throughput.", fix="Give --images-per-second."

@@ -134,6 +134,16 @@ class TestPatients:
         assert {s for found in splits.values() for s in found} == {"train", "val", "test"}
         assert leaks(plan) == 0
 
+    def test_without_patient_id_each_study_is_a_person(self, config, rows, write_index) -> None:
+        nameless = [dict(row, PatientID=" ") for row in rows]
+        plan = plan_corpus(
+            replace(config, source=str(write_index(nameless, "nameless")), max_slices=0)
+        )
+        people = {(r["patient_id"], r["study_uid"]) for r in plan.chosen.to_pylist()}
+        assert all(patient == f"study:{study}" for patient, study in people)
+        assert {r["split"] for r in plan.chosen.to_pylist()} == {"train", "val", "test"}
+        assert leaks(plan) == 0
+
     def test_leaks_are_found(self, config: PlanConfig) -> None:
         """The check can fail: one series of a patient moved to another split."""
         plan = plan_corpus(replace(config, max_slices=0))
@@ -347,10 +357,11 @@ class TestCosts:
         [
             Costs(mfu=0.4),
             Costs(price_per_hour=2),
+            Costs(images_per_second=-1),
             Costs(mfu=2, peak_tflops=1, tflop_per_image=1),
             Costs(images_per_second=5, mfu=0.4, peak_tflops=1, tflop_per_image=1),
         ],
     )
     def test_figures_that_do_not_fit(self, config: PlanConfig, costs: Costs) -> None:
-        with pytest.raises(ConfigError, match="CONFIG-05"):
+        with pytest.raises(ConfigError, match=r"CONFIG-0[15]"):
             cost_rows(plan_corpus(config), costs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -114,6 +115,23 @@ class TestFolder:
         (tmp_path / "plan").mkdir(mode=0o500)
         with pytest.raises(DataError, match="DATA-07"):
             main(words)
+
+    def test_full_disk_leaves_the_old_plan(self, words, tmp_path, monkeypatch) -> None:
+        main(words)
+        before = contents(tmp_path / "plan")
+        write_bytes = Path.write_bytes
+
+        def full(path: Path, data: bytes) -> int:
+            if path.name.endswith("summary.html"):
+                raise OSError(errno.ENOSPC, "full")
+            return write_bytes(path, data)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        words[words.index("--max-slices") + 1] = "2000"
+        with pytest.raises(DataError, match="DATA-07"):
+            main([*words, "--update", "--write"])
+        after = contents(tmp_path / "plan")
+        assert {name: after[name] for name in FILES} == before
 
     def test_folder_of_something_else(self, words, tmp_path) -> None:
         (tmp_path / "plan").mkdir()
