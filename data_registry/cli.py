@@ -33,6 +33,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "query": ("data_registry.looking.cli:query_main", "ask with SQL, and freeze cohorts"),
     "inspect": ("data_registry.looking.cli:inspect_main", "draw contact sheets of volumes"),
     "export": ("data_registry.cli:export_main", "write files that other programs read"),
+    "plan": (
+        "data_registry.planning.plan_cli:main",
+        "choose a corpus from an index of public scans",
+    ),
     "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
