@@ -35,6 +35,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
+    "withdraw": ("data_registry.governance.withdraw_cli:main", "take a patient out, for good"),
+    "audit": ("data_registry.governance.audit_cli:main", "who changed or released what, and when"),
+    "share": ("data_registry.governance.share_cli:main", "signed links for users who agreed"),
+    "card": ("data_registry.governance.card_cli:main", "dataset card and Croissant metadata"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.governance.uses import record_use
 from data_registry.shards import PARTIAL, cannot_write
 
 if TYPE_CHECKING:
@@ -117,6 +118,11 @@ def export(
     places = list(layout.places())
     files = list(layout.files())
     _claim(config)
+    what = {
+        "format": config.format, "folder": str(config.out.resolve()), "volumes": len(places),
+        "release": config.release, "cohort": config.cohort,
+    }  # fmt: skip
+    record_use(config.registry, "export", [row.subject_id for row, _ in places], what)
     written = 0
     for number, (path, write) in enumerate(files, start=1):
         if not (config.out / path).exists():

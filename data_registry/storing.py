@@ -18,6 +18,7 @@ from data_registry.batches import Batch, UnitResult
 from data_registry.checks import check_volume
 from data_registry.deidentify.facts import deidentify_facts
 from data_registry.deidentify.identifiers import keyed_uid, pseudonym
+from data_registry.governance.withdrawals import refuse
 from data_registry.inventory import Unit
 from data_registry.labels import label_volume
 from data_registry.payloads import pack, unpack
@@ -45,7 +46,8 @@ def store_volume(
         writer: The shard.
 
     Raises:
-        DataError: What `check_volume` raises, DATA-06 and DATA-10 for voxels of another type.
+        DataError: What `check_volume` raises, DATA-06 and DATA-10 for voxels of another type,
+            DATA-22 when the patient was withdrawn.
         GeometryError: As `check_volume`.
     """
     source = result.unit.source
@@ -122,12 +124,16 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         volume: Facts, geometry and role; its voxels are not looked at.
         unit: Where it came from.
         batch: Key and split fractions.
+
+    Raises:
+        DataError: DATA-22 when the patient was withdrawn.
     """
     source, key = unit.source, batch.key
     relative = unit.files[0].relative
     hints = {"region": source.region, "sequence": source.sequence, "path": relative}
     labels = dataclasses.asdict(label_volume(volume.facts, volume, hints))
     subject = pseudonym(key, "subject", *source.subject_of(relative, volume.facts))
+    refuse(subject, batch.withdrawn)
     study = str(volume.facts.get("StudyInstanceUID", ""))
     facts: dict[str, object] = dict(deidentify_facts(volume.facts, key))
     facts.pop("PatientID", None)  # `subject_id` is the one id of the patient
