@@ -32,7 +32,8 @@ ROLES: dict[Format, tuple[str, ...]] = {
 }
 """Roles of volumes that a format can hold."""
 
-_MARK = "export.json"
+MARK, MANIFEST = "export.json", "manifest.csv"
+"""What says of which export a folder is, and what each of its files is."""
 _COLUMNS = (
     "path", "volume_id", "role", "subject_id", "split", "source", "licence", "region", "sequence",
     "labels_of",
@@ -132,7 +133,7 @@ def export(
             on_progress(number, len(files))
     for path, text in layout.describe():
         write_text(config.out / path, text)
-    write_text(config.out / "manifest.csv", _csv([_line(registry, row, p) for row, p in places]))
+    write_text(config.out / MANIFEST, _csv([_line(registry, row, p) for row, p in places]))
     return ExportReport(written, len(files) - written, len(selected) - len(places))
 
 
@@ -157,7 +158,7 @@ def _claim(config: ExportConfig) -> None:
     Raises:
         ConfigError: CONFIG-03 when it holds something else.
     """
-    mark = config.out / _MARK
+    mark = config.out / MARK
     content = {
         "format": config.format, "where": config.where, "cohort": config.cohort,
         "registry": str(config.registry.resolve()),
