@@ -17,7 +17,7 @@ import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format, Release
-from data_registry.looking.cli import stats_table
+from data_registry.looking.cli import noncommercial_line, stats_table
 from data_registry.terminal import parse, progress, table
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from data_registry.ingest import IngestReport
 
 VERBS: dict[str, tuple[str, str]] = {
+    "sources": ("data_registry.sources_cli:main", "list data sets whose folders are understood"),
     "ingest": ("data_registry.cli:ingest_main", "read scans into a registry, de-identified"),
     "stats": ("data_registry.looking.cli:stats_main", "count what a registry holds"),
     "ls": ("data_registry.looking.cli:ls_main", "list the volumes of a registry"),
@@ -75,7 +76,10 @@ class _Ingest:
     subject: str = ""
     """Regular expression with a group (?P<subject>...) that finds the patient in a path."""
     sources: str = ""
-    """Instead of PATH...: a source list (YAML file, or the name of a packaged one)."""
+    """Instead of PATH...: a source list (YAML file, or the name of a packaged one), or with --root
+    a source card (YAML file, or a name that `core-mri data sources` lists)."""
+    root: Path | None = None
+    """For a source card: the downloaded folder of its data set."""
     key_file: Path | None = None
     """Project key of all ids; default REGISTRY.key beside it, made at the first ingest."""
     jobs: int = 0
@@ -117,6 +121,8 @@ class _Export:
     """For public: the folders of `core-mri data deidentify` that were reviewed and ingested."""
     key_file: Path | None = None
     """For public: the project key; REGISTRY.key beside the registry when not given."""
+    exclude_noncommercial: bool = False
+    """Leave out sources whose licence does not permit commercial use in so many words."""
     json: bool = False
     """Print a JSON object."""
 
@@ -174,7 +180,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
     if bool(options.sources) == bool(options.paths):
         raise ConfigError(
             "CONFIG-05",
-            "give either PATH... with --source and --licence, or --sources FILE.yaml.",
+            "give either PATH... with --source and --licence, or --sources NAME.",
         )
     if options.sources:
         if options.source or options.licence or options.subject or options.spacing_mm:
@@ -183,8 +189,10 @@ def ingest_main(arguments: Sequence[str]) -> int:
                 "--source, --licence, --subject and --spacing-mm belong to PATH..., not to "
                 "--sources.",
             )
-        sources = load_sources(options.sources)
+        sources = load_sources(options.sources, options.root)
     else:
+        if options.root is not None:
+            raise ConfigError("CONFIG-05", "--root belongs to --sources, not to PATH....")
         if not options.source or not options.licence:
             raise ConfigError(
                 "CONFIG-01",
@@ -243,6 +251,7 @@ def export_main(arguments: Sequence[str]) -> int:
         release=options.release,
         reviewed=options.reviewed,
         key_file=options.key_file,
+        exclude_noncommercial=options.exclude_noncommercial,
     )
     with progress("writing files") as on_progress:
         report = export(config, on_progress)
@@ -252,6 +261,9 @@ def export_main(arguments: Sequence[str]) -> int:
     print(f"{report.written} files written to {options.out}, {report.kept} were there already.")
     if report.other_roles:
         print(f"{report.other_roles} volumes left out, which {options.format} cannot hold.")
+    if report.noncommercial:
+        print(noncommercial_line(report.noncommercial))
+    print(f"licence {report.licence}, terms in {options.out / 'LICENSE'}")
     print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
     return 0
 

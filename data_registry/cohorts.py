@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from core_mri.errors import ConfigError, DataError
 from data_registry.governance.audit_log import append
+from data_registry.governance.licences import mixture
 from data_registry.shards import PARTIAL, cannot_write, fsync
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Selection:
     num_slices: int
     digest: str
     """SHA-256 over the sorted lines ``volume_id pixel_hash``."""
+    licence: str
+    """SPDX expression of all of it; empty when nothing is chosen."""
 
     @property
     def num_volumes(self) -> int:
@@ -60,6 +63,8 @@ class Cohort:
     """As `Selection.digest`."""
     num_volumes: int
     num_slices: int
+    licence: str = ""
+    """SPDX expression of all of it; empty in cohorts of older versions."""
     removals: tuple[Removal, ...] = ()
     """When patients were withdrawn; the digest is that of what is left."""
 
@@ -98,28 +103,44 @@ def preview(registry: Registry, where: str = "", *, sql: str = "") -> Selection:
     Raises:
         ConfigError: CONFIG-01 for a wrong query, CONFIG-05 for both or none of the two.
     """
-    if bool(where) == bool(sql):
-        raise ConfigError(
-            "CONFIG-05", "a cohort is chosen by a condition or by a SELECT: give one."
-        )
-    if sql:
-        columns = registry.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").column_names
-        if "volume_id" not in columns:
-            raise ConfigError(
-                "CONFIG-01",
-                f"the SELECT gives {', '.join(columns)}: a cohort needs volume_id among them.",
-            )
-        where = f"volume_id IN (SELECT volume_id FROM ({sql}\n))"
     chosen = registry.sql(
-        f"SELECT volume_id, pixel_hash, num_slices FROM volumes WHERE ({where}\n) "
-        "ORDER BY volume_id"
+        "SELECT volume_id, pixel_hash, num_slices, licence FROM volumes "
+        f"WHERE ({members(registry, where, sql=sql)}\n) ORDER BY volume_id"
     )
+    licences = chosen["licence"].unique().to_pylist()
     volumes = chosen.select(["volume_id", "pixel_hash"])
     return Selection(
         volumes=volumes,
         num_slices=sum(chosen.column("num_slices").to_pylist()),
         digest=_digest(volumes),
+        licence=mixture(licences) if licences else "",
     )
+
+
+def members(registry: Registry, where: str = "", *, sql: str = "") -> str:
+    """The SQL condition on volumes that a query means.
+
+    Args:
+        registry: The registry.
+        where: As `preview`.
+        sql: As `preview`.
+
+    Raises:
+        ConfigError: As `preview`.
+    """
+    if bool(where) == bool(sql):
+        raise ConfigError(
+            "CONFIG-05", "a cohort is chosen by a condition or by a SELECT: give one."
+        )
+    if not sql:
+        return where
+    columns = registry.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").column_names
+    if "volume_id" not in columns:
+        raise ConfigError(
+            "CONFIG-01",
+            f"the SELECT gives {', '.join(columns)}: a cohort needs volume_id among them.",
+        )
+    return f"volume_id IN (SELECT volume_id FROM ({sql}\n))"
 
 
 def freeze(registry: Registry, name: str, where: str = "", *, sql: str = "") -> Cohort:
@@ -151,6 +172,7 @@ def freeze(registry: Registry, name: str, where: str = "", *, sql: str = "") -> 
         digest=chosen.digest,
         num_volumes=chosen.num_volumes,
         num_slices=chosen.num_slices,
+        licence=chosen.licence,
     )
     aside = path.with_name(f"{PARTIAL}{name}.{os.getpid()}")
     try:

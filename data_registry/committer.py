@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core_mri.config import to_mapping
 from core_mri.errors import ConfigError
 from data_registry.catalogue import Registry, reason_of
 from data_registry.commits import commit
@@ -126,11 +127,12 @@ class Committer:
 
 
 def promise(source: Source) -> SourceRow:
-    """What a source says about itself that can never change."""
+    """What a source says about itself."""
     return SourceRow(
         source=source.name,
         licence=source.licence,
-        subject_namespace=source.subject_namespace or source.name,
+        subject_namespace=source.namespace,
+        card=json.dumps(to_mapping(source.card), sort_keys=True) if source.card else "{}",
     )
 
 
@@ -139,16 +141,15 @@ def check_promises(registry: Registry, sources: Iterable[Source]) -> None:
 
     Raises:
         ConfigError: CONFIG-05 when a source has another licence or namespace than the registry, or
-            another entry of the list, gives for its name.
+            another entry of the list, gives for its name; or two entries give it two cards.
     """
-    known = {
-        row[0]: SourceRow(source=row[0], licence=row[1], subject_namespace=row[2])
-        for row in registry.rows("SELECT source, licence, subject_namespace FROM sources")
-    }
+    known = _promised(registry)
+    cards: dict[str, str] = {}
     for source in sources:
         new = promise(source)
         old = known.setdefault(source.name, new)
-        for what in ("licence", "subject_namespace"):
+        old = dataclasses.replace(old, card=cards.setdefault(source.name, new.card))
+        for what in ("licence", "subject_namespace", "card"):
             was, now = getattr(old, what), getattr(new, what)
             if was and was != now:  # a migrated registry does not know its namespaces
                 raise ConfigError(
@@ -156,6 +157,25 @@ def check_promises(registry: Registry, sources: Iterable[Source]) -> None:
                     f"source {source.name!r} has {what} {was!r} so far, and {now!r} now.",
                     fix="Give another source another name, and the same one what it had.",
                 )
+
+
+def complete_cards(registry: Registry, sources: Iterable[Source]) -> None:
+    """Write down what the cards of known sources now tell; a source without one keeps its own.
+
+    Raises:
+        DataError: DATA-07 when it cannot be written.
+    """
+    known = _promised(registry)
+    new = {source.name: promise(source) for source in sources if source.card is not None}
+    rows = [row for row in new.values() if row.source in known and row != known[row.source]]
+    if rows:
+        commit(registry, {"sources": rows})
+
+
+def _promised(registry: Registry) -> dict[str, SourceRow]:
+    rows = registry.rows("SELECT source, licence, subject_namespace, card FROM sources")
+    names = ("source", "licence", "subject_namespace", "card")
+    return {row[0]: SourceRow(**dict(zip(names, row, strict=True))) for row in rows}
 
 
 def write_private_log(path: Path, units: Sequence[UnitResult]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_mri.version import __version__
+from data_registry.governance.licences import mixture
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -104,7 +105,7 @@ def sidecar(row: VolumeRow, path: Path) -> Iterator[tuple[Path, str]]:
 
 def describe_dataset(rows: list[VolumeRow]) -> Iterator[tuple[Path, str]]:
     """`dataset_description.json` of the whole and of each derivative, participants, README."""
-    licences = sorted({row.licence for row in rows})
+    licence = mixture(row.licence for row in rows)
     maker = {"Name": "core-mri", "Version": __version__}
     sources = sorted({row.source for row in rows})
     for folder, name in (
@@ -116,7 +117,7 @@ def describe_dataset(rows: list[VolumeRow]) -> Iterator[tuple[Path, str]]:
             "Name": name,
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative" if folder else "raw",
-            "License": " AND ".join(licences),
+            "License": licence,
             "GeneratedBy": [maker],
         }
         if folder and not any(_in_folder(row, folder) for row in rows):
@@ -135,8 +136,8 @@ def describe_dataset(rows: list[VolumeRow]) -> Iterator[tuple[Path, str]]:
     yield (
         Path("README"),
         "Exported by core-mri from a registry of de-identified scans.\n"
-        f"Sources: {', '.join(sources)}. Licences: {', '.join(licences)} (one per file: see the "
-        "sidecars and manifest.csv).\nNot defaced unless the registry says so.\n",
+        f"Sources: {', '.join(sources)}. Licence: {licence} (per source: LICENSE; "
+        "per file: sidecars and manifest.csv).\nNot defaced unless the registry says so.\n",
     )
     yield Path(".bidsignore"), "manifest.csv\nexport.json\n"
 

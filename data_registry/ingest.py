@@ -134,7 +134,7 @@ def ingest(
     from data_registry.batches import Batch
     from data_registry.catalogue import Registry, reason_of
     from data_registry.commits import sole_writer, sweep
-    from data_registry.committer import Committer, check_promises, log_left_out
+    from data_registry.committer import Committer, check_promises, complete_cards, log_left_out
     from data_registry.governance.audit_log import recorded
     from data_registry.inventory import Inventory
     from data_registry.reading import read_batch
@@ -154,6 +154,7 @@ def ingest(
         key = _open_key(registry, key_file)
         sweep(registry)
         check_promises(registry, config.sources)
+        complete_cards(registry, config.sources)
         inventory = Inventory(registry, key, retry=config.retry)
         log = config.private_log
         _take_stock(
@@ -304,11 +305,19 @@ def _check_source(source: Source) -> None:
     Raises:
         ConfigError: CONFIG-01 for a region or sequence that does not exist, and as `Source.folder`.
     """
+    from data_registry.governance.licences import licence_terms
     from data_registry.labels import label_volume
+    from data_registry.source_cards import declared_by
 
     voxel = Volume(np.zeros((1, 1, 1), dtype=np.uint8), np.eye(4))
     label_volume({}, voxel, {"region": source.region, "sequence": source.sequence})
     source.folder()
+    if not licence_terms(source.licence, declared_by(source.licence, source.card)).known:
+        logger.warning(
+            "source %s: nothing is known of its licence (%s), so its data can never be exported",
+            source.name,
+            source.licence,
+        )
 
 
 def _nothing_readable(report: IngestReport) -> DataError:

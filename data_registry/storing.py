@@ -141,8 +141,7 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         facts["AssumedGeometry"] = True
     if unit.kind == "image" and volume.shape[:3].count(1) and source.spacing_mm is not None:
         # All pictures of a source lie at one made-up place: their names tell which label is whose.
-        namespace = source.subject_namespace or source.name
-        facts[PAIR_NAME] = pseudonym(key, "name", namespace, unit.files[0].path.stem)
+        facts[PAIR_NAME] = pseudonym(key, "name", source.namespace, unit.files[0].path.stem)
     if volume.kind == "label" and source.label_values:
         facts["LabelNames"] = ";".join(f"{v}={n}" for v, n in sorted(source.label_values.items()))
     return {
@@ -155,7 +154,7 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         "licence": source.licence,
         "role": volume.kind,
         "synthetic": source.synthetic,
-        "split": split_of(key, subject, batch.fractions),
+        "split": source.split_of(relative) or split_of(key, subject, batch.fractions),
         "facts": json.dumps(facts, sort_keys=True),
     }
 

@@ -48,7 +48,8 @@ CREATE VIEW conflicts AS
     FROM duplicates WHERE split <> other_split;
 CREATE VIEW splits AS SELECT * FROM all_splits;
 CREATE VIEW cohort_members AS SELECT * FROM all_cohort_members;
-CREATE VIEW sources AS SELECT * FROM all_sources;
+CREATE VIEW sources AS SELECT * REPLACE (coalesce(card, '{{}}') AS card) FROM all_sources
+    QUALIFY row_number() OVER (PARTITION BY source ORDER BY commit DESC) = 1;
 CREATE VIEW shards AS SELECT * FROM all_shards;
 CREATE VIEW files AS SELECT * FROM all_files
     QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;
@@ -150,11 +151,13 @@ class Views:
         for table, schema in tables.items():
             kind = "cohorts" if table == "cohort_members" else f"{table}.parquet"
             parts = [p for p in listed if kind in (p.name, p.parent.name)]
-            content = f"read_parquet([{', '.join(map(_quoted, parts))}])"
-            if not parts:
-                content = f"empty_{table}"
-                connection.from_arrow(schema.empty_table()).create(content)
-            connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
+            content = f"SELECT * FROM read_parquet([{', '.join(map(_quoted, parts))}])"
+            if table == "sources" or not parts:
+                connection.from_arrow(schema.empty_table()).create(f"empty_{table}")
+                by_name = content.replace("])", "], union_by_name = true)")  # schema 2: no card
+                content = f"SELECT * FROM empty_{table}"
+                content += f" UNION ALL BY NAME {by_name}" if parts else ""
+            connection.execute(f"CREATE VIEW all_{table} AS {content}")
         relabeled = ", ".join(f"coalesce(l.{n}, v.{n}) AS {n}" for n in RELABELED)
         connection.execute(_VIEWS.format(relabeled=relabeled))
         allowed = ", ".join(_quoted(self._path / name) for name in ("commits", "cohorts"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,12 +12,17 @@ from torch.utils.data import DataLoader
 
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
+from data_registry.cohorts import condition
+from data_registry.governance.propagation import Mixture, noncommercial_cost, only_commercial
 from data_registry.slices import SliceDataset, SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.sampler import SliceOrder, rank_slice
 
 if TYPE_CHECKING:
     from data_registry.schema import Split, VolumeRow
+
+
+log = logging.getLogger(__name__)
 
 
 class Slices(Protocol):
@@ -38,6 +44,9 @@ class Slices(Protocol):
     def volume_numbers(self) -> npt.NDArray[np.integer]:
         """Of each slice, the position of its volume in `volumes`; ascending."""
 
+    def mixture(self) -> Mixture:
+        """The licence of all volumes together."""
+
     def strata(self) -> npt.NDArray[np.integer]:
         """Of each volume, the number of its region x sequence x plane."""
 
@@ -48,10 +57,19 @@ def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
     Raises:
         DataError: DATA-08 without a registry, DATA-09 without slices.
     """
+    registry = Registry.open(config.registry)
+    conditions = [f"({config.where}\n)"] if config.where else []
+    if config.exclude_noncommercial:
+        chosen = f"role = 'image' AND split = '{split}'"
+        if more := condition(registry, config.cohort, config.where):
+            chosen += f" AND {more}"
+        left_out = noncommercial_cost(registry, chosen)
+        log.info("%s: volumes left out for their licence: %s", split, left_out or "none")
+        conditions.append(only_commercial(registry))
     return SliceDataset(
-        Registry.open(config.registry),
+        registry,
         split=(split,),
-        where=config.where,
+        where=" AND ".join(conditions),
         cohort=config.cohort,
         min_foreground=config.min_foreground,
     )

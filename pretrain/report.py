@@ -101,7 +101,8 @@ def card(
                 region: len({row.subject_id for row in volumes if row.region == region})
                 for region in slices
             },
-            "excluded": "all validation and test patients of the registry, by patient",
+            "excluded": "all validation and test patients of the registry, by patient"
+            + (", and sources without commercial use" if config.exclude_noncommercial else ""),
             "test patients": overlap,
         },
         # Pseudonyms, so that an evaluation can refuse test patients the encoder was trained on.
@@ -110,6 +111,7 @@ def card(
             {"name": name, "licence": licence, "volumes": count}
             for (name, licence), count in sorted(sources.items())
         ],
+        **train.mixture().card(),
         "training": {
             "objective": "DINO + iBOT + KoLeo, teacher weights",
             "model": config.model,

@@ -1,6 +1,6 @@
 """Agreements: a text with a version for each source, and who accepted which.
 
-A source without an agreement of its own has its licence as one, in the licence's own name. A new
+A source without a text of its own has the agreement that its card names, else its licence. A new
 text, or the same under a new version, has to be accepted again.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.governance.propagation import registered_sources
 from data_registry.governance.share_ledger import Agreement, State, add, read
 from data_registry.shards import PARTIAL, cannot_write, fsync
 
@@ -58,16 +59,19 @@ def set_agreement(registry: Registry, source: str, version: str, text: Path) -> 
 
 
 def agreement_of(registry: Registry, source: str, state: State) -> Agreement:
-    """The present agreement of a source: its own, else its licence.
+    """The present agreement of a source: a text that was kept, what its card names, its licence.
 
     Raises:
         ConfigError: CONFIG-05 for a source that does not exist.
     """
     licence = _licence(registry, source)
-    own = state.agreements.get(source)
-    return own or Agreement(
-        source=source, version=licence, sha256=_digest(source, licence, licence.encode())
-    )
+    if own := state.agreements.get(source):
+        return own
+    named = registered_sources(registry)[source].facts.agreement
+    has_one = named.name not in ("none", "not stated")
+    version = named.version if has_one else licence
+    text = f"{named.name} {named.version} {named.url}" if has_one else licence
+    return Agreement(source=source, version=version, sha256=_digest(source, version, text.encode()))
 
 
 def accept(registry: Registry, user: str, source: str, version: str) -> Agreement:

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"note: {note}")
         print(f"head {check.head}")
     if check.broken:
-        print(f"core-mri: DATA-27: {CODES['DATA-27']}:", file=sys.stderr)
+        print(f"core-mri: DATA-26: {CODES['DATA-26']}:", file=sys.stderr)
         for line in check.broken:
             print(f"  {line}", file=sys.stderr)
     return 1 if check.broken and (options.verify or options.expect) else 0

@@ -25,8 +25,8 @@ def upload(url: str, folder: Path, names: list[str], seconds: int) -> dict[str, 
         Path to URL.
 
     Raises:
-        ConfigError: CONFIG-06 when fsspec or what it needs for the store is not installed, CONFIG-05
-            for a store that signs nothing.
+        ConfigError: CONFIG-06 when fsspec or what it needs for the store is not installed,
+            CONFIG-05 for a store that signs nothing.
         DataError: DATA-07 when the store refuses.
     """
     files, root = _open(url)

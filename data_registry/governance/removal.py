@@ -113,7 +113,7 @@ def rewrite(registry: Registry, own: Owned) -> None:
             with pyarrow.parquet.ParquetWriter(
                 aside / f"{name}.parquet", arrow_schema(row), compression="zstd"
             ) as writer:
-                for block in blocks(parts):
+                for block in blocks(parts, arrow_schema(row)):
                     writer.write_table(_without(name, block, own, moves, units))
                 if name == "shards":
                     for new, number in moves.rows:

@@ -90,7 +90,7 @@ def read(registry: Path) -> State:
 def _revoke(state: State, event: Mapping[str, str], when: str) -> None:
     state.users.pop(event.get("user", ""), None)
     for nonce, link in state.links.items():
-        if nonce == event.get("nonce") or event.get("user") == link.user or event.get("cohort") == link.cohort:
+        if {nonce, link.user, link.cohort} & {*event.values()}:
             state.revoked.setdefault(nonce, when)
 
 

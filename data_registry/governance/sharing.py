@@ -21,6 +21,7 @@ from data_registry.export import MANIFEST, MARK
 from data_registry.governance import object_store, share_ledger
 from data_registry.governance.agreements import check_accepted
 from data_registry.governance.links import Link, parse, sign
+from data_registry.governance.propagation import check_export, registered_sources
 from data_registry.governance.uses import record_use
 from data_registry.release import check_release
 
@@ -127,16 +128,18 @@ class Sharing:
             ConfigError: CONFIG-03 when the folder is no export of this cohort, CONFIG-02 without
                 such a cohort, CONFIG-05 for a user who is not registered.
             DataError: DATA-19 when it may not be made public, DATA-22 when a patient in it was
-                withdrawn, DATA-25 without the user's agreement, DATA-26 when a licence forbids it.
+                withdrawn, DATA-25 without the user's agreement, DATA-28 when a licence is
+                unknown or forbids it.
         """
         frozen = cohorts.load(self.registry, cohort)
         rows = self._rows(frozen.name, folder)
-        check_licences(rows)
+        sources = sorted({row.source for row in rows})
+        known = registered_sources(self.registry)
+        check_export([known[source] for source in sources], public=True)
         check_release(self.registry, rows, reviewed, project_key)
         state = share_ledger.read(self.registry.path)
         if user not in state.users:
             raise ConfigError("CONFIG-05", f"no registered user {user}, or revoked.")
-        sources = sorted({row.source for row in rows})
         check_accepted(self.registry, user, sources, state)
         link = Link(
             path=path, user=user, cohort=cohort, digest=frozen.digest,
@@ -255,30 +258,6 @@ class Sharing:
                 fix="Delete it, and export the cohort again.",
             )
         return chosen
-
-
-def check_licences(rows: Sequence[VolumeRow]) -> None:
-    """See that the licences of all sources allow to hand their data on.
-
-    Raises:
-        DataError: DATA-26 with each source whose licence is unknown or does not.
-    """
-    from data_registry.governance.licences import licence_terms
-
-    sources = sorted({(row.source, row.licence) for row in rows})
-    refused = []
-    for source, licence in sources:
-        terms = licence_terms(licence)
-        if not terms.known:
-            refused.append(f"{source} (licence {licence}: its terms are not known)")
-        elif not terms.redistribution:
-            refused.append(f"{source} (licence {licence} does not allow redistribution)")
-    if refused:
-        raise DataError(
-            "DATA-26",
-            f"not to be shared: {'; '.join(refused)}.",
-            fix="Leave these sources out of the cohort, or send users to where they come from.",
-        )
 
 
 def _names(folder: Path) -> list[str]:

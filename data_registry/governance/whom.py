@@ -55,7 +55,7 @@ def find(
         found = [subject] if subject in known else []
         whom.absent = [subject]
     else:
-        by_source = _pseudonyms(registry, subject, _key(registry, key_file))
+        by_source = _pseudonyms(registry, subject, project_key(registry, key_file))
         if source and source not in by_source:
             raise ConfigError(
                 "CONFIG-05",
@@ -94,7 +94,12 @@ def _pseudonyms(registry: Registry, subject: str, key: bytes) -> dict[str, list[
     }
 
 
-def _key(registry: Registry, path: Path | None) -> bytes:
+def project_key(registry: Registry, path: Path | None) -> bytes:
+    """The key of a registry, from a file, or from the one beside the registry.
+
+    Raises:
+        ConfigError: CONFIG-02 without a file, CONFIG-05 when it is another key.
+    """
     path = path or registry.path.with_name(f"{registry.path.name}.key")
     key = load_key(path, create=False)
     if pseudonym(key, "registry", "key check") != registry.info.key_check:

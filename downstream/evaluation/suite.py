@@ -17,6 +17,7 @@ from core_mri.errors import CoreMRIError, Interrupted
 from core_mri.runs import Run
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
+from data_registry.governance.propagation import mixture_of_volumes
 from data_registry.governance.uses import note_training
 from downstream.adapt import architecture
 from downstream.classification.probe import LabelledVolumes
@@ -211,7 +212,9 @@ class _Study:
         log.info("cell %s: %s", cell.key, cell.weights)
         outcome, model = run_cell(cell, contender, data, self.registry, run, main=main)
         if main and model is not None:
-            save_model(model, run.out / "weights", _card(cell, contender, outcome, leakage))
+            licence = mixture_of_volumes(self.registry, data.rows).card(contender.card)
+            facts = {**_card(cell, contender, outcome, leakage), **licence}
+            save_model(model, run.out / "weights", facts)
             known = set(contender.pretraining_patients or ()) | _trained_on(outcome)
             note_training(self.registry.path, run.out / "weights", known, "finetune")
         save_outcome(outcome, run.out / "cells")

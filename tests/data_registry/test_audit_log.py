@@ -204,4 +204,4 @@ class TestVerbs:
         rewrite(log / "reg", alter(lines(log / "reg")))
         assert main(["data", "audit", "--registry", str(log / "reg")]) == 0
         assert main(["data", "audit", "--registry", str(log / "reg"), "--verify"]) == 1
-        assert "DATA-27" in capsys.readouterr().err
+        assert "DATA-26" in capsys.readouterr().err
