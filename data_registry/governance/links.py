@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 from dataclasses import asdict, dataclass
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from core_mri.errors import DataError
 
@@ -52,7 +52,7 @@ def parse(text: str, key: bytes) -> Link:
     Raises:
         DataError: DATA-24 when it is no link, or not signed with this key.
     """
-    pairs = parse_qsl(urlsplit(text).query, keep_blank_values=True)
+    pairs = parse_qsl(text.partition("?")[2], keep_blank_values=True)
     found = dict(pairs)
     signature = found.pop("signature", "")
     if len(pairs) != len(_FIELDS) + 1 or tuple(sorted(found)) != _FIELDS:
