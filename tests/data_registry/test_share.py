@@ -271,12 +271,15 @@ class TestLicences:
         freeze(desk.registry, "both", "region = 'knee'")
         out = tmp_path / "both"
         desk.agree()
-        with pytest.raises(CoreMRIError, match=r"DATA-28.*other"):
-            export(
-                ExportConfig(registry=desk.registry.path, out=out, format="nifti", cohort="both")
-            )
-            desk.sharing.issue("both", desk.user, out, now=NOW, seconds=DAY, reviewed=(),
-                               project_key=b"")  # fmt: skip
+        config = ExportConfig(registry=desk.registry.path, out=out, format="nifti", cohort="both")
+        if licence == "unknown":
+            with pytest.raises(DataError, match=r"DATA-28.*other"):
+                export(config)
+            return
+        export(config)
+        options = {"now": NOW, "seconds": DAY, "reviewed": (), "project_key": b""}
+        with pytest.raises(DataError, match=r"DATA-28.*other: LicenseRef-mine"):
+            desk.sharing.issue("both", desk.user, out, **options)  # type: ignore[arg-type]
 
     def test_an_export_of_something_else(self, desk: Desk, tmp_path: Path) -> None:
         desk.agree()
