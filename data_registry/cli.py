@@ -70,7 +70,8 @@ class _Ingest:
     spacing_mm: tuple[float, float, float] | None = None
     """Distance of columns, rows and slices in pictures and .npy files, which state none."""
     source: str = ""
-    """Name of the source of PATH..., such as the hospital or the data set."""
+    """Name of the source of PATH..., such as the hospital or the data set. A BIDS data set has a
+    name and a licence of its own."""
     licence: Annotated[str, tyro.conf.arg(aliases=["--license"])] = ""
     """Its licence: an SPDX id (CC-BY-4.0), LicenseRef-NAME, or unknown."""
     subject: str = ""
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str]) -> int:
 def ingest_main(arguments: Sequence[str]) -> int:
     """`core-mri data ingest`."""
     from data_registry.catalogue import Registry
+    from data_registry.import_bids import bids_sources, is_bids
     from data_registry.ingest import IngestConfig, ingest
     from data_registry.source_list import Source, load_sources
 
@@ -193,7 +195,8 @@ def ingest_main(arguments: Sequence[str]) -> int:
     else:
         if options.root is not None:
             raise ConfigError("CONFIG-05", "--root belongs to --sources, not to PATH....")
-        if not options.source or not options.licence:
+        plain = [path for path in options.paths if not is_bids(path)]
+        if plain and (not options.source or not options.licence):
             raise ConfigError(
                 "CONFIG-01",
                 "PATH... needs --source NAME and --licence SPDX.",
@@ -208,8 +211,12 @@ def ingest_main(arguments: Sequence[str]) -> int:
                 subject=options.subject,
                 spacing_mm=options.spacing_mm,
             )
-            for path in options.paths
+            for path in plain
         )
+        for path in options.paths:
+            if path not in plain:
+                given = {"name": options.source, "licence": options.licence}
+                sources += bids_sources(path, **given, subject=options.subject)
     config = IngestConfig(
         registry=options.registry,
         sources=sources,

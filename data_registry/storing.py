@@ -19,6 +19,7 @@ from data_registry.checks import check_volume
 from data_registry.deidentify.facts import deidentify_facts
 from data_registry.deidentify.identifiers import keyed_uid, pseudonym
 from data_registry.governance.withdrawals import refuse
+from data_registry.import_bids import bids_hints
 from data_registry.inventory import Unit
 from data_registry.labels import label_volume
 from data_registry.payloads import pack, unpack
@@ -131,6 +132,9 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
     source, key = unit.source, batch.key
     relative = unit.files[0].relative
     hints = {"region": source.region, "sequence": source.sequence, "path": relative}
+    if source.bids:
+        stated = {kind: name for kind, name in hints.items() if name}
+        hints = {**bids_hints(relative, volume.facts), **stated}
     labels = dataclasses.asdict(label_volume(volume.facts, volume, hints))
     subject = pseudonym(key, "subject", *source.subject_of(relative, volume.facts))
     refuse(subject, batch.withdrawn)
@@ -144,6 +148,8 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         facts[PAIR_NAME] = pseudonym(key, "name", source.namespace, unit.files[0].path.stem)
     if volume.kind == "label" and source.label_values:
         facts["LabelNames"] = ";".join(f"{v}={n}" for v, n in sorted(source.label_values.items()))
+    elif source.bids and "LabelNames" in volume.facts:
+        facts["LabelNames"] = volume.facts["LabelNames"]
     return {
         **labels,
         "plane": volume.plane,
