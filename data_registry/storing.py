@@ -136,8 +136,10 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         stated = {kind: name for kind, name in hints.items() if name}
         hints = {**bids_hints(relative, volume.facts), **stated}
     labels = dataclasses.asdict(label_volume(volume.facts, volume, hints))
-    subject = pseudonym(key, "subject", *source.subject_of(relative, volume.facts))
-    refuse(subject, batch.withdrawn)
+    namespace, patient = source.subject_of(relative, volume.facts)
+    subject = pseudonym(key, "subject", namespace, patient)
+    for name in (subject, patient):  # in an export of a registry the pseudonym is the id
+        refuse(name, batch.withdrawn)
     study = str(volume.facts.get("StudyInstanceUID", ""))
     facts: dict[str, object] = dict(deidentify_facts(volume.facts, key))
     facts.pop("PatientID", None)  # `subject_id` is the one id of the patient

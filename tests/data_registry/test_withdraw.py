@@ -197,6 +197,17 @@ class TestRefused:
         assert [Path(line["path"]).name for line in refused] == ["raw.h5"]
         assert "leave it out with `exclude`" in refused[0]["message"]
 
+    def test_copies_that_the_registry_exported(
+        self, path: Path, tmp_path: Path, run_ingest
+    ) -> None:
+        out = tmp_path / "out"
+        export(ExportConfig(registry=path, out=out, format="nifti", where="region = 'brain'"))
+        take(path, pseudonym_of("patient02"))
+        source = {"name": "copies"}
+        report = run_ingest(path, out, source=source)
+        assert report.quarantined["DATA-22 a patient who was withdrawn from the registry"] == 2
+        assert report.volumes_added == 5
+
     def test_after_a_migration(self, scans: Path, tmp_path: Path, run_ingest) -> None:
         path = tmp_path / "reg"
         run_ingest(path, scans)
@@ -313,6 +324,13 @@ class TestOutOfReach:
         assert len(uses_of(path, [other])) == 1
         logged = [e.what for e in verify(path).entries if e.verb == "export"]
         assert [what["folder"] for what in logged] == [str(out), str(knees)]
+
+    def test_a_registry_that_cannot_be_written_is_a_warning(
+        self, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (path / "uses").write_text("in the way")
+        record_use(path, "weights", ["P"], {"sha256": "abc"})
+        assert "not noted in the registry" in caplog.text
 
     def test_weights_root_that_does_not_exist(self, path: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="DATA-01"):
