@@ -228,6 +228,8 @@ def _without(
         "key", pc.binary_join_element_wise(table["volume_id"], commits, " ")
     )
     table = table.filter(pc.invert(among("key", moves.dropped)))
+    if not pc.any(among("key", moves.shard)).as_py():
+        return table.drop_columns("key")
     keys = table["key"].to_pylist()
     if name == "volumes":
         new = [moves.shard.get(k, s) for k, s in zip(keys, table["shard"].to_pylist(), strict=True)]
@@ -252,19 +254,43 @@ def _replace(table: pyarrow.Table, column: str, values: Sequence[object]) -> pya
 def strangers(registry: Registry, own: Owned) -> list[Path]:
     """Files that somebody put into the registry folder and that show the patients, or may.
 
-    Text is searched for their ids. What cannot be searched, such as pictures, pages with pictures
-    and archives, may show them.
+    Names and text are searched for their ids. What cannot be searched, such as pictures, pages with
+    pictures and archives, may show them. Tensors of weights do not count: `withdraw` refuses to
+    touch weights that lie there and name the patients.
     """
     words = [word.encode() for word in own.words]
     found = []
     for path in sorted(registry.path.rglob("*")):
         relative = path.relative_to(registry.path)
-        if path.is_dir() or relative.parts[0] in _OWN:
+        if path.is_dir() or _is_part(relative) or path.suffix == ".safetensors":
             continue
         content = path.read_bytes()
-        if _is_unreadable(content) or any(word in content for word in words):
+        texts = (str(relative).encode("utf-8", "surrogateescape"), content)
+        if _is_unreadable(content) or any(word in text for word in words for text in texts):
             found.append(path)
     return found
+
+
+def delete(registry: Registry, files: Sequence[Path]) -> None:
+    """Delete files of the registry folder, and the folders that are empty then."""
+    for path in files:
+        path.unlink()
+        for folder in path.relative_to(registry.path).parents[:-1]:
+            if any((registry.path / folder).iterdir()):
+                break
+            (registry.path / folder).rmdir()
+
+
+def _is_part(relative: Path) -> bool:
+    """Whether a file is one of the registry's own."""
+    top, *below = relative.parts
+    if not below:
+        return top in _OWN
+    name = below[-1]
+    endings = {"cohorts": ".parquet", uses.FOLDER: ".json", "agreements": ".txt"}
+    if top in endings:
+        return name.endswith(endings[top]) and not name.startswith(".")
+    return top == "shards" or (top == "commits" and below[0][0].isdigit())
 
 
 def _is_unreadable(content: bytes) -> bool:

@@ -17,7 +17,7 @@ from core_mri.errors import ConfigError
 from data_registry import cohorts
 from data_registry.commits import sole_writer, sweep
 from data_registry.governance import audit_log, withdrawals
-from data_registry.governance.removal import Owned, owned, rewrite, strangers
+from data_registry.governance.removal import Owned, delete, owned, rewrite, strangers
 from data_registry.governance.uses import mark, uses_of, weights_of
 from data_registry.governance.whom import Whom, find, nobody
 
@@ -81,7 +81,8 @@ def withdraw(registry: Registry, config: WithdrawConfig) -> WithdrawReport:
         config: Whom, why, and where weights are.
 
     Raises:
-        ConfigError: What `find` raises, CONFIG-01 when the reason names the patient.
+        ConfigError: What `find` raises, CONFIG-01 when the reason names the patient, CONFIG-05
+            when weights that name the patient lie inside the registry folder.
         DataError: DATA-07 when the disk is full, DATA-08 when another process is writing or a shard
             with scans of others is damaged, DATA-09 when nobody is found.
     """
@@ -102,6 +103,12 @@ def withdraw(registry: Registry, config: WithdrawConfig) -> WithdrawReport:
             return report
         own = owned(registry, whom.subjects)
         report = _look(registry, whom, own, config)
+        if inside := weights_of([registry.path], whom.subjects):
+            raise ConfigError(
+                "CONFIG-05",
+                f"weights that name the patient lie inside the registry: {inside[0]['folder']}.",
+                fix="Move them out of its folder, then run the same command again.",
+            )
         report.completed = begun is not None
         new = withdrawals.Pending(
             name=secrets.token_hex(8),
@@ -172,8 +179,7 @@ def _carry_out(registry: Registry, pending: withdrawals.Pending) -> tuple[list[s
     changed += _from_cohorts(registry, pending)  # those that were frozen meanwhile
     sweep(registry)
     others = strangers(registry, own)
-    for file in others:
-        file.unlink()
+    delete(registry, others)
     done = {entry.what.get("withdrawal") for entry in audit_log.verify(path).entries}
     if pending.name not in done:
         what = {

@@ -124,14 +124,31 @@ class TestNothingIsLeft:
 
     def test_files_put_into_the_folder(self, path: Path) -> None:
         subject = pseudonym_of("patient01")
-        for name, content in (
-            ("notes.txt", b"nobody"), ("list.csv", subject.encode()), ("sheet.png", b"\x89PNG\r\n"),
-            ("reports/page.html", b"<img src='data:image/png;base64,AAAA'>"),
-        ):  # fmt: skip
-            (path / name).parent.mkdir(exist_ok=True)
+        gone = {
+            "cohorts/old.txt": subject.encode(),
+            "list.csv": subject.encode(),
+            f"out/sub-{subject}/readme.txt": b"nobody",
+            "reports/page.html": b"<img src='data:image/png;base64,AAAA'>",
+            "sheet.png": b"\x89PNG\r\n",
+        }
+        stay = {"notes.txt": b"nobody", "run/weights/model.safetensors": b"\xff\x00"}
+        for name, content in (gone | stay).items():
+            (path / name).parent.mkdir(exist_ok=True, parents=True)
             (path / name).write_bytes(content)
-        assert take(path, subject).deleted == ["list.csv", "reports/page.html", "sheet.png"]
-        assert (path / "notes.txt").is_file()
+        assert take(path, subject).deleted == sorted(gone)
+        assert all((path / name).is_file() for name in stay)
+        assert not (path / "out").exists()
+        assert search(path, {"pseudonym": subject.encode()}) == []
+
+    def test_weights_in_the_folder_are_not_broken(self, path: Path) -> None:
+        subject = pseudonym_of("patient01")
+        folder = path / "run" / "weights"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"card": {"subjects": [subject]}}))
+        with pytest.raises(ConfigError, match=r"CONFIG-05.*run/weights.*Move them out"):
+            take(path, subject)
+        assert (folder / "config.json").is_file()
+        assert not (path / LEDGER).exists()
 
     def test_dry_run_changes_nothing(self, path: Path) -> None:
         def everything() -> dict[Path, bytes]:
