@@ -40,6 +40,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
+    "withdraw": ("data_registry.governance.withdraw_cli:main", "take a patient out, for good"),
+    "audit": ("data_registry.governance.audit_cli:main", "who changed or released what, and when"),
+    "share": ("data_registry.governance.share_cli:main", "signed links for users who agreed"),
+    "card": ("data_registry.governance.card_cli:main", "dataset card and Croissant metadata"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",
@@ -70,7 +74,8 @@ class _Ingest:
     spacing_mm: tuple[float, float, float] | None = None
     """Distance of columns, rows and slices in pictures and .npy files, which state none."""
     source: str = ""
-    """Name of the source of PATH..., such as the hospital or the data set."""
+    """Name of the source of PATH..., such as the hospital or the data set. A BIDS data set has a
+    name and a licence of its own."""
     licence: Annotated[str, tyro.conf.arg(aliases=["--license"])] = ""
     """Its licence: an SPDX id (CC-BY-4.0), LicenseRef-NAME, or unknown."""
     subject: str = ""
@@ -173,6 +178,7 @@ def main(arguments: Sequence[str]) -> int:
 def ingest_main(arguments: Sequence[str]) -> int:
     """`core-mri data ingest`."""
     from data_registry.catalogue import Registry
+    from data_registry.import_bids import bids_sources, is_bids
     from data_registry.ingest import IngestConfig, ingest
     from data_registry.source_list import Source, load_sources
 
@@ -193,7 +199,8 @@ def ingest_main(arguments: Sequence[str]) -> int:
     else:
         if options.root is not None:
             raise ConfigError("CONFIG-05", "--root belongs to --sources, not to PATH....")
-        if not options.source or not options.licence:
+        plain = [path for path in options.paths if not is_bids(path)]
+        if plain and (not options.source or not options.licence):
             raise ConfigError(
                 "CONFIG-01",
                 "PATH... needs --source NAME and --licence SPDX.",
@@ -208,8 +215,12 @@ def ingest_main(arguments: Sequence[str]) -> int:
                 subject=options.subject,
                 spacing_mm=options.spacing_mm,
             )
-            for path in options.paths
+            for path in plain
         )
+        for path in options.paths:
+            if path not in plain:
+                given = {"name": options.source, "licence": options.licence}
+                sources += bids_sources(path, **given, subject=options.subject)
     config = IngestConfig(
         registry=options.registry,
         sources=sources,

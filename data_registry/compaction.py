@@ -62,11 +62,11 @@ def _concatenate(parts: Sequence[Path], path: Path, schema: pyarrow.Schema) -> N
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for block in _blocks(parts, schema):
+        for block in blocks(parts, schema):
             writer.write_table(block)
 
 
-def _blocks(parts: Sequence[Path], schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
+def blocks(parts: Sequence[Path], schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
     """The rows of all parts in order, in pieces of even size; absent columns are null."""
     import pyarrow.parquet
 

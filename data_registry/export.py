@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.governance.uses import record_use
 from data_registry.shards import PARTIAL, cannot_write
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ ROLES: dict[Format, tuple[str, ...]] = {
 }
 """Roles of volumes that a format can hold."""
 
-_MARK = "export.json"
+MARK, MANIFEST = "export.json", "manifest.csv"
+"""What says of which export a folder is, and what each of its files is."""
 _COLUMNS = (
     "path", "volume_id", "role", "subject_id", "split", "source", "licence", "region", "sequence",
     "labels_of",
@@ -142,6 +144,11 @@ def export(
     places = list(layout.places())
     files = list(layout.files())
     _claim(config)
+    what = {
+        "format": config.format, "folder": str(config.out.resolve()), "volumes": len(places),
+        "release": config.release, "cohort": config.cohort,
+    }  # fmt: skip
+    record_use(config.registry, "export", [row.subject_id for row, _ in places], what)
     written = 0
     for number, (path, write) in enumerate(files, start=1):
         if not (config.out / path).exists():
@@ -154,7 +161,7 @@ def export(
     whole = mixture_of(sources)
     write_text(config.out / "LICENSE", licence_notes(sources))
     _write_mark(config, {"licence": whole.to_mapping()})
-    write_text(config.out / "manifest.csv", _csv([_line(registry, row, p) for row, p in places]))
+    write_text(config.out / MANIFEST, _csv([_line(registry, row, p) for row, p in places]))
     return ExportReport(
         written=written,
         kept=len(files) - written,
@@ -185,7 +192,7 @@ def _claim(config: ExportConfig) -> None:
     Raises:
         ConfigError: CONFIG-03 when it holds something else.
     """
-    mark = config.out / _MARK
+    mark = config.out / MARK
     if mark.is_file():
         try:
             found = json.loads(mark.read_text(encoding="utf-8"))
@@ -214,7 +221,7 @@ def _what(config: ExportConfig) -> dict[str, object]:
 
 
 def _write_mark(config: ExportConfig, more: dict[str, object]) -> None:
-    write_text(config.out / _MARK, json.dumps(_what(config) | more, indent=2) + "\n")
+    write_text(config.out / MARK, json.dumps(_what(config) | more, indent=2) + "\n")
 
 
 class Layout(Protocol):

@@ -34,13 +34,15 @@ SUFFIXES = {
 }
 """Sequence of the catalogue -> suffix of BIDS; what is not here goes to ``derivatives/other``."""
 
-_SECONDS = {"EchoTime", "RepetitionTime", "InversionTime"}
+SECONDS = {"EchoTime", "RepetitionTime", "InversionTime"}
 """Milliseconds in DICOM and in the catalogue, seconds in BIDS."""
-_AS_THEY_ARE = (
+AS_THEY_ARE = (
     "FlipAngle", "MagneticFieldStrength", "Manufacturer", "MRAcquisitionType", "ScanningSequence",
     "SequenceVariant", "BodyPartExamined", "SeriesDescription", "ProtocolName",
 )  # fmt: skip
-_MODEL = ("ManufacturerModelName", "ManufacturersModelName")
+REGION, SEQUENCE = "CoreMRIRegion", "CoreMRISequence"
+"""Keys of ours in sidecars: what the catalogue says, which an import believes."""
+MODEL = ("ManufacturerModelName", "ManufacturersModelName")
 
 
 def bids_paths(registry: Registry, rows: list[VolumeRow]) -> Iterator[tuple[VolumeRow, Path]]:
@@ -89,17 +91,18 @@ def sidecar(row: VolumeRow, path: Path) -> Iterator[tuple[Path, str]]:
     facts = json.loads(row.facts)
     content: dict[str, object] = {}
     for name, value in facts.items():
-        if name in _SECONDS and isinstance(value, (int, float)):
+        if name in SECONDS and isinstance(value, (int, float)):
             content[name] = round(value / 1000, 9)
-        elif name in _AS_THEY_ARE:
+        elif name in AS_THEY_ARE:
             content[name] = value
-        elif name == _MODEL[0]:
-            content[_MODEL[1]] = value
+        elif name == MODEL[0]:
+            content[MODEL[1]] = value
     if row.role == "label" and (names := facts.get("LabelNames")):
         pairs = [part.partition("=") for part in str(names).split(";")]
         lines = ["index\tname", *(f"{value}\t{name}" for value, _, name in pairs)]
         yield path.with_name(f"{stem}.tsv"), "\n".join(lines) + "\n"
     content |= {"CoreMRIVolume": row.volume_id, "License": row.licence}
+    content |= {REGION: row.region, SEQUENCE: row.sequence}
     yield path.with_name(f"{stem}.json"), json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 

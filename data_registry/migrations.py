@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import DataError
 from data_registry.commits import new_folder, sole_writer
+from data_registry.governance.audit_log import append
 from data_registry.schema import (
     TABLES,
     FileRow,
@@ -51,6 +52,7 @@ def migrate(registry: Registry, schema: int) -> None:
         for version in range(schema, max(_STEPS) + 1):
             _STEPS[version](registry)
         registry.save_info()
+        append(registry.path, "migrate", {"from_schema": schema})
 
 
 def _from_1(registry: Registry) -> None:

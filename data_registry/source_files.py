@@ -52,6 +52,8 @@ class SourceFiles:
     """Body region of all files, when known."""
     sequence: str = ""
     """Sequence of all files, when known."""
+    bids: bool = False
+    """The root is a BIDS data set: facts come from sidecars and tables, sequences from suffixes."""
     synthetic: bool = False
     """Made by a program, not by a scanner."""
     label_values: Mapping[int, str] = field(default_factory=dict)

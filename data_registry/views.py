@@ -171,7 +171,13 @@ class Views:
 
     def _list(self) -> list[Path]:
         """The Parquet files that make up the catalogue now."""
-        parts = [path for folder in commit_folders(self._path) for path in sorted(folder.iterdir())]
+        folders = commit_folders(self._path)
+        try:
+            parts = [path for folder in folders for path in sorted(folder.iterdir())]
+        except FileNotFoundError:
+            if commit_folders(self._path) == folders:
+                raise
+            return self._list()  # another folder took their place meanwhile
         return parts + sorted((self._path / "cohorts").glob("[!.]*.parquet"))
 
     @contextlib.contextmanager

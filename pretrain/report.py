@@ -14,6 +14,7 @@ from torch import Tensor
 
 from core_mri.config import config_hash
 from core_mri.runs import Run, writing
+from data_registry.governance.uses import note_training
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices, left_out
 from pretrain.overlap import OVERLAP_FILE
@@ -63,6 +64,7 @@ def finish(
     overlap = (run.out / OVERLAP_FILE).read_text(encoding="utf-8").strip()
     facts = card(config, train, metrics, result, overlap)
     save_model(model.teacher_encoder, run.out / "weights", facts)
+    note_training(config.registry, run.out / "weights", facts["subjects"], "pretrain")
     with writing(run.out):
         results = {"schema": 1, "cells": result.cells, "summary": result.summary}
         (run.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")

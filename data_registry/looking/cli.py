@@ -266,13 +266,18 @@ def _cohort(registry: Registry, options: _Query) -> int:
         cohort = freeze(registry, options.name, options.where, sql=options.sql)
     change = compare(registry, cohort)
     if options.json:
-        print(json.dumps({**vars(cohort), "frozen_now": not known, **vars(change)}))
+        print(json.dumps({**dataclasses.asdict(cohort), "frozen_now": not known, **vars(change)}))
         return 0
     how = "was frozen before" if known else "is frozen"
     print(
         f"cohort {cohort.name} {how}: {cohort.num_volumes} volumes, {cohort.num_slices} slices, "
         f"sha256 {cohort.digest}"
     )
+    for removal in cohort.removals:
+        print(
+            f"changed {removal.when}: {removal.volumes} volumes were withdrawn, its sha256 was "
+            f"{removal.digest_before}"
+        )
     if cohort.licence:
         print(f"licence {cohort.licence}")
     if change.more or change.fewer:
@@ -306,11 +311,18 @@ def _list_cohorts(registry: Registry, known: Sequence[str], options: _Query) -> 
     cohorts = [load(registry, name) for name in known]
     if options.json:
         for cohort in cohorts:
-            print(json.dumps(vars(cohort)))
+            print(json.dumps(dataclasses.asdict(cohort)))
         return
     lines = [
-        (c.name, str(c.num_volumes), str(c.num_slices), c.digest[:12], c.where or c.sql)
+        (
+            c.name,
+            str(c.num_volumes),
+            str(c.num_slices),
+            c.digest[:12],
+            c.removals[-1].when if c.removals else "",
+            c.where or c.sql,
+        )
         for c in cohorts
     ]
-    columns = ("cohort", "volumes", "slices", "sha256", "query")
+    columns = ("cohort", "volumes", "slices", "sha256", "changed", "query")
     print(table(f"{len(cohorts)} cohorts in {registry.path}", columns, lines))

@@ -114,6 +114,7 @@ def tiny(tmp_path):
 def finished(tmp_path_factory, memory_slices):
     """A finished run and its weights folder."""
     config = tiny_config(tmp_path_factory.mktemp("finished"))
+    config.registry.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.train, "open_slices", lambda _config: memory_slices)
         patch.setattr(pretrain.train, "open_validation", lambda _config: None)
