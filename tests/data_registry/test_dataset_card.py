@@ -41,6 +41,13 @@ class TestCroissant:
         document = json.loads((out / "croissant.json").read_text())
         assert document["conformsTo"][0] == "http://mlcommons.org/croissant/1.1"
 
+    def test_and_would_find_it(self, out: Path) -> None:
+        mlcroissant = pytest.importorskip("mlcroissant")
+        document = json.loads((out / "croissant.json").read_text())
+        del document["distribution"][0]["contentUrl"]
+        with pytest.raises(mlcroissant.ValidationError, match="contentUrl"):
+            mlcroissant.Metadata.from_json(mlcroissant.Metadata(name="x").ctx, document)
+
     def test_its_records_are_the_catalogue(self, out: Path, path: Path) -> None:
         mlcroissant = pytest.importorskip("mlcroissant")
         dataset = mlcroissant.Dataset(jsonld=out / "croissant.json")
