@@ -236,7 +236,7 @@ def _ending(out: Path, verdict: str, seconds: float) -> str:
             "",
             "Next:",
             f"  core-mri data ls --registry {out / 'registry'}",
-            f"  core-mri data ingest YOUR_SCANS {own} --source NAME --licence unknown",
+            f"  core-mri data ingest YOUR_SCANS {own} --source NAME --licence LicenseRef-own",
             f"  core-mri pretrain run small_1gpu {own} --out runs/pretrain --dry-run",
         ]
     )

@@ -20,6 +20,8 @@ class Batch:
     fractions: Fractions
     codec: Codec
     max_frames: int
+    withdrawn: frozenset[str]
+    """Marks of patients of whom nothing may be stored."""
     units: tuple[Unit, ...]
 
     def single_units(self) -> list[Batch]:

@@ -17,7 +17,7 @@ import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format, Release
-from data_registry.looking.cli import stats_table
+from data_registry.looking.cli import noncommercial_line, stats_table
 from data_registry.terminal import parse, progress, table
 
 if TYPE_CHECKING:
@@ -26,15 +26,24 @@ if TYPE_CHECKING:
     from data_registry.ingest import IngestReport
 
 VERBS: dict[str, tuple[str, str]] = {
+    "sources": ("data_registry.sources_cli:main", "list data sets whose folders are understood"),
     "ingest": ("data_registry.cli:ingest_main", "read scans into a registry, de-identified"),
     "stats": ("data_registry.looking.cli:stats_main", "count what a registry holds"),
     "ls": ("data_registry.looking.cli:ls_main", "list the volumes of a registry"),
     "query": ("data_registry.looking.cli:query_main", "ask with SQL, and freeze cohorts"),
     "inspect": ("data_registry.looking.cli:inspect_main", "draw contact sheets of volumes"),
     "export": ("data_registry.cli:export_main", "write files that other programs read"),
+    "plan": (
+        "data_registry.planning.plan_cli:main",
+        "choose a corpus from an index of public scans",
+    ),
     "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),
+    "withdraw": ("data_registry.governance.withdraw_cli:main", "take a patient out, for good"),
+    "audit": ("data_registry.governance.audit_cli:main", "who changed or released what, and when"),
+    "share": ("data_registry.governance.share_cli:main", "signed links for users who agreed"),
+    "card": ("data_registry.governance.card_cli:main", "dataset card and Croissant metadata"),
     "deidentify": (
         "data_registry.deidentify.cli:main",
         "copy scans with de-identified, verified headers",
@@ -65,13 +74,17 @@ class _Ingest:
     spacing_mm: tuple[float, float, float] | None = None
     """Distance of columns, rows and slices in pictures and .npy files, which state none."""
     source: str = ""
-    """Name of the source of PATH..., such as the hospital or the data set."""
+    """Name of the source of PATH..., such as the hospital or the data set. A BIDS data set has a
+    name and a licence of its own."""
     licence: Annotated[str, tyro.conf.arg(aliases=["--license"])] = ""
     """Its licence: an SPDX id (CC-BY-4.0), LicenseRef-NAME, or unknown."""
     subject: str = ""
     """Regular expression with a group (?P<subject>...) that finds the patient in a path."""
     sources: str = ""
-    """Instead of PATH...: a source list (YAML file, or the name of a packaged one)."""
+    """Instead of PATH...: a source list (YAML file, or the name of a packaged one), or with --root
+    a source card (YAML file, or a name that `core-mri data sources` lists)."""
+    root: Path | None = None
+    """For a source card: the downloaded folder of its data set."""
     key_file: Path | None = None
     """Project key of all ids; default REGISTRY.key beside it, made at the first ingest."""
     jobs: int = 0
@@ -113,6 +126,8 @@ class _Export:
     """For public: the folders of `core-mri data deidentify` that were reviewed and ingested."""
     key_file: Path | None = None
     """For public: the project key; REGISTRY.key beside the registry when not given."""
+    exclude_noncommercial: bool = False
+    """Leave out sources whose licence does not permit commercial use in so many words."""
     json: bool = False
     """Print a JSON object."""
 
@@ -163,6 +178,7 @@ def main(arguments: Sequence[str]) -> int:
 def ingest_main(arguments: Sequence[str]) -> int:
     """`core-mri data ingest`."""
     from data_registry.catalogue import Registry
+    from data_registry.import_bids import bids_sources, is_bids
     from data_registry.ingest import IngestConfig, ingest
     from data_registry.source_list import Source, load_sources
 
@@ -170,7 +186,7 @@ def ingest_main(arguments: Sequence[str]) -> int:
     if bool(options.sources) == bool(options.paths):
         raise ConfigError(
             "CONFIG-05",
-            "give either PATH... with --source and --licence, or --sources FILE.yaml.",
+            "give either PATH... with --source and --licence, or --sources NAME.",
         )
     if options.sources:
         if options.source or options.licence or options.subject or options.spacing_mm:
@@ -179,13 +195,16 @@ def ingest_main(arguments: Sequence[str]) -> int:
                 "--source, --licence, --subject and --spacing-mm belong to PATH..., not to "
                 "--sources.",
             )
-        sources = load_sources(options.sources)
+        sources = load_sources(options.sources, options.root)
     else:
-        if not options.source or not options.licence:
+        if options.root is not None:
+            raise ConfigError("CONFIG-05", "--root belongs to --sources, not to PATH....")
+        plain = [path for path in options.paths if not is_bids(path)]
+        if plain and (not options.source or not options.licence):
             raise ConfigError(
                 "CONFIG-01",
                 "PATH... needs --source NAME and --licence SPDX.",
-                fix="Write --licence unknown if you do not know it.",
+                fix="LicenseRef-NAME means a text of your own; unknown is never exported.",
             )
         sources = tuple(
             Source(
@@ -196,8 +215,12 @@ def ingest_main(arguments: Sequence[str]) -> int:
                 subject=options.subject,
                 spacing_mm=options.spacing_mm,
             )
-            for path in options.paths
+            for path in plain
         )
+        for path in options.paths:
+            if path not in plain:
+                given = {"name": options.source, "licence": options.licence}
+                sources += bids_sources(path, **given, subject=options.subject)
     config = IngestConfig(
         registry=options.registry,
         sources=sources,
@@ -239,6 +262,7 @@ def export_main(arguments: Sequence[str]) -> int:
         release=options.release,
         reviewed=options.reviewed,
         key_file=options.key_file,
+        exclude_noncommercial=options.exclude_noncommercial,
     )
     with progress("writing files") as on_progress:
         report = export(config, on_progress)
@@ -248,6 +272,9 @@ def export_main(arguments: Sequence[str]) -> int:
     print(f"{report.written} files written to {options.out}, {report.kept} were there already.")
     if report.other_roles:
         print(f"{report.other_roles} volumes left out, which {options.format} cannot hold.")
+    if report.noncommercial:
+        print(noncommercial_line(report.noncommercial))
+    print(f"licence {report.licence}, terms in {options.out / 'LICENSE'}")
     print(f"\nNext: {options.out / 'manifest.csv'} says what each file is.")
     return 0
 

@@ -1,22 +1,26 @@
 """Cohorts: named choices of volumes, frozen with a hash, so that a result names its data exactly.
 
 A cohort is one file `cohorts/NAME.parquet` of the registry, written once: what it holds, the query
-that chose it, and SHA-256 over the sorted lines ``volume_id pixel_hash``. The view `cohort_members`
-has them all, so any condition may say
-``volume_id IN (SELECT volume_id FROM cohort_members WHERE cohort = 'brains')``.
+that chose it, and SHA-256 over the sorted lines ``volume_id pixel_hash``. Only a patient who is
+withdrawn leaves it, and it says when. The view `cohort_members` has them all, so any condition may
+say ``volume_id IN (SELECT volume_id FROM cohort_members WHERE cohort = 'brains')``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.governance.audit_log import append
+from data_registry.governance.licences import mixture
 from data_registry.shards import PARTIAL, cannot_write, fsync
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ class Selection:
     num_slices: int
     digest: str
     """SHA-256 over the sorted lines ``volume_id pixel_hash``."""
+    licence: str
+    """SPDX expression of all of it; empty when nothing is chosen."""
 
     @property
     def num_volumes(self) -> int:
@@ -57,6 +63,21 @@ class Cohort:
     """As `Selection.digest`."""
     num_volumes: int
     num_slices: int
+    licence: str = ""
+    """SPDX expression of all of it; empty in cohorts of older versions."""
+    removals: tuple[Removal, ...] = ()
+    """When patients were withdrawn; the digest is that of what is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """Volumes that left a cohort, because their patient was withdrawn from the registry."""
+
+    when: str
+    """UTC, ISO 8601."""
+    volumes: int
+    digest_before: str
+    """Results made before name the cohort by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,32 +103,48 @@ def preview(registry: Registry, where: str = "", *, sql: str = "") -> Selection:
     Raises:
         ConfigError: CONFIG-01 for a wrong query, CONFIG-05 for both or none of the two.
     """
-    if bool(where) == bool(sql):
-        raise ConfigError(
-            "CONFIG-05", "a cohort is chosen by a condition or by a SELECT: give one."
-        )
-    if sql:
-        columns = registry.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").column_names
-        if "volume_id" not in columns:
-            raise ConfigError(
-                "CONFIG-01",
-                f"the SELECT gives {', '.join(columns)}: a cohort needs volume_id among them.",
-            )
-        where = f"volume_id IN (SELECT volume_id FROM ({sql}\n))"
     chosen = registry.sql(
-        f"SELECT volume_id, pixel_hash, num_slices FROM volumes WHERE ({where}\n) "
-        "ORDER BY volume_id"
+        "SELECT volume_id, pixel_hash, num_slices, licence FROM volumes "
+        f"WHERE ({members(registry, where, sql=sql)}\n) ORDER BY volume_id"
     )
+    licences = chosen["licence"].unique().to_pylist()
     volumes = chosen.select(["volume_id", "pixel_hash"])
     return Selection(
         volumes=volumes,
         num_slices=sum(chosen.column("num_slices").to_pylist()),
         digest=_digest(volumes),
+        licence=mixture(licences) if licences else "",
     )
 
 
+def members(registry: Registry, where: str = "", *, sql: str = "") -> str:
+    """The SQL condition on volumes that a query means.
+
+    Args:
+        registry: The registry.
+        where: As `preview`.
+        sql: As `preview`.
+
+    Raises:
+        ConfigError: As `preview`.
+    """
+    if bool(where) == bool(sql):
+        raise ConfigError(
+            "CONFIG-05", "a cohort is chosen by a condition or by a SELECT: give one."
+        )
+    if not sql:
+        return where
+    columns = registry.sql(f"SELECT * FROM ({sql}\n) LIMIT 0").column_names
+    if "volume_id" not in columns:
+        raise ConfigError(
+            "CONFIG-01",
+            f"the SELECT gives {', '.join(columns)}: a cohort needs volume_id among them.",
+        )
+    return f"volume_id IN (SELECT volume_id FROM ({sql}\n))"
+
+
 def freeze(registry: Registry, name: str, where: str = "", *, sql: str = "") -> Cohort:
-    """Write a cohort down; it never changes again.
+    """Write a cohort down; it never changes again, but for patients who are withdrawn.
 
     Args:
         registry: The registry.
@@ -120,8 +157,6 @@ def freeze(registry: Registry, name: str, where: str = "", *, sql: str = "") -> 
             name, and as `preview`.
         DataError: DATA-09 when nothing is chosen, DATA-07 when it cannot be written.
     """
-    import pyarrow.parquet
-
     path = _path(registry, name)
     chosen = preview(registry, where, sql=sql)
     if not chosen.num_volumes:
@@ -137,17 +172,12 @@ def freeze(registry: Registry, name: str, where: str = "", *, sql: str = "") -> 
         digest=chosen.digest,
         num_volumes=chosen.num_volumes,
         num_slices=chosen.num_slices,
+        licence=chosen.licence,
     )
-    table = chosen.volumes.append_column("cohort", [[name] * chosen.num_volumes])
     aside = path.with_name(f"{PARTIAL}{name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(
-            table.replace_schema_metadata({_METADATA: json.dumps(vars(cohort))}),
-            aside,
-            compression="zstd",
-        )
-        fsync(aside)
+        _write(cohort, chosen.volumes, aside)
         os.link(aside, path)  # unlike a rename it never takes the place of another
         fsync(path.parent)
     except FileExistsError:
@@ -160,6 +190,18 @@ def freeze(registry: Registry, name: str, where: str = "", *, sql: str = "") -> 
         raise cannot_write(error, f"cohort {name}") from error
     finally:
         aside.unlink(missing_ok=True)
+    if _num_missing(registry, name):  # asked once the file is there for others to see
+        path.unlink()
+        raise DataError(
+            "DATA-22",
+            f"a patient of cohort {name} was withdrawn while it was being frozen.",
+            fix="Run the same command again.",
+        )
+    append(
+        registry.path,
+        "freeze",
+        {"cohort": name, "volumes": chosen.num_volumes, "sha256": chosen.digest},
+    )
     return cohort
 
 
@@ -179,12 +221,69 @@ def load(registry: Registry, name: str) -> Cohort:
         raise ConfigError("CONFIG-02", f"{registry.path} has no cohort {name}; there are: {known}.")
     try:
         table = pyarrow.parquet.read_table(path)
-        cohort = Cohort(**json.loads(table.schema.metadata[_METADATA]))
+        cohort = _parse(table.schema.metadata[_METADATA])
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise _broken(path) from error
     if _digest(table) != cohort.digest or cohort.name != name:
         raise _broken(path)
     return cohort
+
+
+def withdraw(
+    registry: Registry, volumes: Collection[str], words: Collection[str], when: str
+) -> list[str]:
+    """Take volumes out of all cohorts; done again it changes nothing.
+
+    Args:
+        registry: The registry.
+        volumes: Their ids.
+        words: Ids that the text of a query must not keep.
+        when: For `Removal`.
+
+    Returns:
+        Names of the cohorts that changed.
+
+    Raises:
+        DataError: DATA-07 when a cohort cannot be written, and as `load`.
+    """
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    changed = []
+    for name in names(registry):
+        path = _path(registry, name)
+        table = pyarrow.parquet.read_table(path)
+        gone = pyarrow.compute.is_in(table["volume_id"], pyarrow.array(sorted(volumes)))
+        cohort = load(registry, name)
+        where, sql = (_without(text, words) for text in (cohort.where, cohort.sql))
+        num_gone = pyarrow.compute.sum(gone).as_py() or 0
+        if not num_gone and (where, sql) == (cohort.where, cohort.sql):
+            continue
+        left = table.filter(pyarrow.compute.invert(gone)).select(["volume_id", "pixel_hash"])
+        removal = Removal(when=when, volumes=num_gone, digest_before=cohort.digest)
+        slices = (
+            "SELECT coalesce(sum(num_slices), 0)::BIGINT AS n FROM volumes WHERE volume_id IN "
+            "(SELECT volume_id FROM cohort_members WHERE cohort = ?) "
+            "AND NOT list_contains(?, volume_id)"
+        )
+        new = dataclasses.replace(
+            cohort,
+            where=where,
+            sql=sql,
+            digest=_digest(left),
+            num_volumes=len(left),
+            num_slices=registry.sql(slices, [name, sorted(volumes)])["n"][0].as_py(),
+            removals=(*cohort.removals, removal),
+        )
+        aside = path.with_name(f"{PARTIAL}{name}.{os.getpid()}")
+        try:
+            _write(new, left, aside)
+            aside.replace(path)
+            fsync(path.parent)
+        except OSError as error:
+            raise cannot_write(error, f"cohort {name}") from error
+        changed.append(name)
+    return changed
 
 
 def names(registry: Registry) -> list[str]:
@@ -231,6 +330,29 @@ def condition(registry: Registry, cohort: str, where: str = "") -> str:
             f"volume_id IN (SELECT volume_id FROM cohort_members WHERE cohort = '{cohort}')"
         )
     return " AND ".join(parts)
+
+
+def _write(cohort: Cohort, volumes: pyarrow.Table, path: Path) -> None:
+    import pyarrow.parquet
+
+    table = volumes.append_column("cohort", [[cohort.name] * len(volumes)])
+    text = json.dumps(dataclasses.asdict(cohort))
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({_METADATA: text}), path, compression="zstd"
+    )
+    fsync(path)
+
+
+def _parse(text: bytes) -> Cohort:
+    content = json.loads(text)
+    removals = tuple(Removal(**removal) for removal in content.pop("removals", ()))
+    return Cohort(**content, removals=removals)
+
+
+def _without(text: str, words: Collection[str]) -> str:
+    for word in words:
+        text = text.replace(word, "withdrawn")
+    return text
 
 
 def _num_missing(registry: Registry, name: str) -> int:

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core_mri.config import to_mapping
 from core_mri.errors import ConfigError
 from data_registry.catalogue import Registry, reason_of
 from data_registry.commits import commit
 from data_registry.compaction import merge_commits
+from data_registry.governance.licences import UNKNOWN
 from data_registry.schema import TABLES, RetiredRow, ShardRow, SourceRow, SplitRow, VolumeRow
 from data_registry.shards import cannot_write
 
@@ -126,36 +128,66 @@ class Committer:
 
 
 def promise(source: Source) -> SourceRow:
-    """What a source says about itself that can never change."""
+    """What a source says about itself."""
     return SourceRow(
         source=source.name,
         licence=source.licence,
-        subject_namespace=source.subject_namespace or source.name,
+        subject_namespace=source.namespace,
+        card=json.dumps(to_mapping(source.card), sort_keys=True) if source.card else "{}",
     )
 
 
 def check_promises(registry: Registry, sources: Iterable[Source]) -> None:
-    """See that a name means the same source as ever.
+    """See that a name means the same source as ever; only an unknown licence may become known.
 
     Raises:
         ConfigError: CONFIG-05 when a source has another licence or namespace than the registry, or
-            another entry of the list, gives for its name.
+            another entry of the list, gives for its name; or two entries give it two cards.
     """
-    known = {
-        row[0]: SourceRow(source=row[0], licence=row[1], subject_namespace=row[2])
-        for row in registry.rows("SELECT source, licence, subject_namespace FROM sources")
-    }
+    listed: dict[str, SourceRow] = {}
     for source in sources:
         new = promise(source)
-        old = known.setdefault(source.name, new)
-        for what in ("licence", "subject_namespace"):
-            was, now = getattr(old, what), getattr(new, what)
-            if was and was != now:  # a migrated registry does not know its namespaces
-                raise ConfigError(
-                    "CONFIG-05",
-                    f"source {source.name!r} has {what} {was!r} so far, and {now!r} now.",
-                    fix="Give another source another name, and the same one what it had.",
-                )
+        _agree(listed.setdefault(source.name, new), new, "licence", "subject_namespace", "card")
+    known = _promised(registry)
+    for name, new in listed.items():
+        if name in known:
+            old = known[name]
+            found_out = old.licence == UNKNOWN
+            _agree(old, new, *([] if found_out else ["licence"]), "subject_namespace")
+
+
+def _agree(old: SourceRow, new: SourceRow, *names: str) -> None:
+    for what in names:
+        was, now = getattr(old, what), getattr(new, what)
+        if was and was != now:  # a migrated registry does not know its namespaces
+            raise ConfigError(
+                "CONFIG-05",
+                f"source {new.source!r} has {what} {was!r} so far, and {now!r} now.",
+                fix="Give another source another name, and the same one what it had.",
+            )
+
+
+def complete_sources(registry: Registry, sources: Iterable[Source]) -> None:
+    """Write down what is now told of known sources: a card, or a licence that was unknown.
+
+    Raises:
+        DataError: DATA-07 when it cannot be written.
+    """
+    known = _promised(registry)
+    rows = []
+    for new in {source.name: promise(source) for source in sources}.values():
+        if new.source in known:
+            old = known[new.source]
+            new = dataclasses.replace(new, card=old.card) if new.card == "{}" else new
+            rows += [new] if new != old else []
+    if rows:
+        commit(registry, {"sources": rows})
+
+
+def _promised(registry: Registry) -> dict[str, SourceRow]:
+    rows = registry.rows("SELECT source, licence, subject_namespace, card FROM sources")
+    names = ("source", "licence", "subject_namespace", "card")
+    return {row[0]: SourceRow(**dict(zip(names, row, strict=True))) for row in rows}
 
 
 def write_private_log(path: Path, units: Sequence[UnitResult]) -> None:

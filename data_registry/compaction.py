@@ -62,17 +62,17 @@ def _concatenate(parts: Sequence[Path], path: Path, schema: pyarrow.Schema) -> N
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for block in _blocks(parts):
+        for block in blocks(parts, schema):
             writer.write_table(block)
 
 
-def _blocks(parts: Sequence[Path]) -> Iterator[pyarrow.Table]:
-    """The rows of all parts in order, in pieces of even size."""
+def blocks(parts: Sequence[Path], schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
+    """The rows of all parts in order, in pieces of even size; absent columns are null."""
     import pyarrow.parquet
 
     waiting: list[pyarrow.Table] = []
     for path in parts:
-        waiting.append(pyarrow.parquet.read_table(path))
+        waiting.append(pyarrow.parquet.read_table(path, schema=schema))
         if sum(len(table) for table in waiting) >= _BLOCK:
             yield pyarrow.concat_tables(waiting)
             waiting = []

@@ -22,6 +22,7 @@ from data_registry.duplicates import (
     pictures_of,
 )
 from data_registry.fingerprints import fingerprint, load_fingerprints
+from data_registry.governance.audit_log import recorded
 
 
 @dataclass(frozen=True)
@@ -92,22 +93,30 @@ def dedupe(
         DataError: DATA-07 when the disk is full, DATA-08 when another process is writing or a
             shard is missing or damaged.
     """
-    hashed = fingerprint(registry, jobs=jobs, on_progress=on_progress)
-    rows = {row.volume_id: row for row in registry.volumes("role = 'image'")}
-    exact = exact_duplicates(list(rows.values()))
-    search = near_duplicates(
-        load_fingerprints(registry, list(rows)),
-        {name: row.subject_id for name, row in rows.items()},
-        pictures_of(registry, rows),
-        finders=finders,
-    )
-    same = {row.volume_id: row.pixel_hash for row in rows.values()}
-    near = [row for row in search.rows if same[row.volume_id] != same[row.other_id]]
-    with sole_writer(registry):
-        known = set(registry.rows("SELECT volume_id, other_id FROM duplicates"))
-        new = [row for row in (*exact, *near) if (row.volume_id, row.other_id) not in known]
-        if new:
-            commit(registry, {"duplicates": new})
+    with recorded(registry.path, "dedupe") as what:
+        hashed = fingerprint(registry, jobs=jobs, on_progress=on_progress)
+        rows = {row.volume_id: row for row in registry.volumes("role = 'image'")}
+        exact = exact_duplicates(list(rows.values()))
+        search = near_duplicates(
+            load_fingerprints(registry, list(rows)),
+            {name: row.subject_id for name, row in rows.items()},
+            pictures_of(registry, rows),
+            finders=finders,
+        )
+        same = {row.volume_id: row.pixel_hash for row in rows.values()}
+        near = [row for row in search.rows if same[row.volume_id] != same[row.other_id]]
+        with sole_writer(registry):
+            known = set(registry.rows("SELECT volume_id, other_id FROM duplicates"))
+            stored = {name for (name,) in registry.rows("SELECT volume_id FROM volumes")}
+            new = [
+                row
+                for row in (*exact, *near)
+                if (row.volume_id, row.other_id) not in known
+                and {row.volume_id, row.other_id} <= stored  # nobody withdrew them meanwhile
+            ]
+            if new:
+                commit(registry, {"duplicates": new})
+        what |= {"hashed": hashed, "pairs": len(new)}
     return DedupeReport(
         hashed=hashed,
         exact=len(exact),

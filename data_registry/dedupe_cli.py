@@ -11,6 +11,7 @@ from pathlib import Path
 from core_mri.devices import available_cores
 from data_registry.catalogue import Registry
 from data_registry.dedupe import DedupeReport, dedupe
+from data_registry.governance.uses import record_use
 from data_registry.terminal import parse, progress, table
 
 
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str]) -> int:
         from data_registry.deny_list import deny_list_of, write_deny_list
 
         deny = deny_list_of(registry)
+        record_use(
+            registry.path, "deny list", deny.subjects.values(), {"folder": str(options.deny_list)}
+        )
         write_deny_list(deny, options.deny_list)
         print(f"{len(set(deny.subjects.values()))} test patients in {options.deny_list}",
               file=sys.stderr)  # fmt: skip

@@ -7,11 +7,12 @@ import functools
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.governance.uses import record_use
 from data_registry.shards import PARTIAL, cannot_write
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ ROLES: dict[Format, tuple[str, ...]] = {
 }
 """Roles of volumes that a format can hold."""
 
-_MARK = "export.json"
+MARK, MANIFEST = "export.json", "manifest.csv"
+"""What says of which export a folder is, and what each of its files is."""
 _COLUMNS = (
     "path", "volume_id", "role", "subject_id", "split", "source", "licence", "region", "sequence",
     "labels_of",
@@ -59,6 +61,8 @@ class ExportConfig:
     """For ``public``: output folders of `core-mri data deidentify` that were ingested."""
     key_file: Path | None = None
     """For ``public``: the project key; ``<registry>.key`` beside the registry when None."""
+    exclude_noncommercial: bool = False
+    """Leave out sources whose licence does not permit commercial use in so many words."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,19 @@ class ExportReport:
     other_roles: int
     """Volumes that meet the condition but that the format cannot hold: of other roles, or without
     a label map where one is needed."""
+    licence: str = field(default="", compare=False)
+    """SPDX expression of all that was written."""
+    noncommercial: dict[str, int] = field(default_factory=dict)
+    """Volumes left out by `ExportConfig.exclude_noncommercial`, by source."""
 
 
 def export(
     config: ExportConfig, on_progress: Callable[[int, int], None] | None = None
 ) -> ExportReport:
     """Write the volumes of a registry as files, with a `manifest.csv` that says what each is.
+
+    `LICENSE` tells the most restrictive terms of all sources, and who asks to be cited;
+    `export.json` has them for programs.
 
     Geometry is exact: voxels are permuted and flipped to RAS+, never interpolated. Headers hold
     what the registry holds, which is de-identified. Interrupted, it goes on where it was.
@@ -90,13 +101,26 @@ def export(
         ConfigError: CONFIG-01 for a wrong condition, CONFIG-03 when the folder holds something
             else, and what `data_registry.export_cases.Cases` raises.
         DataError: DATA-07 when the disk is full, DATA-08 for a damaged registry, DATA-09 when
-            nothing is selected; for a public release what `check_release` raises.
+            nothing is selected, DATA-28 when a licence is unknown or, for a public release, does
+            not permit copies to others; for a public release what `check_release` raises.
     """
     from data_registry.catalogue import Registry
     from data_registry.cohorts import condition
+    from data_registry.governance.licence_notes import licence_notes
+    from data_registry.governance.propagation import (
+        check_export,
+        mixture_of,
+        noncommercial_cost,
+        only_commercial,
+        registered_sources,
+    )
 
     registry = Registry.open(config.registry)
     where = condition(registry, config.cohort, config.where)
+    noncommercial = {}
+    if config.exclude_noncommercial:
+        noncommercial = noncommercial_cost(registry, where)
+        where = " AND ".join(filter(None, (where, only_commercial(registry))))
     selected = registry.volumes(where)
     rows = [row for row in selected if row.role in ROLES[config.format]]
     if not rows:
@@ -107,6 +131,9 @@ def export(
             "condition.",
             fix=f"Look at `core-mri data ls --registry {config.registry}`.",
         )
+    known = registered_sources(registry)
+    sources = [known[name] for name in sorted({row.source for row in rows})]
+    check_export(sources, public=config.release == "public")
     if config.release == "public":
         from data_registry.deidentify.identifiers import load_key
         from data_registry.release import check_release
@@ -117,6 +144,11 @@ def export(
     places = list(layout.places())
     files = list(layout.files())
     _claim(config)
+    what = {
+        "format": config.format, "folder": str(config.out.resolve()), "volumes": len(places),
+        "release": config.release, "cohort": config.cohort,
+    }  # fmt: skip
+    record_use(config.registry, "export", [row.subject_id for row, _ in places], what)
     written = 0
     for number, (path, write) in enumerate(files, start=1):
         if not (config.out / path).exists():
@@ -126,8 +158,17 @@ def export(
             on_progress(number, len(files))
     for path, text in layout.describe():
         write_text(config.out / path, text)
-    write_text(config.out / "manifest.csv", _csv([_line(registry, row, p) for row, p in places]))
-    return ExportReport(written, len(files) - written, len(selected) - len(places))
+    whole = mixture_of(sources)
+    write_text(config.out / "LICENSE", licence_notes(sources))
+    _write_mark(config, {"licence": whole.to_mapping()})
+    write_text(config.out / MANIFEST, _csv([_line(registry, row, p) for row, p in places]))
+    return ExportReport(
+        written=written,
+        kept=len(files) - written,
+        other_roles=len(selected) - len(places),
+        licence=whole.licence,
+        noncommercial=noncommercial,
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -151,17 +192,15 @@ def _claim(config: ExportConfig) -> None:
     Raises:
         ConfigError: CONFIG-03 when it holds something else.
     """
-    mark = config.out / _MARK
-    content = {
-        "format": config.format, "where": config.where, "cohort": config.cohort,
-        "registry": str(config.registry.resolve()),
-    }  # fmt: skip
+    mark = config.out / MARK
     if mark.is_file():
         try:
             found = json.loads(mark.read_text(encoding="utf-8"))
         except ValueError:
             found = None
-        if found == content:
+        if isinstance(found, dict) and {"exclude_noncommercial": False} | found == found | _what(
+            config
+        ):
             return
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ConfigError(
@@ -169,7 +208,20 @@ def _claim(config: ExportConfig) -> None:
             f"{config.out} is not empty and is not of this export.",
             fix="Give --out a new or empty folder.",
         )
-    write_text(mark, json.dumps(content, indent=2) + "\n")
+    _write_mark(config, {})
+
+
+def _what(config: ExportConfig) -> dict[str, object]:
+    """What must be the same for an export to go on."""
+    return {
+        "format": config.format, "where": config.where, "cohort": config.cohort,
+        "registry": str(config.registry.resolve()),
+        "exclude_noncommercial": config.exclude_noncommercial,
+    }  # fmt: skip
+
+
+def _write_mark(config: ExportConfig, more: dict[str, object]) -> None:
+    write_text(config.out / MARK, json.dumps(_what(config) | more, indent=2) + "\n")
 
 
 class Layout(Protocol):

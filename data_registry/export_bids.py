@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_mri.version import __version__
+from data_registry.governance.licences import mixture
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -33,13 +34,15 @@ SUFFIXES = {
 }
 """Sequence of the catalogue -> suffix of BIDS; what is not here goes to ``derivatives/other``."""
 
-_SECONDS = {"EchoTime", "RepetitionTime", "InversionTime"}
+SECONDS = {"EchoTime", "RepetitionTime", "InversionTime"}
 """Milliseconds in DICOM and in the catalogue, seconds in BIDS."""
-_AS_THEY_ARE = (
+AS_THEY_ARE = (
     "FlipAngle", "MagneticFieldStrength", "Manufacturer", "MRAcquisitionType", "ScanningSequence",
     "SequenceVariant", "BodyPartExamined", "SeriesDescription", "ProtocolName",
 )  # fmt: skip
-_MODEL = ("ManufacturerModelName", "ManufacturersModelName")
+REGION, SEQUENCE = "CoreMRIRegion", "CoreMRISequence"
+"""Keys of ours in sidecars: what the catalogue says, which an import believes."""
+MODEL = ("ManufacturerModelName", "ManufacturersModelName")
 
 
 def bids_paths(registry: Registry, rows: list[VolumeRow]) -> Iterator[tuple[VolumeRow, Path]]:
@@ -88,23 +91,24 @@ def sidecar(row: VolumeRow, path: Path) -> Iterator[tuple[Path, str]]:
     facts = json.loads(row.facts)
     content: dict[str, object] = {}
     for name, value in facts.items():
-        if name in _SECONDS and isinstance(value, (int, float)):
+        if name in SECONDS and isinstance(value, (int, float)):
             content[name] = round(value / 1000, 9)
-        elif name in _AS_THEY_ARE:
+        elif name in AS_THEY_ARE:
             content[name] = value
-        elif name == _MODEL[0]:
-            content[_MODEL[1]] = value
+        elif name == MODEL[0]:
+            content[MODEL[1]] = value
     if row.role == "label" and (names := facts.get("LabelNames")):
         pairs = [part.partition("=") for part in str(names).split(";")]
         lines = ["index\tname", *(f"{value}\t{name}" for value, _, name in pairs)]
         yield path.with_name(f"{stem}.tsv"), "\n".join(lines) + "\n"
     content |= {"CoreMRIVolume": row.volume_id, "License": row.licence}
+    content |= {REGION: row.region, SEQUENCE: row.sequence}
     yield path.with_name(f"{stem}.json"), json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def describe_dataset(rows: list[VolumeRow]) -> Iterator[tuple[Path, str]]:
     """`dataset_description.json` of the whole and of each derivative, participants, README."""
-    licences = sorted({row.licence for row in rows})
+    licence = mixture(row.licence for row in rows)
     maker = {"Name": "core-mri", "Version": __version__}
     sources = sorted({row.source for row in rows})
     for folder, name in (
@@ -116,7 +120,7 @@ def describe_dataset(rows: list[VolumeRow]) -> Iterator[tuple[Path, str]]:
             "Name": name,
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative" if folder else "raw",
-            "License": " AND ".join(licences),
+            "License": licence,
             "GeneratedBy": [maker],
         }
         if folder and not any(_in_folder(row, folder) for row in rows):
@@ -135,8 +139,8 @@ def describe_dataset(rows: list[VolumeRow]) -> Iterator[tuple[Path, str]]:
     yield (
         Path("README"),
         "Exported by core-mri from a registry of de-identified scans.\n"
-        f"Sources: {', '.join(sources)}. Licences: {', '.join(licences)} (one per file: see the "
-        "sidecars and manifest.csv).\nNot defaced unless the registry says so.\n",
+        f"Sources: {', '.join(sources)}. Licence: {licence} (per source: LICENSE; "
+        "per file: sidecars and manifest.csv).\nNot defaced unless the registry says so.\n",
     )
     yield Path(".bidsignore"), "manifest.csv\nexport.json\n"
 

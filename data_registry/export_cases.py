@@ -19,6 +19,7 @@ import numpy as np
 
 from core_mri.errors import ConfigError, DataError
 from core_mri.files.nifti import write_nifti
+from data_registry.governance.licences import mixture
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -209,7 +210,7 @@ def _label_values(registry: Registry, cases: list[Case]) -> np.ndarray:
 
 def _licences(cases: list[Case]) -> str:
     volumes = [row for case in cases for row in (case.image, case.label) if row is not None]
-    return " AND ".join(sorted({row.licence for row in volumes}))
+    return mixture(row.licence for row in volumes)
 
 
 def _json(content: object) -> str:

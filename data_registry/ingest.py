@@ -134,7 +134,8 @@ def ingest(
     from data_registry.batches import Batch
     from data_registry.catalogue import Registry, reason_of
     from data_registry.commits import sole_writer, sweep
-    from data_registry.committer import Committer, check_promises, log_left_out
+    from data_registry.committer import Committer, check_promises, complete_sources, log_left_out
+    from data_registry.governance.audit_log import recorded
     from data_registry.inventory import Inventory
     from data_registry.reading import read_batch
 
@@ -144,10 +145,16 @@ def ingest(
     key_file = config.key_file or config.registry.with_name(f"{config.registry.name}.key")
     jobs = config.jobs or available_cores()
     report = IngestReport()
-    with sole_writer(registry), _open_pools(config, jobs) as pool_for:
+    with (
+        sole_writer(registry),
+        _open_pools(config, jobs) as pool_for,
+        recorded(registry.path, "ingest") as what,
+    ):
+        what["sources"] = sorted({source.name for source in config.sources})
         key = _open_key(registry, key_file)
         sweep(registry)
         check_promises(registry, config.sources)
+        complete_sources(registry, config.sources)
         inventory = Inventory(registry, key, retry=config.retry)
         log = config.private_log
         _take_stock(
@@ -173,6 +180,8 @@ def ingest(
                     on_progress(min(done, total), total)
         inventory.close()
         sweep(registry)  # shards of workers that died
+        what |= {n: v for n, v in report.to_mapping().items() if isinstance(v, int) and v}
+        what["quarantined"] = report.quarantined
     if report.files_known + report.volumes_added + report.volumes_known == 0:
         raise _nothing_readable(report)
     return report
@@ -216,7 +225,9 @@ def _batches(
 ) -> Iterator[Batch]:
     """Units in batches of one shard's size, small enough that every worker has some."""
     from data_registry.batches import Batch
+    from data_registry.governance.withdrawals import withdrawn
 
+    marks = withdrawn(registry.path)
     most = max(1, min(_MAX_UNITS, math.ceil(inventory.num_units() / (4 * jobs))))
 
     def batch(units: Sequence[Unit]) -> Batch:
@@ -226,6 +237,7 @@ def _batches(
             fractions=registry.info.fractions,
             codec=config.compression,
             max_frames=config.max_frames,
+            withdrawn=marks,
             units=tuple(units),
         )
 
@@ -293,11 +305,19 @@ def _check_source(source: Source) -> None:
     Raises:
         ConfigError: CONFIG-01 for a region or sequence that does not exist, and as `Source.folder`.
     """
+    from data_registry.governance.licences import licence_terms
     from data_registry.labels import label_volume
+    from data_registry.source_cards import declared_by
 
     voxel = Volume(np.zeros((1, 1, 1), dtype=np.uint8), np.eye(4))
     label_volume({}, voxel, {"region": source.region, "sequence": source.sequence})
     source.folder()
+    if not licence_terms(source.licence, declared_by(source.licence, source.card)).known:
+        logger.warning(
+            "source %s: nothing is known of its licence (%s), so its data can never be exported",
+            source.name,
+            source.licence,
+        )
 
 
 def _nothing_readable(report: IngestReport) -> DataError:

@@ -158,7 +158,7 @@ class Inventory:
                 "SELECT entry, file_id, path FROM files WHERE number = ?", (number,)
             ).fetchone()
             source = sources[entry]
-            namespace = source.subject_namespace or source.name
+            namespace = source.namespace
             unit, series = own, ""
             if header.series:
                 unit = pseudonym(self._key, "series", namespace, header.patient, header.series)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import DataError
 from data_registry.commits import new_folder, sole_writer
+from data_registry.governance.audit_log import append
 from data_registry.schema import (
     TABLES,
     FileRow,
@@ -45,13 +46,13 @@ def migrate(registry: Registry, schema: int) -> None:
         DataError: DATA-07 when it cannot be written, DATA-08 when a shard is missing or damaged, or
             another process is writing; it is left as it was.
     """
-    logger.warning(
-        "%s is of schema %d: every shard is read once, for new columns", registry, schema
-    )
+    if schema == 1:
+        logger.warning("%s is of schema 1: every shard is read once, for new columns", registry)
     with sole_writer(registry):
         for version in range(schema, max(_STEPS) + 1):
             _STEPS[version](registry)
         registry.save_info()
+        append(registry.path, "migrate", {"from_schema": schema})
 
 
 def _from_1(registry: Registry) -> None:
@@ -102,7 +103,11 @@ def _from_1(registry: Registry) -> None:
                 )
 
 
-_STEPS: dict[int, Callable[[Registry], None]] = {1: _from_1}
+def _from_2(_: Registry) -> None:
+    """Sources have a card; where a part of the catalogue has none, the views say so."""
+
+
+_STEPS: dict[int, Callable[[Registry], None]] = {1: _from_1, 2: _from_2}
 """Schema -> what brings a registry from it to the next one."""
 
 

@@ -18,6 +18,7 @@ from core_mri.errors import CoreMRIError
 from core_mri.volume import Volume
 from data_registry.batches import Batch, BatchResult, Failure, UnitResult
 from data_registry.catalogue import Registry
+from data_registry.import_bids import bids_facts
 from data_registry.inventory import Unit
 from data_registry.raw_data import store_kspace
 from data_registry.schema import ShardRow
@@ -79,16 +80,18 @@ def _scans(
     if unit.kind != "dicom":
         from core_mri.files.scans import read_volume
 
-        yield (
-            store(
-                lambda: read_volume(
-                    paths if unit.kind == "stack" else lead.path,
-                    kind=source.voxels_of(lead.relative),
-                    spacing_mm=source.spacing_mm,
-                )
-            ),
-            paths,
-        )
+        def read_image() -> Volume:
+            volume = read_volume(
+                paths if unit.kind == "stack" else lead.path,
+                kind=source.voxels_of(lead.relative),
+                spacing_mm=source.spacing_mm,
+            )
+            if not source.bids:
+                return volume
+            said = bids_facts(source.folder(), lead.path)
+            return dataclasses.replace(volume, facts={**volume.facts, **said})
+
+        yield store(read_image), paths
         return
     from core_mri.files.dicom import group_series, read_series
     from core_mri.files.segmentation import is_segmentation, read_segmentation

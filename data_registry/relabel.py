@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data_registry.catalogue import Registry
 from data_registry.commits import commit, sole_writer
+from data_registry.governance.audit_log import recorded
 from data_registry.labels import LABELS, Classifier, Votes, cast_votes, count_votes
 from data_registry.schema import RELABELED, LabelRow, VolumeRow
 
@@ -41,8 +42,9 @@ def relabel(
     """
     if not write:
         return _changes(_relabeled(registry, classifier))
-    with sole_writer(registry):
+    with sole_writer(registry), recorded(registry.path, "label") as what:
         pairs = _relabeled(registry, classifier)
+        what["volumes"] = len(pairs)
         if pairs:
             commit(registry, {"labels": [new for _, new in pairs]})
         return _changes(pairs)

@@ -18,6 +18,7 @@ import numpy as np
 
 from core_mri.errors import DataError
 from data_registry.commits import commit, sole_writer
+from data_registry.governance.audit_log import recorded
 from data_registry.schema import FileRow, RetiredRow, VolumeRow, from_table
 from data_registry.shards import file_hash
 from data_registry.slice_reader import SlicePlace, SliceReader
@@ -71,8 +72,9 @@ def repair(
     """
     if dry_run:
         return _check(registry, on_progress)
-    with sole_writer(registry):
+    with sole_writer(registry), recorded(registry.path, "repair") as what:
         report = _check(registry, on_progress)
+        what |= {"shards_damaged": len(report.damaged), "volumes_lost": len(report.lost)}
         if report.lost:
             files = _files_of(registry, report.lost)
             report.files_to_read = len(files)

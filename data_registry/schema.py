@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_ty
 if TYPE_CHECKING:
     import pyarrow
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Written to `registry.json`; a newer version is refused with DATA-08, an older one migrated."""
 
 PERCENTILES = (0.0, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 100.0)
@@ -158,7 +158,10 @@ class ShardRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """What was promised about a source when it was first ingested; it cannot change."""
+    """What was promised about a source.
+
+    A licence that was unknown may be found out, and the card be completed; the rest cannot change.
+    """
 
     source: str
     """Its name."""
@@ -166,6 +169,8 @@ class SourceRow:
     """SPDX id, ``LicenseRef-...`` or ``unknown``."""
     subject_namespace: str
     """Patients of equal id are one person within it."""
+    card: str = "{}"
+    """`source_cards.CardFacts` as JSON; ``{}`` when nothing was told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

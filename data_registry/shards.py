@@ -114,6 +114,11 @@ class ShardWriter:
             self._raise_if_full()
         self._flush()
 
+    def copy(self, source: h5py.File, dataset: str) -> None:
+        """Append a dataset of another shard, chunk by chunk as it is stored, with its notes."""
+        source.copy(source[dataset], self._open(), name=dataset)
+        self._flush()
+
     def name(self, old: str, new: str, attributes: Mapping[str, object]) -> None:
         """Rename a dataset and note attributes beside it."""
         file = self._open()

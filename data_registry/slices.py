@@ -12,6 +12,7 @@ import numpy.typing as npt
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
 from data_registry.cohorts import condition
+from data_registry.governance.propagation import Mixture, mixture_of, registered_sources
 from data_registry.payloads import unpack
 from data_registry.schema import Split, VolumeRow, from_table
 from data_registry.slice_reader import SlicePlace, SliceReader
@@ -130,6 +131,11 @@ class SliceDataset:
         self._columns = {
             name: table.column(name).dictionary_encode().to_pylist() for name in _COLUMNS
         }
+
+    def mixture(self) -> Mixture:
+        """The licence of all its volumes together."""
+        known = registered_sources(self.registry)
+        return mixture_of(known[name] for name in sorted(set(self._columns["source"])))
 
     def __len__(self) -> int:
         return len(self._index.volume_of)

@@ -18,6 +18,8 @@ from data_registry.batches import Batch, UnitResult
 from data_registry.checks import check_volume
 from data_registry.deidentify.facts import deidentify_facts
 from data_registry.deidentify.identifiers import keyed_uid, pseudonym
+from data_registry.governance.withdrawals import refuse
+from data_registry.import_bids import bids_hints
 from data_registry.inventory import Unit
 from data_registry.labels import label_volume
 from data_registry.payloads import pack, unpack
@@ -45,7 +47,8 @@ def store_volume(
         writer: The shard.
 
     Raises:
-        DataError: What `check_volume` raises, DATA-06 and DATA-10 for voxels of another type.
+        DataError: What `check_volume` raises, DATA-06 and DATA-10 for voxels of another type,
+            DATA-22 when the patient was withdrawn.
         GeometryError: As `check_volume`.
     """
     source = result.unit.source
@@ -122,12 +125,21 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         volume: Facts, geometry and role; its voxels are not looked at.
         unit: Where it came from.
         batch: Key and split fractions.
+
+    Raises:
+        DataError: DATA-22 when the patient was withdrawn.
     """
     source, key = unit.source, batch.key
     relative = unit.files[0].relative
     hints = {"region": source.region, "sequence": source.sequence, "path": relative}
+    if source.bids:
+        stated = {kind: name for kind, name in hints.items() if name}
+        hints = {**bids_hints(relative, volume.facts), **stated}
     labels = dataclasses.asdict(label_volume(volume.facts, volume, hints))
-    subject = pseudonym(key, "subject", *source.subject_of(relative, volume.facts))
+    namespace, patient = source.subject_of(relative, volume.facts)
+    subject = pseudonym(key, "subject", namespace, patient)
+    for name in (subject, patient):  # in an export of a registry the pseudonym is the id
+        refuse(name, batch.withdrawn)
     study = str(volume.facts.get("StudyInstanceUID", ""))
     facts: dict[str, object] = dict(deidentify_facts(volume.facts, key))
     facts.pop("PatientID", None)  # `subject_id` is the one id of the patient
@@ -135,10 +147,11 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         facts["AssumedGeometry"] = True
     if unit.kind == "image" and volume.shape[:3].count(1) and source.spacing_mm is not None:
         # All pictures of a source lie at one made-up place: their names tell which label is whose.
-        namespace = source.subject_namespace or source.name
-        facts[PAIR_NAME] = pseudonym(key, "name", namespace, unit.files[0].path.stem)
+        facts[PAIR_NAME] = pseudonym(key, "name", source.namespace, unit.files[0].path.stem)
     if volume.kind == "label" and source.label_values:
         facts["LabelNames"] = ";".join(f"{v}={n}" for v, n in sorted(source.label_values.items()))
+    elif source.bids and "LabelNames" in volume.facts:
+        facts["LabelNames"] = volume.facts["LabelNames"]
     return {
         **labels,
         "plane": volume.plane,
@@ -149,7 +162,7 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         "licence": source.licence,
         "role": volume.kind,
         "synthetic": source.synthetic,
-        "split": split_of(key, subject, batch.fractions),
+        "split": source.split_of(relative) or split_of(key, subject, batch.fractions),
         "facts": json.dumps(facts, sort_keys=True),
     }
 

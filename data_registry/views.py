@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 _NUMBERS = re.compile(r"(\d{8,})(?:-(\d{8,}))?")
 
 _VIEWS = """
+CREATE VIEW sources AS SELECT * REPLACE (coalesce(card, '{{}}') AS card) FROM all_sources
+    QUALIFY row_number() OVER (PARTITION BY source ORDER BY commit DESC) = 1;
 CREATE VIEW labels AS SELECT * FROM all_labels
     QUALIFY row_number() OVER (PARTITION BY volume_id ORDER BY commit DESC) = 1;
-CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled})
+CREATE VIEW volumes AS SELECT v.* REPLACE ({relabeled}, coalesce(s.licence, v.licence) AS licence)
     FROM all_volumes AS v LEFT JOIN labels AS l ON l.volume_id = v.volume_id AND l.commit > v.commit
+    LEFT JOIN sources AS s ON s.source = v.source
     WHERE NOT EXISTS (
     SELECT 1 FROM all_retired AS r WHERE r.volume_id = v.volume_id AND r.commit > v.commit);
 CREATE VIEW slices AS SELECT * FROM all_slices AS s WHERE NOT EXISTS (
@@ -48,7 +51,6 @@ CREATE VIEW conflicts AS
     FROM duplicates WHERE split <> other_split;
 CREATE VIEW splits AS SELECT * FROM all_splits;
 CREATE VIEW cohort_members AS SELECT * FROM all_cohort_members;
-CREATE VIEW sources AS SELECT * FROM all_sources;
 CREATE VIEW shards AS SELECT * FROM all_shards;
 CREATE VIEW files AS SELECT * FROM all_files
     QUALIFY row_number() OVER (PARTITION BY file_id, source ORDER BY commit DESC) = 1;
@@ -150,11 +152,13 @@ class Views:
         for table, schema in tables.items():
             kind = "cohorts" if table == "cohort_members" else f"{table}.parquet"
             parts = [p for p in listed if kind in (p.name, p.parent.name)]
-            content = f"read_parquet([{', '.join(map(_quoted, parts))}])"
-            if not parts:
-                content = f"empty_{table}"
-                connection.from_arrow(schema.empty_table()).create(content)
-            connection.execute(f"CREATE VIEW all_{table} AS SELECT * FROM {content}")
+            content = f"SELECT * FROM read_parquet([{', '.join(map(_quoted, parts))}])"
+            if table == "sources" or not parts:
+                connection.from_arrow(schema.empty_table()).create(f"empty_{table}")
+                by_name = content.replace("])", "], union_by_name = true)")  # schema 2: no card
+                content = f"SELECT * FROM empty_{table}"
+                content += f" UNION ALL BY NAME {by_name}" if parts else ""
+            connection.execute(f"CREATE VIEW all_{table} AS {content}")
         relabeled = ", ".join(f"coalesce(l.{n}, v.{n}) AS {n}" for n in RELABELED)
         connection.execute(_VIEWS.format(relabeled=relabeled))
         allowed = ", ".join(_quoted(self._path / name) for name in ("commits", "cohorts"))
@@ -167,7 +171,13 @@ class Views:
 
     def _list(self) -> list[Path]:
         """The Parquet files that make up the catalogue now."""
-        parts = [path for folder in commit_folders(self._path) for path in sorted(folder.iterdir())]
+        folders = commit_folders(self._path)
+        try:
+            parts = [path for folder in folders for path in sorted(folder.iterdir())]
+        except FileNotFoundError:
+            if commit_folders(self._path) == folders:
+                raise
+            return self._list()  # another folder took their place meanwhile
         return parts + sorted((self._path / "cohorts").glob("[!.]*.parquet"))
 
     @contextlib.contextmanager

@@ -12,7 +12,9 @@ import hashlib
 from dataclasses import asdict
 
 import torch
+from torch import nn
 
+from core_mri.errors import WeightsError
 from core_mri.models import MODELS
 from core_mri.models.encoder import Encoder
 from core_mri.models.segmenter import Segmenter
@@ -26,9 +28,19 @@ def adapt(encoder: Encoder, adaptation: Adaptation) -> Encoder:
     return adapted.train(adaptation == "full")
 
 
-def encoder_of(model: Encoder | Segmenter) -> Encoder:
-    """The encoder of a loaded model; a fine-tuned segmenter gives the one inside it."""
-    return model.encoder if isinstance(model, Segmenter) else model
+def encoder_of(model: nn.Module) -> Encoder:
+    """The encoder of a loaded model; a fine-tuned segmenter gives the one inside it.
+
+    Raises:
+        WeightsError: WEIGHTS-02 when there is no plain ViT, as in SAM's networks.
+    """
+    encoder = model.encoder if isinstance(model, Segmenter) else model
+    if not isinstance(encoder, Encoder):
+        raise WeightsError(
+            "WEIGHTS-02",
+            f"a plain ViT is needed here, these weights hold a {type(model).__name__}.",
+        )
+    return encoder
 
 
 def random_twin(encoder: Encoder, seed: int) -> Encoder:

@@ -91,7 +91,7 @@ def _dry_run(config: PretrainConfig) -> int:
 def _start_screen(config: PretrainConfig, how: str) -> None:
     from core_mri.devices import select_device, select_precision
     from core_mri.models import create_model
-    from pretrain.data import open_slices
+    from pretrain.data import left_out, open_slices
 
     slices = open_slices(config)
     subjects = len({row.subject_id for row in slices.volumes})
@@ -99,10 +99,15 @@ def _start_screen(config: PretrainConfig, how: str) -> None:
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     choice = select_precision(select_device(config.device), config.precision)
     views = config.views
+    without = ""
+    if config.exclude_noncommercial:
+        costs = left_out(config)
+        without = f", {sum(costs.values())} volumes left out: {', '.join(costs) or 'no source'}"
     lines = (
         f"core-mri pretrain: DINO + iBOT + KoLeo, {how}",
         f"  data     {len(slices)} slices, {len(slices.volumes)} volumes, {subjects} subjects "
         f"(training split of {config.registry})",
+        f"  licence  {slices.mixture().licence}{without}",
         f"  model    {config.model}, {millions:.1f} M parameters",
         f"  views    2 x {views.global_size} px, {views.num_local} x {views.local_size} px",
         f"  device   {choice.device}, {choice.precision} ({choice.reason})",

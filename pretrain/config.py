@@ -192,6 +192,8 @@ class PretrainConfig:
     """SQL condition on the volumes of the registry, such as ``region = 'brain'``; empty for all."""
     cohort: str = ""
     """Frozen cohort (``core-mri data query``) of which the volumes must be; empty for all."""
+    exclude_noncommercial: bool = False
+    """Leave out sources whose licence does not permit commercial use in so many words."""
     balance: float = 0.5
     """0: volumes count alike; 1: regions x sequences x planes do; a stratum of n volumes gets a
     part of the samples proportional to n^(1 - balance)."""

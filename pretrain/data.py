@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
+from data_registry.cohorts import condition
+from data_registry.governance.propagation import Mixture, noncommercial_cost, only_commercial
 from data_registry.slices import SliceDataset, SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.sampler import SliceOrder, rank_slice
@@ -38,6 +40,9 @@ class Slices(Protocol):
     def volume_numbers(self) -> npt.NDArray[np.integer]:
         """Of each slice, the position of its volume in `volumes`; ascending."""
 
+    def mixture(self) -> Mixture:
+        """The licence of all volumes together."""
+
     def strata(self) -> npt.NDArray[np.integer]:
         """Of each volume, the number of its region x sequence x plane."""
 
@@ -48,13 +53,26 @@ def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
     Raises:
         DataError: DATA-08 without a registry, DATA-09 without slices.
     """
+    registry = Registry.open(config.registry)
+    conditions = [f"({config.where}\n)"] if config.where else []
+    if config.exclude_noncommercial:
+        conditions.append(only_commercial(registry))
     return SliceDataset(
-        Registry.open(config.registry),
+        registry,
         split=(split,),
-        where=config.where,
+        where=" AND ".join(conditions),
         cohort=config.cohort,
         min_foreground=config.min_foreground,
     )
+
+
+def left_out(config: PretrainConfig) -> dict[str, int]:
+    """Training volumes by source that `exclude_noncommercial` costs."""
+    registry = Registry.open(config.registry)
+    chosen = "role = 'image' AND split = 'train'"
+    if more := condition(registry, config.cohort, config.where):
+        chosen += f" AND {more}"
+    return noncommercial_cost(registry, chosen)
 
 
 def open_validation(config: PretrainConfig) -> Slices | None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from core_mri.config import config_hash
 from core_mri.runs import Run, writing
+from data_registry.governance.uses import note_training
 from pretrain.config import PretrainConfig
-from pretrain.data import Slices
+from pretrain.data import Slices, left_out
 from pretrain.overlap import OVERLAP_FILE
 from pretrain.probe import ProbeResult, Row, probe
 from pretrain.student_teacher import StudentTeacher
@@ -63,6 +64,7 @@ def finish(
     overlap = (run.out / OVERLAP_FILE).read_text(encoding="utf-8").strip()
     facts = card(config, train, metrics, result, overlap)
     save_model(model.teacher_encoder, run.out / "weights", facts)
+    note_training(config.registry, run.out / "weights", facts["subjects"], "pretrain")
     with writing(run.out):
         results = {"schema": 1, "cells": result.cells, "summary": result.summary}
         (run.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
@@ -100,6 +102,11 @@ def card(
                 for region in slices
             },
             "excluded": "all validation and test patients of the registry, by patient",
+            **(
+                {"volumes excluded for their licence": left_out(config)}
+                if config.exclude_noncommercial
+                else {}
+            ),
             "test patients": overlap,
         },
         # Pseudonyms, so that an evaluation can refuse test patients the encoder was trained on.
@@ -108,6 +115,7 @@ def card(
             {"name": name, "licence": licence, "volumes": count}
             for (name, licence), count in sorted(sources.items())
         ],
+        **train.mixture().card(),
         "training": {
             "objective": "DINO + iBOT + KoLeo, teacher weights",
             "model": config.model,

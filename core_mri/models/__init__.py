@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from core_mri.errors import WeightsError
 from core_mri.models.registry import MODELS, SAM_MODELS, EncoderConfig, SamConfig
@@ -27,6 +27,19 @@ __all__ = [
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` accepts, filtered by a shell pattern such as ``"vit_*16"``."""
     return sorted(fnmatch.filter([*MODELS, *SAM_MODELS], pattern))
+
+
+SamName = Literal["sam_vit_micro", "sam_vit_b", "sam_vit_l", "sam_vit_h"]
+
+
+@overload
+def create_model(  # type: ignore[overload-overlap]
+    name: SamName, **changes: object
+) -> PromptableSegmenter: ...
+
+
+@overload
+def create_model(name: str, **changes: object) -> Encoder: ...
 
 
 def create_model(name: str, **changes: object) -> Encoder | PromptableSegmenter:

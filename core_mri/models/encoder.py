@@ -6,12 +6,14 @@ Shapes: B images, H and W pixels, h = H / patch_size, w = W / patch_size, D = em
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from core_mri.errors import ConfigError, DataError
+from core_mri.models.linear import accelerate
 from core_mri.models.registry import EncoderConfig
 
 
@@ -19,7 +21,7 @@ class Features(NamedTuple):
     """What the encoder says about a batch of images."""
 
     cls: Tensor
-    """[B, D], the class token after the last norm."""
+    """[B, D], the class token after the last norm; with ``pool: mean`` the mean of `patches`."""
     patches: Tensor
     """[B, h, w, D], the patch tokens after the last norm."""
 
@@ -33,23 +35,9 @@ class Encoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        from timm.models.vision_transformer import VisionTransformer
-
         self.config = config
-        self.vit = VisionTransformer(
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            in_chans=1,
-            num_classes=0,
-            global_pool="",
-            embed_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            reg_tokens=config.num_registers,
-            init_values=config.layer_scale or None,
-            drop_path_rate=config.drop_path,
-            dynamic_img_size=True,
-        )
+        self.vit: Any = _build_eva(config) if config.positions == "rotary" else _build_vit(config)
+        accelerate(self.vit)
         self.mask_token = nn.Parameter(torch.zeros(config.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -81,9 +69,10 @@ class Encoder(nn.Module):
             ConfigError: CONFIG-05 when a side is no multiple of the patch size.
             DataError: DATA-03 when there are neither 1 nor 3 channels.
         """
-        tokens, grid = self._embed(images, mask)
+        tokens, grid = self.embed(images, mask)
+        arguments = self._block_arguments(grid)
         for block in self.vit.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, **arguments)
         return self._split(self.vit.norm(tokens), grid)
 
     def intermediates(self, images: Tensor, depths: Sequence[int]) -> list[Tensor]:
@@ -93,16 +82,25 @@ class Encoder(nn.Module):
             ConfigError: CONFIG-05 when a depth does not exist.
         """
         wanted = check_depths(depths, self.depth)
-        tokens, grid = self._embed(images, None)
+        tokens, grid = self.embed(images, None)
+        arguments = self._block_arguments(grid)
         kept: dict[int, Tensor] = {}
         for depth, block in enumerate(self.vit.blocks):
-            tokens = block(tokens)
+            tokens = block(tokens, **arguments)
             if depth in wanted:
                 kept[depth] = self._split(self.vit.norm(tokens), grid).patches
         return [kept[depth] for depth in wanted]
 
-    def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Patch, class and register tokens with positions, and the grid (h, w)."""
+    def embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens [B, N, D] before the first block: class, registers, patches, with positions.
+
+        Args:
+            images: As in `forward`.
+            mask: As in `forward`.
+
+        Returns:
+            The tokens and the grid (h, w); N = prefix tokens + h * w.
+        """
         images = check_images(images, self.patch_size, in_unit_range=not self.training)
         patches = self.vit.patch_embed(
             (images - self.config.mean) / self.config.std
@@ -110,11 +108,78 @@ class Encoder(nn.Module):
         grid = (int(patches.shape[1]), int(patches.shape[2]))
         if mask is not None:
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        return self.vit._pos_embed(patches), grid
+        tokens = self.vit._pos_embed(patches)
+        return tokens[0] if self.config.positions == "rotary" else tokens, grid
+
+    def _block_arguments(self, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """The rotary table of a grid for every block, or nothing."""
+        if self.config.positions == "rotary":
+            return {"rope": self.vit.rope.get_embed(shape=list(grid))}
+        return {}
 
     def _split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
         patches = tokens[:, self.vit.num_prefix_tokens :]
-        return Features(tokens[:, 0], patches.unflatten(1, grid))
+        cls = tokens[:, 0] if self.config.pool == "token" else patches.mean(1)
+        return Features(cls, patches.unflatten(1, grid))
+
+
+def _sizes(config: EncoderConfig) -> dict[str, Any]:
+    """Arguments that timm's two families of ViT share."""
+    return {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": 1,
+        "num_classes": 0,
+        "global_pool": "",
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "class_token": config.class_token,
+        "no_embed_class": config.positions == "patches" or not config.class_token,
+        "init_values": config.layer_scale or None,
+        "drop_path_rate": config.drop_path,
+        "norm_layer": partial(nn.LayerNorm, eps=config.norm_eps),
+        "dynamic_img_size": True,
+    }
+
+
+def _build_vit(config: EncoderConfig) -> nn.Module:
+    from timm.layers import SwiGLUPacked
+    from timm.models.vision_transformer import VisionTransformer
+
+    width = config.mlp_width or 4 * config.embed_dim
+    gated = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if config.gated_mlp else {}
+    return VisionTransformer(
+        **_sizes(config),
+        **gated,
+        mlp_ratio=_ratio(width * (1 + config.gated_mlp), config.embed_dim),
+        reg_tokens=config.num_registers,
+    )
+
+
+def _build_eva(config: EncoderConfig) -> nn.Module:
+    """DINOv3 (Simeoni et al., arXiv 2508.10104) as timm has it."""
+    from timm.models.eva import Eva
+
+    width = config.mlp_width or 4 * config.embed_dim
+    return Eva(
+        **_sizes(config),
+        mlp_ratio=_ratio(width, config.embed_dim),
+        swiglu_mlp=config.gated_mlp,
+        swiglu_align_to=1,  # gate and value apart, as published; widths as they are
+        num_reg_tokens=config.num_registers,
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type="dinov3",
+        rope_temperature=100,
+        rope_rotate_half=True,
+        use_fc_norm=False,
+    )
+
+
+def _ratio(width: int, embed_dim: int) -> float:
+    """Of `embed_dim`; timm multiplies and truncates, a hair more keeps whole numbers whole."""
+    return (width + 1e-3) / embed_dim
 
 
 SLACK = 0.25

@@ -182,6 +182,9 @@ class PromptableSegmenter(nn.Module):
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], 1)
+        # Channels last, so that the transformer's rows of tokens need no copies.
+        source = source.contiguous(memory_format=torch.channels_last)
+        positions = positions.contiguous(memory_format=torch.channels_last)
         answers, keys = decoder.transformer(source, positions.expand_as(source), tokens)
         upscaled = decoder.output_upscaling(keys.mT.unflatten(2, source.shape[-2:]))
         chosen = range(1, decoder.num_mask_tokens) if multimask else range(1)

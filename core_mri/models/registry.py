@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from core_mri.errors import ConfigError
 
@@ -28,8 +29,22 @@ class EncoderConfig:
 
     DINOv2 starts at 1e-5. Then the class token of random weights hardly sees the image, which makes
     a random-initialised twin worse than it need be and short runs slow to start."""
+    pool: Literal["token", "mean"] = "token"
+    """What stands for the whole image: the class token, or the mean of the patch tokens, where
+    nothing trained the class token (I-JEPA)."""
     drop_path: float = 0.0
     """Stochastic depth rate, uniform over blocks."""
+    class_token: bool = True
+    """Whether there is a class token; without one (I-JEPA) `pool` must be ``mean``."""
+    positions: Literal["all", "patches", "rotary"] = "all"
+    """A table for all tokens, a table for patches alone (DINOv2 with registers), or rotary ones
+    inside the attention (DINOv3)."""
+    mlp_width: int = 0
+    """Hidden width of a block's MLP; 0 means ``4 * embed_dim``."""
+    gated_mlp: bool = False
+    """SwiGLU (Shazeer, arXiv 2002.05202) in place of GELU."""
+    norm_eps: float = 1e-6
+    """Epsilon of LayerNorm."""
     mean: float = 0.25
     """Mean subtracted from an image in [0, 1]."""
     std: float = 0.25
@@ -41,6 +56,8 @@ class EncoderConfig:
                 "CONFIG-05",
                 f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}.",
             )
+        if not self.class_token and self.pool == "token":
+            raise ConfigError("CONFIG-05", "without a class token pool must be mean.")
         if self.image_size % self.patch_size:
             raise ConfigError(
                 "CONFIG-05",
@@ -83,6 +100,9 @@ class SamConfig:
     """Side of an attention window, patches."""
     relative_positions: bool = True
     """Decomposed relative positions in every block (SAM has them, MRI-CORE does not)."""
+    normalize_padding: bool = False
+    """Windows that leave the grid are filled before the norm (MRI-CORE), not after it (SAM): the
+    filling is then the norm's bias instead of zeros, and keys of it are attended to."""
     out_channels: int = 256
     """Channels of the neck, which a mask decoder needs; 0 leaves it out."""
 

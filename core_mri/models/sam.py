@@ -120,13 +120,16 @@ class _Block(nn.Module):
     def __init__(self, config: SamConfig, index: int) -> None:
         super().__init__()
         width = config.embed_dim
+        self.normalize_padding = config.normalize_padding
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = _Attention(config, 0 if index in config.global_blocks else config.window_size)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = _Mlp(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens))
+        bias = self.norm1.bias
+        filling = bias if self.normalize_padding else torch.zeros_like(bias)
+        tokens = tokens + self.attn(self.norm1(tokens), filling)
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -156,17 +159,17 @@ class _Attention(nn.Module):
         else:
             self.rel_pos_h = self.rel_pos_w = None
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, h, w, D] -> [B, h, w, D]."""
+    def forward(self, tokens: Tensor, filling: Tensor) -> Tensor:
+        """Attend; [B, h, w, D] -> [B, h, w, D], `filling` [D] where windows leave the grid."""
         batch, height, width, _ = tokens.shape
         s, t = (self.window, self.window) if self.window else (height, width)
         qkv = self.qkv(tokens)
         down, right = -height % s, -width % t
         if down or right:
-            # SAM pads tokens with zeros, whose queries, keys and values are the bias; keys there
-            # take part in the attention, so they are kept, but are not multiplied.
-            bias = self.qkv.get_parameter("bias").to(qkv.dtype)
-            qkv = functional.pad(qkv - bias, (0, 0, 0, right, 0, down)) + bias
+            # Keys of the filling take part in the attention, so they are kept, but all are one
+            # token, multiplied once.
+            filling = self.qkv(filling)
+            qkv = functional.pad(qkv - filling, (0, 0, 0, right, 0, down)) + filling
         rows, columns = (height + down) // s, (width + right) // t
         # [B, rows, s, columns, t, 3, heads, C] -> [3, n, heads, s * t, C]
         windows = qkv.view(batch, rows, s, columns, t, 3, self.num_heads, -1)

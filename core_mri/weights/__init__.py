@@ -1,7 +1,8 @@
-"""Weights folders: save, load, verify."""
+"""Weights folders, and checkpoints of other projects: save, load, verify."""
 
 from __future__ import annotations
 
-from core_mri.weights.folder import load_model, save_model
+from core_mri.weights.folder import save_model
+from core_mri.weights.sources import load_model
 
 __all__ = ["load_model", "save_model"]

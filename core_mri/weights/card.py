@@ -21,7 +21,9 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         config: The content of ``config.json`` with its hash.
         facts: What the run knows. Known keys, each optional: ``summary`` (one sentence), ``data``
             (mapping), ``sources`` (list of {name, licence, volumes}), ``training`` (mapping),
-            ``results`` (list of rows), ``licence``. A missing one is said to be missing.
+            ``results`` (list of rows), ``licence`` (SPDX expression of the training data),
+            ``terms`` (mapping: what it permits), ``limits`` (list of sentences). A missing one is
+            said to be missing.
             ``subjects`` (pseudonyms of the training patients) stays in ``config.json``, where an
             evaluation looks for its test patients.
     """
@@ -30,7 +32,7 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     window = config["input"]["window_percentiles"]
     parts = [
         "---",
-        f"license: {licence if licence != 'not stated' else 'unknown'}",
+        *_front_matter(licence),
         "library_name: core-mri",
         "tags: [mri, medical-imaging, vision-transformer]",
         "---",
@@ -73,9 +75,21 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         ("results", "Results"),
     ):
         parts += [f"## {heading}", "", *_section(facts.get(key)), ""]
-    parts += ["## Licence", "", f"{licence[:1].upper()}{licence[1:]}.", "", "## Limits", ""]
-    parts += [f"- {limit}" for limit in LIMITS]
+    parts += ["## Licence", "", f"{licence[:1].upper()}{licence[1:]}.", ""]
+    if terms := facts.get("terms"):
+        parts += ["Of the training data, the most restrictive terms of all sources:", ""]
+        parts += [*_section(terms), ""]
+    parts += ["## Limits", "", *(f"- {limit}" for limit in (*LIMITS, *facts.get("limits", ())))]
     return "\n".join(parts) + "\n"
+
+
+def _front_matter(licence: str) -> list[str]:
+    """Model hubs know single ids in lower case; every other expression is ``other`` with a name."""
+    if licence in {"not stated", "unknown"}:
+        return ["license: unknown"]
+    if " " in licence or licence.startswith("LicenseRef-"):
+        return ["license: other", f"license_name: {licence}"]
+    return [f"license: {licence.lower()}"]
 
 
 def _section(content: object) -> list[str]:

@@ -18,6 +18,7 @@ from core_mri.models import MODELS
 from core_mri.models.registry import EncoderConfig
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.weights.card import model_card
+from core_mri.weights.strict import fill
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,15 +72,12 @@ def save_model(
     return folder
 
 
-def load_model(
-    source: str | Path, *, device: str = "auto", **options: object
-) -> Encoder | Segmenter:
+def load_folder(source: str | Path, *, device: str = "auto") -> Encoder | Segmenter:
     """Load a model, in evaluation mode.
 
     Args:
         source: A weights folder, or a run folder that holds one in ``weights/``.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        **options: None is known for folders.
 
     Returns:
         An `Encoder` or a `Segmenter`; ``model.card`` holds the facts it was saved with.
@@ -91,15 +89,11 @@ def load_model(
     """
     from core_mri.devices import select_device
 
-    if options:
-        raise WeightsError(
-            "WEIGHTS-03", f"unknown option for {source}: {', '.join(sorted(options))}."
-        )
     folder = _find(Path(source))
     config = read_config(folder)
     tensors = read_tensors(folder, config["sha256"])
     model = _build(folder, config)
-    _fill(model, tensors, folder)
+    fill(model, tensors, folder / TENSORS)
     model.card = config.get("card", {})
     return model.to(select_device(device)).eval()
 
@@ -209,21 +203,3 @@ def read_tensors(folder: Path, expected: str) -> dict[str, Any]:
             fix="Copy the folder again from its source.",
         )
     return tensors
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Any], folder: Path) -> None:
-    """Strictly: every tensor of the model, no other, each of its shape."""
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in own if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in own]
-    problems += [
-        f"{name} is {list(tensor.shape)}, expected {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:10]) + (
-            f"; and {len(problems) - 10} more" * (len(problems) > 10)
-        )
-        raise WeightsError("WEIGHTS-02", f"{folder / TENSORS}: {shown}.")
-    model.load_state_dict(dict(tensors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -66,6 +67,8 @@ class _Query:
     quarantine, shards, cohort_members. For a cohort its answer needs a column volume_id."""
     name: str = ""
     """Name of the cohort. What is frozen never changes."""
+    exclude_noncommercial: bool = False
+    """Leave out sources whose licence does not permit commercial use in so many words."""
     limit: int = 50
     """Lines at most of an answer to --sql; 0 for all."""
     json: bool = False
@@ -162,17 +165,22 @@ def query_main(arguments: Sequence[str]) -> int:
 
     options = parse(_Query, arguments, "query")
     registry = Registry.open(options.registry)
+    if options.exclude_noncommercial:
+        options = _commercial(registry, options)
     if options.name:
         return _cohort(registry, options)
     if options.where:
         chosen = preview(registry, options.where, sql=options.sql)
         found = {
-            "volumes": chosen.num_volumes, "slices": chosen.num_slices, "sha256": chosen.digest
+            "volumes": chosen.num_volumes, "slices": chosen.num_slices, "sha256": chosen.digest,
+            "licence": chosen.licence,
         }  # fmt: skip
         if options.json:
             print(json.dumps(found))
             return 0
         print(f"{chosen.num_volumes} volumes, {chosen.num_slices} slices, sha256 {chosen.digest}")
+        if chosen.licence:
+            print(f"licence {chosen.licence}")
         print("\nNext: --name NAME freezes them as a cohort.")
         return 0
     if options.sql:
@@ -208,6 +216,35 @@ def inspect_main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def noncommercial_line(left_out: Mapping[str, int]) -> str:
+    """What `--exclude-noncommercial` cost, in a line."""
+    by_source = ", ".join(f"{name} {count}" for name, count in left_out.items())
+    total = sum(left_out.values())
+    return f"volumes left out, no licence for commercial use: {total} ({by_source})."
+
+
+def _commercial(registry: Registry, options: _Query) -> _Query:
+    """The query without sources that do not permit commercial use; tells what that costs."""
+    from data_registry.cohorts import members
+    from data_registry.governance.propagation import noncommercial_cost, only_commercial
+
+    if not (options.where or options.sql):
+        raise ConfigError(
+            "CONFIG-05",
+            "--exclude-noncommercial narrows a query, and there is none.",
+            fix='Give --where; --where "true" means all volumes.',
+        )
+    where = members(registry, options.where, sql=options.sql)
+    if left_out := noncommercial_cost(registry, where):
+        print(noncommercial_line(left_out), file=sys.stderr)
+    condition = only_commercial(registry)
+    if options.where:
+        return dataclasses.replace(options, where=f"({options.where}\n) AND {condition}")
+    chosen = f"SELECT volume_id FROM volumes WHERE {condition}"
+    sql = f"SELECT * FROM ({options.sql}\n) WHERE volume_id IN ({chosen})"
+    return dataclasses.replace(options, sql=sql)
+
+
 def _cohort(registry: Registry, options: _Query) -> int:
     """Freeze a cohort, or tell whether its query would choose the same today."""
     from data_registry.cohorts import compare, freeze, load, names
@@ -229,13 +266,20 @@ def _cohort(registry: Registry, options: _Query) -> int:
         cohort = freeze(registry, options.name, options.where, sql=options.sql)
     change = compare(registry, cohort)
     if options.json:
-        print(json.dumps({**vars(cohort), "frozen_now": not known, **vars(change)}))
+        print(json.dumps({**dataclasses.asdict(cohort), "frozen_now": not known, **vars(change)}))
         return 0
     how = "was frozen before" if known else "is frozen"
     print(
         f"cohort {cohort.name} {how}: {cohort.num_volumes} volumes, {cohort.num_slices} slices, "
         f"sha256 {cohort.digest}"
     )
+    for removal in cohort.removals:
+        print(
+            f"changed {removal.when}: {removal.volumes} volumes were withdrawn, its sha256 was "
+            f"{removal.digest_before}"
+        )
+    if cohort.licence:
+        print(f"licence {cohort.licence}")
     if change.more or change.fewer:
         print(f"the same query now gives {change.more} more and {change.fewer} fewer volumes.")
     elif known:
@@ -267,11 +311,18 @@ def _list_cohorts(registry: Registry, known: Sequence[str], options: _Query) -> 
     cohorts = [load(registry, name) for name in known]
     if options.json:
         for cohort in cohorts:
-            print(json.dumps(vars(cohort)))
+            print(json.dumps(dataclasses.asdict(cohort)))
         return
     lines = [
-        (c.name, str(c.num_volumes), str(c.num_slices), c.digest[:12], c.where or c.sql)
+        (
+            c.name,
+            str(c.num_volumes),
+            str(c.num_slices),
+            c.digest[:12],
+            c.removals[-1].when if c.removals else "",
+            c.where or c.sql,
+        )
         for c in cohorts
     ]
-    columns = ("cohort", "volumes", "slices", "sha256", "query")
+    columns = ("cohort", "volumes", "slices", "sha256", "changed", "query")
     print(table(f"{len(cohorts)} cohorts in {registry.path}", columns, lines))

@@ -71,6 +71,8 @@ class Contender:
     """Hash of the weights."""
     pretraining_patients: frozenset[str] | None
     """Pseudonyms the weights' card lists; None when it lists none."""
+    card: Mapping[str, Any] | None = None
+    """The card of the weights; None for random ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

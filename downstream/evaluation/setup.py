@@ -71,13 +71,15 @@ def contenders(config: SuiteConfig) -> Iterator[Contender | Failed]:
             twin_name += f" of {name}"
         elif encoder.config in twins:
             twin_name = twins[encoder.config].name
-        patients = getattr(model, "card", {}).get("subjects")
+        card = getattr(model, "card", {})
+        patients = card.get("subjects")
         yield Contender(
             name,
             twin_name,
             encoder,
             weights_fingerprint(encoder),
             None if patients is None else frozenset(patients),
+            card,
         )
         if encoder.config not in twins:
             twin = random_twin(encoder, config.seed)

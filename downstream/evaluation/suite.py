@@ -17,6 +17,8 @@ from core_mri.errors import CoreMRIError, Interrupted
 from core_mri.runs import Run
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
+from data_registry.governance.propagation import mixture_of_volumes
+from data_registry.governance.uses import note_training
 from downstream.adapt import architecture
 from downstream.classification.probe import LabelledVolumes
 from downstream.config import FinetuneConfig, SuiteConfig
@@ -210,7 +212,11 @@ class _Study:
         log.info("cell %s: %s", cell.key, cell.weights)
         outcome, model = run_cell(cell, contender, data, self.registry, run, main=main)
         if main and model is not None:
-            save_model(model, run.out / "weights", _card(cell, contender, outcome, leakage))
+            licence = mixture_of_volumes(self.registry, data.rows).card(contender.card)
+            facts = {**_card(cell, contender, outcome, leakage), **licence}
+            save_model(model, run.out / "weights", facts)
+            known = set(contender.pretraining_patients or ()) | _trained_on(outcome)
+            note_training(self.registry.path, run.out / "weights", known, "finetune")
         save_outcome(outcome, run.out / "cells")
         _log_outcome(outcome)
         return outcome
@@ -259,7 +265,6 @@ def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> d
     values = [score.value for score in outcome.scores if score.value is not None]
     synthetic = " All scans are synthetic." if outcome.synthetic else ""
     seen = contender.pretraining_patients
-    training = set(outcome.patients["train"]) | set(outcome.patients["val"])
     return {
         "summary": f"Segments {', '.join(cell.task.labels)} (task {cell.task.name}), fine-tuned "
         f"from {cell.weights} with {cell.k} labelled {cell.recipe.shots_unit}.{synthetic}",
@@ -283,8 +288,12 @@ def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> d
             }
         ],
         "label_values": dict(cell.task.labels),
-        "subjects": None if seen is None else sorted(seen | training),
+        "subjects": None if seen is None else sorted(seen | _trained_on(outcome)),
     }
+
+
+def _trained_on(outcome: Outcome) -> set[str]:
+    return set(outcome.patients["train"]) | set(outcome.patients["val"])
 
 
 def _log_outcome(outcome: Outcome) -> None:

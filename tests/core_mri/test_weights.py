@@ -60,6 +60,24 @@ class TestRoundTrip:
         assert "Not recorded." in text
         assert json.loads((folder / "config.json").read_text())["sha256"] in text
 
+    def test_licence_of_the_training_data(self, tmp_path: Path) -> None:
+        facts = {
+            "licence": "CC-BY-4.0 AND CC-BY-NC-4.0",
+            "terms": {"commercial": "no", "attribution": "yes"},
+            "limits": ["Licence of the training data: No commercial use."],
+        }
+        core_mri.save_model(core_mri.create_model("vit_micro_patch8"), tmp_path, facts)
+        text = (tmp_path / "README.md").read_text()
+        front = text.split("---")[1]
+        assert "license: other\nlicense_name: CC-BY-4.0 AND CC-BY-NC-4.0\n" in front
+        assert "- commercial: no" in text
+        assert "- Licence of the training data: No commercial use." in text.split("## Limits")[1]
+
+    def test_a_single_licence_is_written_as_hubs_do(self, tmp_path: Path) -> None:
+        model = core_mri.create_model("vit_micro_patch8")
+        core_mri.save_model(model, tmp_path, {"licence": "CC-BY-4.0"})
+        assert "license: cc-by-4.0\n" in (tmp_path / "README.md").read_text()
+
 
 class TestBadFolders:
     def failure(self, folder: Path) -> WeightsError:

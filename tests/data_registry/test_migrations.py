@@ -17,6 +17,7 @@ from data_registry.commits import commit, sole_writer, sweep
 from data_registry.compaction import merge_commits
 from data_registry.repair import repair
 from data_registry.schema import SplitRow
+from data_registry.source_cards import CardFacts
 from data_registry.views import commit_folders
 from tests.data_registry.kill_ingest import fingerprint
 
@@ -58,7 +59,7 @@ class TestFromSchema1:
         old = Path(shutil.copytree(registry_2.path, tmp_path / "old"))
         as_schema_1(old)
         migrated = Registry.open(old)
-        assert json.loads((old / "registry.json").read_text())["schema"] == 2
+        assert json.loads((old / "registry.json").read_text())["schema"] == 3
         assert migrated.volumes() == registry_2.volumes()
         for table in ("slices", "shards", "files", "splits"):
             columns = "* EXCLUDE (commit)"
@@ -110,6 +111,48 @@ class TestFromSchema1:
         with pytest.raises(DataError, match=row.shard):
             Registry.open(registry_2.path)
         assert {p: p.read_bytes() for p in registry_2.path.rglob("*.parquet")} == before
+
+
+def as_schema_2(path: Path) -> None:
+    """Take away what schema 2 did not have: the cards of sources."""
+    for file in (path / "commits").glob("*/sources.parquet"):
+        older = pyarrow.parquet.read_table(file).drop_columns(["card"])
+        pyarrow.parquet.write_table(older, file)
+    content = json.loads((path / "registry.json").read_text())
+    (path / "registry.json").write_text(json.dumps({**content, "schema": 2}))
+
+
+class TestFromSchema2:
+    CARDS = "SELECT source, card FROM sources ORDER BY source"
+
+    def test_sources_have_no_card(self, registry_2: Registry, tmp_path: Path) -> None:
+        old = Path(shutil.copytree(registry_2.path, tmp_path / "old"))
+        as_schema_2(old)
+        before = {p: p.read_bytes() for p in old.rglob("*.parquet")}
+        migrated = Registry.open(old)
+        assert json.loads((old / "registry.json").read_text())["schema"] == 3
+        assert migrated.sql(self.CARDS).to_pylist() == [{"source": "phantoms", "card": "{}"}]
+        assert migrated.volumes() == registry_2.volumes()
+        assert {p: p.read_bytes() for p in old.rglob("*.parquet")} == before
+
+    def test_a_card_comes_with_the_next_ingest(
+        self, registry_2: Registry, tmp_path: Path, run_ingest
+    ) -> None:
+        as_schema_2(registry_2.path)
+        source = {"card": CardFacts(title="Phantoms", citation="None")}
+        report = run_ingest(registry_2.path, tmp_path / "in", source=source)
+        assert report.volumes_added == 0
+        [row] = Registry.open(registry_2.path).sql(self.CARDS).to_pylist()
+        assert json.loads(row["card"])["title"] == "Phantoms"
+        commits = len(commit_folders(registry_2.path))
+        run_ingest(registry_2.path, tmp_path / "in", source=source)
+        run_ingest(registry_2.path, tmp_path / "in")  # without one: the source keeps its own
+        assert len(commit_folders(registry_2.path)) == commits
+        registry = Registry.open(registry_2.path)
+        with sole_writer(registry):
+            assert merge_commits(registry, 1)
+        assert json.loads(registry.sql(self.CARDS)["card"][0].as_py())["title"] == "Phantoms"
+        assert len(registry.sql("SELECT * FROM sources")) == 1
 
 
 class TestMerging:

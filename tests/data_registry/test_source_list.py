@@ -104,6 +104,23 @@ class TestSubject:
         assert shared[0].subject_of("r/x", facts) == shared[1].subject_of("r/x", facts)
 
 
+class TestSplits:
+    @pytest.mark.parametrize(
+        ("path", "split"),
+        [
+            ("ACDC/database/testing/patient101/a.nii.gz", "test"),
+            ("testing/patient101/a.nii.gz", "test"),
+            ("ACDC/database/training/patient001/a.nii.gz", None),
+            ("ACDC/retesting/patient001/a.nii.gz", None),
+        ],
+    )
+    def test_official_ones(self, path: str, split: str | None) -> None:
+        assert source(splits={"test": "(?:^|/)testing/"}).split_of(path) == split
+
+    def test_wrong_pattern(self) -> None:
+        assert code_of(lambda: source(splits={"test": "("})) == "CONFIG-01"
+
+
 class TestChecks:
     def test_licences(self) -> None:
         for licence in ("CC-BY-4.0", "unknown", "LicenseRef-local", "MIT AND Apache-2.0"):

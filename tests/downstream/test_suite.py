@@ -14,6 +14,7 @@ from core_mri.metrics import dice
 from core_mri.models.encoder import Encoder
 from core_mri.physics.phantoms import LABELS
 from core_mri.runs import Run
+from data_registry.governance.uses import uses_of
 from downstream.adapt import random_twin
 from downstream.cohort import load_cohort
 from downstream.config import FinetuneConfig, Recipe, Task
@@ -135,6 +136,16 @@ class TestFinetune:
         assert "Segments liver" in card
         assert "phantoms (CC0-1.0)" in card
         assert "All scans are synthetic" in card
+        assert "license: cc0-1.0" in card
+        assert "- commercial: yes" in card
+        assert "does not tell the licence of their data" in card  # of the weights it began with
+
+    def test_the_registry_knows_of_it(self, finished, registry):
+        _, out = finished
+        saved = json.loads((out / "weights" / "config.json").read_text())
+        everybody = {row.subject_id for row in registry.volumes("split = 'train'")}
+        uses = uses_of(registry.path, everybody)
+        assert [use["run"] for use in uses if use["sha256"] == saved["sha256"]] == ["finetune"]
 
     def test_running_it_again_computes_nothing(self, finished, forbid_cells):
         config, out = finished

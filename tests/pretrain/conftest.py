@@ -11,7 +11,9 @@ import pytest
 import pretrain.train
 from core_mri.config import load_config
 from core_mri.physics.phantoms import phantom_volume
+from data_registry.governance.propagation import RegisteredSource, mixture_of
 from data_registry.slices import SliceSample
+from data_registry.source_cards import CardFacts
 from pretrain.config import CONFIGS, PretrainConfig
 
 
@@ -57,6 +59,9 @@ class MemorySlices:
 
     def volume_numbers(self):
         return np.array([number for number, _, _ in self._slices])
+
+    def mixture(self):
+        return mixture_of([RegisteredSource(name="phantoms", licence="CC0-1.0", facts=CardFacts())])
 
     def strata(self):
         kinds = [(row.region, row.sequence, row.plane) for row in self.volumes]
@@ -109,6 +114,7 @@ def tiny(tmp_path):
 def finished(tmp_path_factory, memory_slices):
     """A finished run and its weights folder."""
     config = tiny_config(tmp_path_factory.mktemp("finished"))
+    config.registry.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain.train, "open_slices", lambda _config: memory_slices)
         patch.setattr(pretrain.train, "open_validation", lambda _config: None)

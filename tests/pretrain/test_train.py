@@ -18,6 +18,7 @@ import core_mri
 import pretrain
 from core_mri.config import save_config, to_mapping
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
+from data_registry.governance.uses import uses_of
 from pretrain.cli import main
 from pretrain.dry_run import dry_run
 from pretrain.train import Trainer, run_worker, schedules, train
@@ -49,6 +50,13 @@ class TestRun:
         assert "too few for a test" in (config.out / "report.html").read_text()
         workers = json.loads((config.out / "environment.json").read_text())["workers"]
         assert workers == [{"rank": 0, "pid": os.getpid()}]
+
+    def test_the_registry_knows_of_it(self, finished):
+        config, weights = finished
+        saved = json.loads((weights / "config.json").read_text())
+        uses = uses_of(config.registry, saved["card"]["subjects"][:1])
+        (use,) = [use for use in uses if use["folder"] == str(weights.resolve())]
+        assert (use["kind"], use["run"], use["sha256"]) == ("weights", "pretrain", saved["sha256"])
 
     def test_card_says_what_the_encoder_saw(self, finished):
         _, weights = finished

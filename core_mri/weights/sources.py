@@ -1,0 +1,177 @@
+"""`load_model`: a folder, or a checkpoint of another project named ``family:FILE``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from core_mri.errors import WeightsError
+from core_mri.weights.checkpoints import read_checkpoint
+from core_mri.weights.folder import load_folder
+
+if TYPE_CHECKING:
+    from core_mri.models.encoder import Encoder
+    from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.sam import SamEncoder
+    from core_mri.models.segmenter import Segmenter
+
+    Model = Encoder | Segmenter | SamEncoder | PromptableSegmenter
+
+SCHEMES = ("mri-core", "sam", "medsam", "dinov2", "dinov3", "mae", "ijepa", "hf-dinov2", "timm")
+
+
+def load_model(source: str | Path, *, device: str = "auto", **options: object) -> Model:
+    """Load a model, in evaluation mode.
+
+    Nothing is downloaded unless ``download=True`` says so.
+
+    Args:
+        source: A weights folder or a run folder; or ``mri-core:FILE``, ``sam:FILE``,
+            ``medsam:FILE``, ``dinov2:FILE``, ``dinov3:FILE``, ``mae:FILE``, ``ijepa:FILE``,
+            ``hf-dinov2:FILE`` (RAD-DINO too), ``timm:MODEL=FILE``, ``timm:MODEL``.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        **options: For files: ``sha256``. MRI-CORE: ``layout`` ``vit`` or ``sam``, ``position``
+            ``fixed`` or ``legacy``, ``normalization`` ``imagenet`` or ``none``, ``sam=FILE`` (with
+            ``layout="sam"``: neck and decoder from there). Plain ViTs: ``image_size``,
+            ``patch_size``, ``num_heads``. I-JEPA: ``branch`` ``target_encoder`` or ``encoder``.
+            timm: ``image_size``, ``download``.
+
+    Returns:
+        The model; ``model.card`` holds the facts it was saved with, or source, hash and the names
+        of dropped tensors.
+
+    Raises:
+        WeightsError: WEIGHTS-01 when a file or folder is missing or damaged, WEIGHTS-02 when a
+            tensor is missing, unexpected or of another shape (each is named), WEIGHTS-03 for an
+            unknown option or model, WEIGHTS-04 when a checkpoint is damaged or holds more than
+            tensors, WEIGHTS-05 when its hash differs, WEIGHTS-06 when it would have to be
+            downloaded.
+        ConfigError: CONFIG-05 when the device does not exist.
+    """
+    from core_mri.devices import select_device
+
+    scheme, separator, rest = str(source).partition(":")
+    if not separator or scheme not in SCHEMES:
+        _refuse_unknown(str(source), options, [])
+        return load_folder(source, device=device)
+    loaders: dict[str, Callable[..., Model]] = {"mri-core": _mri_core, "timm": _timm}
+    loaders |= dict.fromkeys(("sam", "medsam"), _sam)
+    loader = loaders.get(scheme, _plain)
+    _refuse_unknown(str(source), options, inspect.getfullargspec(loader).kwonlyargs)
+    model = loader(scheme, rest, **options)
+    return model.to(select_device(device)).eval()
+
+
+def _refuse_unknown(source: str, options: Mapping[str, object], known: Sequence[str]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise WeightsError(
+            "WEIGHTS-03",
+            f"unknown option for {source}: {', '.join(unknown)}.",
+            fix=f"Allowed: {', '.join(known) or 'none'}.",
+        )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise WeightsError("WEIGHTS-03", f"{name} is {value!r}, must be {' or '.join(allowed)}.")
+
+
+def _mri_core(
+    scheme: str,
+    file: str,
+    *,
+    layout: Literal["vit", "sam"] = "vit",
+    position: Literal["fixed", "legacy"] = "fixed",
+    normalization: Literal["imagenet", "none"] = "imagenet",
+    sam: str = "",
+    sha256: str = "",
+    image_size: int = 0,
+) -> Model:
+    from core_mri.weights.layouts import load_plain_vit
+    from core_mri.weights.sam_layouts import load_mri_core
+
+    _one_of("layout", layout, ("vit", "sam"))
+    _one_of("position", position, ("fixed", "legacy"))
+    _one_of("normalization", normalization, ("imagenet", "none"))
+    if layout == "vit" and sam:
+        raise WeightsError("WEIGHTS-03", 'sam=FILE needs layout="sam".')
+    path = Path(file)
+    content, digest = read_checkpoint(path, sha256=sha256)
+    model: Model
+    if layout == "vit":
+        model, dropped = load_plain_vit(
+            scheme,
+            content,
+            path,
+            position=position,
+            normalization=normalization,
+            image_size=image_size,
+        )
+    else:
+        rest = (read_checkpoint(Path(sam))[0], Path(sam)) if sam else None
+        model, dropped = load_mri_core(
+            content, path, position=position, normalization=normalization, sam=rest
+        )
+    return _with_card(model, f"{scheme}:{file}", digest, dropped)
+
+
+def _sam(scheme: str, file: str, *, sha256: str = "") -> Model:
+    from core_mri.weights.sam_layouts import load_sam
+
+    content, digest = read_checkpoint(Path(file), sha256=sha256)
+    return _with_card(load_sam(scheme, content, Path(file)), f"{scheme}:{file}", digest, [])
+
+
+def _plain(
+    scheme: str,
+    file: str,
+    *,
+    sha256: str = "",
+    image_size: int = 0,
+    patch_size: int = 0,
+    num_heads: int = 0,
+    branch: str = "",
+) -> Model:
+    from core_mri.weights.layouts import load_plain_vit
+
+    path = Path(file)
+    content, digest = read_checkpoint(path, sha256=sha256)
+    model, dropped = load_plain_vit(
+        scheme,
+        content,
+        path,
+        image_size=image_size,
+        patch_size=patch_size,
+        num_heads=num_heads,
+        branch=branch,
+    )
+    return _with_card(model, f"{scheme}:{file}", digest, dropped)
+
+
+def _timm(
+    scheme: str, named: str, *, sha256: str = "", image_size: int = 0, download: bool = False
+) -> Model:
+    from core_mri.weights.timm_models import load_timm
+
+    name, separator, file = named.partition("=")
+    if separator:
+        content, digest = read_checkpoint(Path(file), sha256=sha256)
+        model, dropped = load_timm(name, content, Path(file), image_size=image_size)
+        return _with_card(model, f"{scheme}:{named}", digest, dropped)
+    if not download:
+        raise WeightsError(
+            "WEIGHTS-06",
+            f"{scheme}:{named} would be downloaded from the model hub.",
+            fix=f"Say so with download=True, or give a file: {scheme}:{named}=FILE.",
+        )
+    model, dropped = load_timm(name, None, Path(named), image_size=image_size)
+    return _with_card(model, f"{scheme}:{named}", "", dropped)
+
+
+def _with_card(model: Model, source: str, digest: str, dropped: list[str]) -> Model:
+    facts: Any = {"source": source, "sha256": digest, "dropped": dropped}
+    model.card = facts
+    return model

@@ -1,0 +1,1 @@
+"""What a steward must answer: may we, who agreed, who did what, take this patient out."""

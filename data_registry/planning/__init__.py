@@ -1,0 +1,1 @@
+"""A pretraining corpus planned from a public index: which series, under which licence, for what."""
