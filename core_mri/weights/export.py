@@ -40,8 +40,8 @@ def export(model: nn.Module, path: str | Path, *, format: Format, image_size: in
         format: ``sam``, a flat dictionary of tensors as Segment Anything's checkpoints are
             (``torch.load(path, weights_only=True)``, or safetensors when the name ends so);
             ``torchscript``; ``onnx``.
-        image_size: Side of the images, pixels; 0 is the model's own, and 1024 for a plain ViT in the
-            ``sam`` layout.
+        image_size: Side of the images, pixels; 0 is the model's own, and 1024 for a plain ViT in
+            the ``sam`` layout.
 
     Raises:
         ConfigError: CONFIG-05 for a size that does not fit, CONFIG-06 for a missing package.

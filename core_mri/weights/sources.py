@@ -1,4 +1,4 @@
-"""`load_model`: a folder, or a checkpoint of another project named ``family:FILE``."""
+"""`load_model`: a folder, here or on a hub, or a checkpoint named ``family:FILE``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,28 @@ if TYPE_CHECKING:
 
     Model = Encoder | Segmenter | SamEncoder | PromptableSegmenter
 
-SCHEMES = ("mri-core", "sam", "medsam", "dinov2", "dinov3", "mae", "ijepa", "hf-dinov2", "timm")
+SCHEMES = (
+    "hf",
+    "mri-core",
+    "sam",
+    "medsam",
+    "dinov2",
+    "dinov3",
+    "mae",
+    "ijepa",
+    "hf-dinov2",
+    "timm",
+)
 
 
 def load_model(source: str | Path, *, device: str = "auto", **options: object) -> Model:
     """Load a model, in evaluation mode.
 
-    Nothing is downloaded unless ``download=True`` says so.
+    Nothing is downloaded unless ``hf:`` or ``download=True`` says so.
 
     Args:
-        source: A weights folder or a run folder; or ``mri-core:FILE``, ``sam:FILE``,
+        source: A weights folder or a run folder; ``hf:owner/name`` or ``hf:owner/name@revision``,
+            a weights folder on the Hugging Face hub; or ``mri-core:FILE``, ``sam:FILE``,
             ``medsam:FILE``, ``dinov2:FILE``, ``dinov3:FILE``, ``mae:FILE``, ``ijepa:FILE``,
             ``hf-dinov2:FILE`` (RAD-DINO too), ``timm:MODEL=FILE``, ``timm:MODEL``.
         device: ``auto``, ``cpu``, ``cuda``, ...
@@ -36,7 +48,7 @@ def load_model(source: str | Path, *, device: str = "auto", **options: object) -
             ``fixed`` or ``legacy``, ``normalization`` ``imagenet`` or ``none``, ``sam=FILE`` (with
             ``layout="sam"``: neck and decoder from there). Plain ViTs: ``image_size``,
             ``patch_size``, ``num_heads``. I-JEPA: ``branch`` ``target_encoder`` or ``encoder``.
-            timm: ``image_size``, ``download``.
+            timm: ``image_size``, ``download``. Hub: ``endpoint``, the address of another server.
 
     Returns:
         The model; ``model.card`` holds the facts it was saved with, or source, hash and the names
@@ -47,7 +59,7 @@ def load_model(source: str | Path, *, device: str = "auto", **options: object) -
             tensor is missing, unexpected or of another shape (each is named), WEIGHTS-03 for an
             unknown option or model, WEIGHTS-04 when a checkpoint is damaged or holds more than
             tensors, WEIGHTS-05 when its hash differs, WEIGHTS-06 when it would have to be
-            downloaded.
+            downloaded. From the hub: WEIGHTS-03 when there is no such repository or no answer.
         ConfigError: CONFIG-05 when the device does not exist.
     """
     from core_mri.devices import select_device
@@ -56,7 +68,7 @@ def load_model(source: str | Path, *, device: str = "auto", **options: object) -
     if not separator or scheme not in SCHEMES:
         _refuse_unknown(str(source), options, [])
         return load_folder(source, device=device)
-    loaders: dict[str, Callable[..., Model]] = {"mri-core": _mri_core, "timm": _timm}
+    loaders: dict[str, Callable[..., Model]] = {"hf": _hub, "mri-core": _mri_core, "timm": _timm}
     loaders |= dict.fromkeys(("sam", "medsam"), _sam)
     loader = loaders.get(scheme, _plain)
     _refuse_unknown(str(source), options, inspect.getfullargspec(loader).kwonlyargs)
@@ -77,6 +89,12 @@ def _refuse_unknown(source: str, options: Mapping[str, object], known: Sequence[
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise WeightsError("WEIGHTS-03", f"{name} is {value!r}, must be {' or '.join(allowed)}.")
+
+
+def _hub(scheme: str, repository: str, *, endpoint: str | None = None) -> Model:
+    from core_mri.weights.hub import pull
+
+    return load_folder(pull(f"{scheme}:{repository}", endpoint=endpoint), device="cpu")
 
 
 def _mri_core(

@@ -1,7 +1,8 @@
 """A server on this machine that answers huggingface_hub as the hub does, for the calls we make.
 
 It knows: making a repository, asking how files travel, LFS uploads, commits, the state and the
-files of a repository, downloads. Repositories live in memory; a commit hash is the SHA-1 of their files.
+files of a repository, downloads. Repositories live in memory; a commit hash is the SHA-1 of their
+files.
 """
 
 from __future__ import annotations
