@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import CoreMRIError, WeightsError
-from core_mri.models import MODELS
-from core_mri.models.registry import EncoderConfig
+from core_mri.models import MODELS, create_sam
+from core_mri.models.registry import EncoderConfig, SamConfig
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.weights.card import model_card
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from core_mri.models.encoder import Encoder
+    from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.segmenter import Segmenter
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
@@ -37,7 +38,9 @@ INPUT_CONTRACT = {
 
 
 def save_model(
-    model: Encoder | Segmenter, folder: str | Path, card: Mapping[str, Any] | None = None
+    model: Encoder | Segmenter | PromptableSegmenter,
+    folder: str | Path,
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
@@ -73,7 +76,7 @@ def save_model(
 
 def load_model(
     source: str | Path, *, device: str = "auto", **options: object
-) -> Encoder | Segmenter:
+) -> Encoder | Segmenter | PromptableSegmenter:
     """Load a model, in evaluation mode.
 
     Args:
@@ -141,6 +144,8 @@ def _find(source: Path) -> Path:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
     from core_mri.models.encoder import Encoder
+    from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.sam import SamEncoder
     from core_mri.models.segmenter import Segmenter
 
     common: dict[str, Any] = {"format": FORMAT, "input": INPUT_CONTRACT}
@@ -155,18 +160,26 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         }
     if isinstance(model, Encoder):
         return common | {"kind": "encoder", "encoder": dataclasses.asdict(model.config)}
+    if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, SamEncoder):
+        return common | {
+            "kind": "promptable",
+            "encoder": dataclasses.asdict(model.image_encoder.config),
+        }
     raise WeightsError(
         "WEIGHTS-02",
         f"a weights folder holds an Encoder or a Segmenter, got {type(model).__name__}.",
     )
 
 
-def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter:
+def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | PromptableSegmenter:
     from core_mri.models.encoder import Encoder
     from core_mri.models.heads import SegmentationHead
     from core_mri.models.segmenter import Segmenter
 
     try:
+        if config["kind"] == "promptable":
+            sizes = config["encoder"]
+            return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))
         encoder = Encoder(EncoderConfig(**config["encoder"]))
         if config["kind"] == "encoder":
             return encoder

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import highdicom
 import nibabel
 import numpy as np
 import pytest
 import torch
 
-from core_mri import Predictor, Volume, create_model, read_volume, write_volume
+from core_mri import Predictor, Volume, create_model, read_volume, save_model, write_volume
+from core_mri.__main__ import main
 from core_mri.errors import ConfigError
 from core_mri.files.dicom_write import write_dicom_series
 
@@ -71,6 +71,8 @@ def test_box_lands_on_its_voxels_and_nibabel_reads_it_there(predictor, tmp_path,
 
 @pytest.mark.parametrize("flips", [(1, 1, 1), (1, 1, -1), (-1, 1, -1)])
 def test_segmentation_of_a_dicom_series_is_read_there_by_highdicom(predictor, tmp_path, flips):
+    import highdicom
+
     write_dicom_series(make_volume(flips), tmp_path / "series")
     volume = read_volume(tmp_path / "series")
     mask = predictor.segment(volume, boxes=[BOX])
@@ -118,3 +120,25 @@ def test_real_decoder_answers_and_slices_are_embedded_once(monkeypatch):
     again = predictor.segment(volume, boxes=[BOX])
     assert len(calls) == BOX[5] - BOX[2]
     np.testing.assert_array_equal(first.array, again.array)
+
+
+def test_verb_answers_voxels_and_millimetres_alike(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = create_model("sam_vit_micro")
+    save_model(model, tmp_path / "weights")
+    volume = make_volume((1, -1, -1))
+    write_volume(volume, tmp_path / "scan.nii.gz")
+    words = ["segment", str(tmp_path / "weights"), str(tmp_path / "scan.nii.gz"), "--device", "cpu"]
+    last = [BOX[3] - 1, BOX[4] - 1, BOX[5] - 1]
+    mm = np.array([BOX[:3], last]) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    box = ",".join(f"{value:.3f}" for value in mm.ravel())
+    out = tmp_path / "voxels.nii.gz", tmp_path / "mm.nii.gz"
+    assert main([*words, f"--box={','.join(map(str, BOX))}", "--out", str(out[0])]) == 0
+    assert main([*words, f"--box={box}", "--world", "--out", str(out[1])]) == 0
+    first, second = (np.asarray(nibabel.load(path).dataobj) for path in out)
+    wanted = Predictor(model).segment(read_volume(tmp_path / "scan.nii.gz"), boxes=[BOX])
+    np.testing.assert_array_equal(first, wanted.array)
+    np.testing.assert_array_equal(second, first)
+    assert main([*words, "--point=1,2,99,1", "--out", str(tmp_path / "none.nii")]) == 2
+    assert "k is 99, allowed is 0 to 6" in capsys.readouterr().err
+    assert not (tmp_path / "none.nii").exists()
