@@ -24,10 +24,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain.cli:main", "train an encoder without labels"),
     "finetune": ("downstream.cli:finetune_main", "adapt an encoder to a task with a few labels"),
     "evaluate": ("downstream.cli:evaluate_main", "weights x tasks, with intervals, to a report"),
+    "segment": ("core_mri.segment_cli:main", "a mask of a scan, by classes or by prompts"),
+    "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
     "export": ("core_mri.weights.cli:export_main", "weights for SAM's code, TorchScript or ONNX"),
     "push": ("core_mri.weights.cli:push_main", "publish a weights folder on a model hub"),
     "pull": ("core_mri.weights.cli:pull_main", "fetch a weights folder from a model hub"),
-    "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.encoder import Encoder
+from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.preprocess import Prepared, Preprocess
+from core_mri.prompting import Box, Point, PromptedVolume
 from core_mri.slice_grid import image_to_square, square_to_classes
 from core_mri.volume import Volume
 
@@ -31,7 +33,7 @@ class Predictor:
     """Runs a model over volumes; geometry is kept.
 
     Args:
-        model: An `Encoder` or a `Segmenter`, as `core_mri.load_model` returns it.
+        model: An `Encoder`, a `Segmenter` or a `PromptableSegmenter`.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
@@ -41,11 +43,20 @@ class Predictor:
     """
 
     def __init__(
-        self, model: Encoder | Segmenter, *, image_size: int | None = None, batch_size: int = 16
+        self,
+        model: Encoder | Segmenter | PromptableSegmenter,
+        *,
+        image_size: int | None = None,
+        batch_size: int = 16,
     ) -> None:
         self.model = model.eval()
-        self.encoder = model.encoder if isinstance(model, Segmenter) else model
-        trained = model.image_size if isinstance(model, Segmenter) else model.config.image_size
+        self._prompted: PromptedVolume | None = None
+        if isinstance(model, PromptableSegmenter):
+            self.encoder, trained = cast("Encoder", model.image_encoder), model.image_size
+        elif isinstance(model, Segmenter):
+            self.encoder, trained = model.encoder, model.image_size
+        else:
+            self.encoder, trained = model, model.config.image_size
         self.image_size = image_size or trained
         self.batch_size = batch_size
         if self.image_size % self.encoder.patch_size:
@@ -70,16 +81,39 @@ class Predictor:
         )
 
     @torch.inference_mode()
-    def segment(self, volume: Volume) -> Volume:
-        """The class of every voxel, on the grid of `volume`.
+    def segment(
+        self, volume: Volume, *, boxes: Sequence[Box] = (), points: Sequence[Point] = ()
+    ) -> Volume:
+        """The class of every voxel, or the prompted objects, on the grid of `volume`.
+
+        The slices of the last volume stay embedded: a second prompt only runs the mask decoder.
+
+        Args:
+            volume: Three-dimensional image.
+            boxes: (i0, j0, k0, i1, j1, k1), half-open, 0-based voxel indices of ``volume.array``;
+                each is an object of its own and prompts every slice that it crosses.
+            points: (i, j, k, 1 inside or 0 outside), all of one object, that of the box if given.
 
         Returns:
-            A label volume, uint8; class names are ``predictor.model.labels``.
+            A label volume, uint8: class indices, named by ``predictor.model.labels``, or the number
+            of the object from 1. An object prompted on one slice only is followed both ways.
 
         Raises:
             WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head.
+            ConfigError: CONFIG-05 when prompts lie outside the volume, are missing for a promptable
+                model, or are given to one that takes none.
             DataError: As :meth:`embed`.
         """
+        if isinstance(self.model, PromptableSegmenter):
+            if self._prompted is None or self._prompted.volume is not volume:
+                self._prompted = PromptedVolume(self.model, volume, self.image_size)
+            return self._prompted.segment(boxes, points)
+        if len(boxes) or len(points):
+            raise ConfigError(
+                "CONFIG-05",
+                f"these weights ({type(self.model).__name__}) have no prompt decoder.",
+                fix="Leave out boxes and points, or use promptable weights such as SAM's.",
+            )
         if not isinstance(self.model, Segmenter):
             raise WeightsError(
                 "WEIGHTS-02",

@@ -30,6 +30,11 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     licence = str(facts.get("licence", "not stated"))
     encoder = config["encoder"]
     window = config["input"]["window_percentiles"]
+    normalisation = (
+        f"mean {encoder['mean']} and standard deviation {encoder['std']} are applied inside"
+        if "mean" in encoder
+        else "the patch embedding normalises them"
+    )
     parts = [
         "---",
         *_front_matter(licence),
@@ -52,8 +57,7 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "## Input",
         "",
         f"One channel. Intensities of a whole volume are clipped at its {window[0]} and "
-        f"{window[1]} percentiles and scaled to [0, 1]; mean {encoder['mean']} and standard "
-        f"deviation {encoder['std']} are applied inside. "
+        f"{window[1]} percentiles and scaled to [0, 1]; {normalisation}. "
         f"Image sides are multiples of {encoder['patch_size']} px.",
         "",
         "## Network",

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import CoreMRIError, WeightsError
-from core_mri.models import MODELS
-from core_mri.models.registry import EncoderConfig
+from core_mri.models import MODELS, create_sam
+from core_mri.models.registry import EncoderConfig, SamConfig
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.weights.card import model_card
 from core_mri.weights.strict import fill
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from core_mri.models.encoder import Encoder
+    from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.segmenter import Segmenter
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
@@ -38,12 +39,14 @@ INPUT_CONTRACT = {
 
 
 def save_model(
-    model: Encoder | Segmenter, folder: str | Path, card: Mapping[str, Any] | None = None
+    model: Encoder | Segmenter | PromptableSegmenter,
+    folder: str | Path,
+    card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
     Args:
-        model: An encoder or a segmenter.
+        model: An encoder, a segmenter or a promptable model.
         folder: Created when missing; files of an older save are replaced.
         card: Facts for the model card: see `core_mri.weights.card.model_card`.
 
@@ -72,7 +75,9 @@ def save_model(
     return folder
 
 
-def load_folder(source: str | Path, *, device: str = "auto") -> Encoder | Segmenter:
+def load_folder(
+    source: str | Path, *, device: str = "auto"
+) -> Encoder | Segmenter | PromptableSegmenter:
     """Load a model, in evaluation mode.
 
     Args:
@@ -80,7 +85,8 @@ def load_folder(source: str | Path, *, device: str = "auto") -> Encoder | Segmen
         device: ``auto``, ``cpu``, ``cuda``, ...
 
     Returns:
-        An `Encoder` or a `Segmenter`; ``model.card`` holds the facts it was saved with.
+        An `Encoder`, a `Segmenter` or a `PromptableSegmenter`; ``model.card`` holds the facts it
+        was saved with.
 
     Raises:
         WeightsError: WEIGHTS-01 when the folder is missing, incomplete or damaged, WEIGHTS-02 when
@@ -135,6 +141,8 @@ def _find(source: Path) -> Path:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
     from core_mri.models.encoder import Encoder
+    from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.sam import SamEncoder
     from core_mri.models.segmenter import Segmenter
 
     common: dict[str, Any] = {"format": FORMAT, "input": INPUT_CONTRACT}
@@ -149,18 +157,26 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         }
     if isinstance(model, Encoder):
         return common | {"kind": "encoder", "encoder": dataclasses.asdict(model.config)}
+    if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, SamEncoder):
+        return common | {
+            "kind": "promptable",
+            "encoder": dataclasses.asdict(model.image_encoder.config),
+        }
     raise WeightsError(
         "WEIGHTS-02",
         f"a weights folder holds an Encoder or a Segmenter, got {type(model).__name__}.",
     )
 
 
-def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter:
+def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | PromptableSegmenter:
     from core_mri.models.encoder import Encoder
     from core_mri.models.heads import SegmentationHead
     from core_mri.models.segmenter import Segmenter
 
     try:
+        if config["kind"] == "promptable":
+            sizes = config["encoder"]
+            return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))
         encoder = Encoder(EncoderConfig(**config["encoder"]))
         if config["kind"] == "encoder":
             return encoder
