@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain.cli:main", "train an encoder without labels"),
     "finetune": ("downstream.cli:finetune_main", "adapt an encoder to a task with a few labels"),
     "evaluate": ("downstream.cli:evaluate_main", "weights x tasks, with intervals, to a report"),
+    "embed": ("downstream.embed_cli:main", "frozen features of scans, to npz or Parquet"),
     "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
 }
 """Verb -> ("module:function", one line of help). The function takes the words after the verb."""
