@@ -84,7 +84,10 @@ def summarize(
     outcomes: Iterable[Outcome], *, seed: int
 ) -> tuple[list[SummaryRow], list[Comparison]]:
     """Summary rows and comparisons of all finished cells, whatever order they come in."""
-    finished = sorted((o for o in outcomes if not o.error), key=lambda o: (o.task, o.twin, o.key))
+    finished = sorted(
+        (o for o in outcomes if not o.error),
+        key=lambda o: (o.task, o.twin, o.weights, o.k, o.draw, o.key),
+    )
     rows: list[SummaryRow] = []
     comparisons: list[Comparison] = []
     groups: dict[Group, list[Outcome]] = {}
