@@ -3,9 +3,9 @@
 Three methods, since the protocol of MRI-CORE's paper ("2D DSC against the number of clusters") is
 not known beyond that:
 
-* ``patient, oracle``: k-means on each test patient alone; the best cluster of every slice.
-* ``set, oracle``: k-means on the training patients, without labels; the best cluster again.
-* ``set, matched``: the same clusters; which one is a structure is chosen by the labels of the
+* ``patient-oracle``: k-means on each test patient alone; the best cluster of every slice.
+* ``set-oracle``: k-means on the training patients, without labels; the best cluster again.
+* ``set-matched``: the same clusters; which one is a structure is chosen by the labels of the
   training patients. No label of a test patient is looked at before the score.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from data_registry.catalogue import Registry
     from downstream.config import Task
 
-METHODS = ("patient, oracle", "set, oracle", "set, matched")
+METHODS = ("patient-oracle", "set-oracle", "set-matched")
 
 
 @dataclass
@@ -53,7 +53,8 @@ class Clustered:
     scores: dict[tuple[str, str, str], float]
     """(method, patient, structure) to Dice per slice."""
     pictures: list[tuple[Case, Slices]]
-    """A slice of each test volume that shows a structure, the matched clusters as estimate."""
+    """A slice of each test volume that shows a structure, the matched clusters as estimate;
+    a cluster chosen for two structures is drawn as the later one."""
     notes: tuple[str, ...]
 
 
@@ -102,12 +103,12 @@ class Clustering:
                 if not np.isnan(table).all():
                     pictures.append(self._picture(pair, clusters, table, chosen))
             table = np.concatenate(tables)
-            found["set, oracle"], found["set, matched"] = oracle(table), matched(table, chosen)
+            found["set-oracle"], found["set-matched"] = oracle(table), matched(table, chosen)
             features = [self._features(pair) for pair in own]
             if sum(tensor[..., 0].numel() for tensor in features) >= num_clusters:
                 own_centers = fit(features, num_clusters, seed)
                 alone.append(patient)
-                found["patient, oracle"] = oracle(
+                found["patient-oracle"] = oracle(
                     np.concatenate([self._table(pair, own_centers)[0] for pair in own])
                 )
             for method, values in found.items():
@@ -118,7 +119,7 @@ class Clustering:
         notes = [", ".join(f"{n}: cluster {c}" for n, c in zip(names, chosen, strict=True))]
         left = len({pair.image.subject_id for pair in pairs.test}) - len(alone)
         if left:
-            notes.append(f"patient, oracle: {left} patients have too few patches")
+            notes.append(f"patient-oracle: {left} patients have too few patches")
         return Clustered(scores, pictures, tuple(notes))
 
     def _features(self, pair: Pair) -> Tensor:

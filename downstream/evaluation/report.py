@@ -18,7 +18,7 @@ from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set, matched")
+PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched")
 """The verdict speaks of these; knn and oracles stand in the table."""
 METRIC_NAMES = {
     "dice": "Dice",

@@ -37,8 +37,8 @@ class Score:
     twin: bool
     """Whether this is the random-initialised twin."""
     method: str
-    """Segmentation: frozen, head or full; classification: linear probe or knn; clustering: patient,
-    oracle; set, oracle; or set, matched (`downstream.clustering.scores`)."""
+    """Segmentation: frozen, head or full; classification: linear probe or knn; clustering:
+    patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`)."""
     k: int
     """Labelled training volumes or slices; clustering: number of clusters."""
     draw: int

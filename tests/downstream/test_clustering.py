@@ -119,8 +119,8 @@ class TestSuite:
         # 6 slices of 4 x 4 patches a patient: too few for 128 clusters of one patient alone
         methods = {(cell["method"], cell["k"]) for cell in cells}
         assert methods == {
-            *(("patient, oracle", 4), ("set, oracle", 4), ("set, matched", 4)),
-            *(("set, oracle", 128), ("set, matched", 128)),
+            *(("patient-oracle", 4), ("set-oracle", 4), ("set-matched", 4)),
+            *(("set-oracle", 128), ("set-matched", 128)),
         }
         assert {cell["metric"] for cell in cells} == {"dice_2d"}
         by_key = {
@@ -130,13 +130,13 @@ class TestSuite:
             for cell in cells
         }
         for (weights, method, *rest), value in by_key.items():
-            if method == "set, matched":
-                assert 0 <= value <= by_key[(weights, "set, oracle", *rest)]
+            if method == "set-matched":
+                assert 0 <= value <= by_key[(weights, "set-oracle", *rest)]
         summary = {
             (row["weights"], row["method"], row["k"], row["metric"]) for row in results["summary"]
         }
-        assert ("micro", "set, matched", 4, "dice_2d") in summary
-        assert ("micro", "set, matched", 4, "dice_2d:liver") in summary
+        assert ("micro", "set-matched", 4, "dice_2d") in summary
+        assert ("micro", "set-matched", 4, "dice_2d:liver") in summary
         assert "clusters" in results["verdict"]
         page = (out / "report.html").read_text()
         assert "Dice per slice" in page
