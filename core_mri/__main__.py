@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain.cli:main", "train an encoder without labels"),
     "finetune": ("downstream.cli:finetune_main", "adapt an encoder to a task with a few labels"),
     "evaluate": ("downstream.cli:evaluate_main", "weights x tasks, with intervals, to a report"),
+    "embed": ("downstream.embed_cli:main", "frozen features of scans, to npz or Parquet"),
     "segment": ("core_mri.segment_cli:main", "a mask of a scan, by classes or by prompts"),
     "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
     "export": ("core_mri.weights.cli:export_main", "weights for SAM's code, TorchScript or ONNX"),

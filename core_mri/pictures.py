@@ -258,6 +258,45 @@ def feature_pca(
     return figure
 
 
+def patch_colors(
+    slices: npt.NDArray[np.generic],
+    patches: npt.NDArray[np.floating],
+    *,
+    orientation: str = "",
+    spacing_mm: tuple[float, float] = (1.0, 1.0),
+    columns: int = 6,
+) -> Figure:
+    """Slices, and below each its patch features: three principal components as red, green, blue.
+
+    The components are those of all patches shown together, so equal colors mean equal features.
+
+    Args:
+        slices: Intensities ``[S, H, W]``; at most `columns` of them, evenly spread, are shown.
+        patches: ``[S, h, w, D]`` on the padded squares of the slices (`core_mri.slice_grid`).
+        orientation: As `overlay`'s.
+        spacing_mm: As `overlay`'s.
+        columns: Slices at most.
+    """
+    import torch
+
+    from core_mri.slice_grid import square_to_slices
+
+    number = min(columns, len(slices))
+    shown = np.unique(np.linspace(0, len(slices) - 1, number + 2).round().astype(int)[1:-1])
+    some = patches[shown]
+    colors, _ = _principal_components(some.reshape(-1, *some.shape[2:]))
+    squares = torch.from_numpy(colors.reshape(*some.shape[:3], 3)).permute(0, 3, 1, 2)
+    pictures = square_to_slices(squares, *slices.shape[1:]).permute(0, 2, 3, 1).numpy()
+    count = len(shown)
+    return contact_sheet(
+        [*slices[shown], *pictures],
+        [*(f"slice {index}" for index in shown), *["components 1-3"] * count],
+        count,
+        orientations=[*[orientation] * count, *[""] * count] if orientation else (),
+        spacings_mm=[spacing_mm] * (2 * count),
+    )
+
+
 def _show_scan(
     axes: Axes,
     image: npt.NDArray[np.generic],

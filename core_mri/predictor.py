@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
+from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.preprocess import Prepared, Preprocess
 from core_mri.prompting import Box, Point, PromptedVolume
-from core_mri.slice_grid import image_to_square, square_to_classes
+from core_mri.slice_grid import image_to_square, patch_grid, square_to_classes
 from core_mri.volume import Volume
 
 
@@ -26,33 +28,46 @@ class Embedding(NamedTuple):
     cls: npt.NDArray[np.float32]
     """[S, D], one vector a slice."""
     patches: npt.NDArray[np.float32]
-    """[S, h, w, D], on the padded square of each slice."""
+    """[S, h, w, D], on the padded square of each slice; [S, 0, 0, D] when not asked for."""
+    affine: npt.NDArray[np.float64]
+    """[4, 4], index (slice, row, column) to RAS+ mm."""
+    patch_affine: npt.NDArray[np.float64]
+    """[4, 4], index (slice, row, column of a patch) to RAS+ mm of its center."""
+    shape: tuple[int, int, int]
+    """Slices, rows and columns."""
 
 
 class Predictor:
     """Runs a model over volumes; geometry is kept.
 
     Args:
-        model: An `Encoder`, a `Segmenter` or a `PromptableSegmenter`.
+        model: An `Encoder`, a `SamEncoder`, a `Segmenter` or a `PromptableSegmenter`.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
+        precision: Of `embed`: ``float32``, ``bfloat16`` (autocast), or ``auto``, bfloat16 on CUDA
+            devices that have it.
+        compiled: Let `torch.compile` build the encoder of `embed`: a minute at first, then faster.
 
     Raises:
-        ConfigError: CONFIG-05 when `image_size` is no multiple of the patch size.
+        ConfigError: CONFIG-01 for another precision, CONFIG-05 when `image_size` is no multiple of
+            the patch size.
     """
 
     def __init__(
         self,
-        model: Encoder | Segmenter | PromptableSegmenter,
+        model: Encoder | Segmenter | SamEncoder | PromptableSegmenter,
         *,
         image_size: int | None = None,
         batch_size: int = 16,
+        precision: str = "auto",
+        compiled: bool = False,
     ) -> None:
         self.model = model.eval()
         self._prompted: PromptedVolume | None = None
+        self.encoder: Encoder | SamEncoder
         if isinstance(model, PromptableSegmenter):
-            self.encoder, trained = cast("Encoder", model.image_encoder), model.image_size
+            self.encoder, trained = cast("SamEncoder", model.image_encoder), model.image_size
         elif isinstance(model, Segmenter):
             self.encoder, trained = model.encoder, model.image_size
         else:
@@ -65,19 +80,40 @@ class Predictor:
                 f"image_size {self.image_size} is no multiple of the patch size "
                 f"{self.encoder.patch_size}.",
             )
+        device = next(model.parameters()).device
+        self.precision = select_precision(device, precision).precision
+        self._encode = torch.compile(self.encoder) if compiled else self.encoder
 
     @torch.inference_mode()
-    def embed(self, volume: Volume) -> Embedding:
+    def embed(self, volume: Volume, *, patches: bool = True) -> Embedding:
         """Features of every slice, slices ordered as `core_mri.volume.SLICE_ORIENTATION` says.
+
+        Args:
+            volume: Three-dimensional image; its slices are padded to squares and resized.
+            patches: Keep the patch tokens, by far the larger part.
 
         Raises:
             DataError: DATA-04 or DATA-05 when voxels are not finite or all equal.
             GeometryError: GEOMETRY-02 when the volume has a fourth dimension.
         """
-        features = [self.encoder(images) for images in self._batches(Preprocess().apply(volume))]
+        prepared = Preprocess().apply(volume)
+        cls, tokens = [], []
+        for images in self._batches(prepared):
+            with torch.autocast(
+                images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+            ):
+                features = self._encode(images)
+            kept = features.patches if patches else features.patches[:, :0, :0]
+            cls.append(features.cls.float().cpu())
+            tokens.append(kept.float().cpu())
+        slices, rows, columns = prepared.array.shape
+        grid = patch_grid(rows, columns, self.image_size, self.encoder.patch_size)
         return Embedding(
-            torch.cat([f.cls for f in features]).float().cpu().numpy(),
-            torch.cat([f.patches for f in features]).float().cpu().numpy(),
+            torch.cat(cls).numpy(),
+            torch.cat(tokens).numpy(),
+            prepared.affine,
+            prepared.affine @ grid,
+            (slices, rows, columns),
         )
 
     @torch.inference_mode()

@@ -36,13 +36,34 @@ def square_to_classes(logits: Tensor, rows: int, columns: int) -> npt.NDArray[np
 
     Logits are interpolated, not classes: the boundary keeps its place between pixels.
     """
-    side = max(rows, columns)
-    if logits.shape[-1] != side:
-        logits = functional.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
-    top, left = (side - rows) // 2, (side - columns) // 2
-    cropped = logits[..., top : top + rows, left : left + columns]
+    cropped = square_to_slices(logits, rows, columns)
     classes: npt.NDArray[np.uint8] = cropped.argmax(1).to(torch.uint8).cpu().numpy()
     return classes
+
+
+def square_to_slices(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """Maps [S, C, n, n] of pixels or patches, bilinear, to [S, C, rows, columns]."""
+    side = max(rows, columns)
+    if maps.shape[-1] != side:
+        maps = functional.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    return maps[..., top : top + rows, left : left + columns]
+
+
+def patch_grid(rows: int, columns: int, size: int, patch_size: int) -> npt.NDArray[np.float64]:
+    """[4, 4], index (slice, row, column of a patch) to index (slice, row, column of its center).
+
+    Args:
+        rows: Of the stored slice.
+        columns: Of the stored slice.
+        size: Side of the encoder's square, pixels.
+        patch_size: Side of a patch, pixels.
+    """
+    side = max(rows, columns)
+    step = patch_size * side / size  # stored pixels from patch to patch
+    grid = np.diag([1.0, step, step, 1.0])
+    grid[1:3, 3] = step / 2 - 0.5 - np.array([(side - rows) // 2, (side - columns) // 2])
+    return grid
 
 
 def _pad(slices: Tensor) -> Tensor:

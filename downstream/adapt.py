@@ -17,6 +17,7 @@ from torch import nn
 from core_mri.errors import WeightsError
 from core_mri.models import MODELS
 from core_mri.models.encoder import Encoder
+from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from downstream.config import Adaptation
 
@@ -61,7 +62,7 @@ def architecture(encoder: Encoder) -> str:
     return f"vit_{own['embed_dim']}x{own['depth']}_patch{own['patch_size']}"
 
 
-def weights_fingerprint(encoder: Encoder) -> str:
+def weights_fingerprint(encoder: Encoder | SamEncoder) -> str:
     """Hash of every tensor, so that replaced weights are never taken for the old ones."""
     digest = hashlib.sha256(repr(encoder.config).encode())
     for name, tensor in sorted(encoder.state_dict().items()):

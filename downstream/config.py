@@ -17,20 +17,21 @@ class Task:
 
     name: str
     """Short name for tables and file names: letters, digits, dash, underscore."""
-    kind: Literal["segmentation", "classification"]
+    kind: Literal["segmentation", "classification", "clustering"]
     """segmentation scores masks per patient and structure; classification scores one class per
-    volume."""
+    volume; clustering scores clusters of frozen features as masks, without training."""
     where: str = ""
     """SQL condition on the volume columns of the registry, such as "source = 'phantoms' AND region
     = 'abdomen'"; empty takes every image."""
     labels: dict[str, int] = field(default_factory=dict)
-    """Segmentation: structure name to its value in the label volumes; 0 is background and not
-    listed."""
+    """Segmentation, clustering: structure name to its value in the label volumes; 0 is background
+    and not listed."""
     label_where: str = ""
-    """Segmentation: SQL condition that picks the label volume where an image has several."""
+    """Segmentation, clustering: SQL condition that picks the label volume where an image has
+    several."""
     other_labels: Literal["error", "background"] = "error"
-    """Segmentation: what a label value outside `labels` means; error names the volume and the
-    value."""
+    """Segmentation, clustering: what a label value outside `labels` means; error names the volume
+    and the value."""
     target: Literal["", "sequence", "region"] = ""
     """Classification: the volume column that holds the class."""
 
@@ -40,7 +41,7 @@ class Task:
                 "CONFIG-05",
                 f"task name {self.name!r} must be letters, digits, dash or underscore.",
             )
-        if self.kind == "segmentation":
+        if self.kind != "classification":
             self._check_labels()
         elif not self.target or self.labels or self.label_where:
             raise ConfigError(
@@ -55,7 +56,7 @@ class Task:
         if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
             raise ConfigError(
                 "CONFIG-05",
-                f"task {self.name}: a segmentation task has no target, and labels with distinct "
+                f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
                 f"values of 1 or more; got {self.labels}.",
             )
 
@@ -152,6 +153,12 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check_counts(k=self.k, draws=self.draws, steps=self.steps)
+        if self.task.kind == "clustering":
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.task.name}: clustering trains nothing.",
+                fix="Put it into a suite: core-mri evaluate.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +175,10 @@ class SuiteConfig:
     """Tasks with distinct names."""
     k: tuple[int, ...] = (5,)
     """Numbers of labelled training volumes or slices for the segmentation tasks."""
+    clusters: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+    """Numbers of clusters for the clustering tasks; the k of their results."""
     draws: int = 3
-    """Seeded choices of the k examples."""
+    """Seeded choices of the k examples, or starts of a clustering."""
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twins."""
     steps: int = 150
@@ -190,6 +199,10 @@ class SuiteConfig:
         _check_counts(
             draws=self.draws, steps=self.steps, **{f"k[{i}]": k for i, k in enumerate(self.k)}
         )
+        if not all(2 <= count <= 256 for count in self.clusters):
+            raise ConfigError(
+                "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
+            )
         names = [task.name for task in self.tasks]
         if not names or not self.weights or not self.k:
             raise ConfigError("CONFIG-05", "a suite needs at least one of each: weights, tasks, k.")

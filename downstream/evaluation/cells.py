@@ -28,6 +28,7 @@ from downstream.classification.probe import (
     probe,
     volume_features,
 )
+from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import fingerprint, load_cohort, read_image, subjects
 from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import Slices, picture, save_cases
@@ -53,7 +54,7 @@ class TaskData:
     task: Task
     rows: tuple[VolumeRow, ...]
     """Every image volume that is used."""
-    data: Pairs | LabelledVolumes
+    data: Pairs | LabelledVolumes | ClusterData
     scans: str
     """Fingerprint of images, labels and splits."""
 
@@ -114,17 +115,15 @@ def prepare(registry: Registry, task: Task) -> TaskData:
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
-    data: Pairs | LabelledVolumes
-    if task.kind == "segmentation":
-        data = pair_labels(registry, cohort, task)
-        pairs = data.train + data.val + data.test
-        rows = tuple(pair.image for pair in pairs)
-        scans = fingerprint([*rows, *(pair.label for pair in pairs)])
-    else:
-        data = labelled_volumes(cohort, task)
-        rows = data.train + data.val + data.test
-        scans = fingerprint(rows)
-    return TaskData(task, rows, data, scans)
+    if task.kind == "classification":
+        volumes = labelled_volumes(cohort, task)
+        rows = volumes.train + volumes.val + volumes.test
+        return TaskData(task, rows, volumes, fingerprint(rows))
+    found = pair_labels(registry, cohort, task)
+    pairs = found.train + found.val + found.test
+    rows = tuple(pair.image for pair in pairs)
+    scans = fingerprint([*rows, *(pair.label for pair in pairs)])
+    return TaskData(task, rows, ClusterData(found) if task.kind == "clustering" else found, scans)
 
 
 def run_cell(
@@ -157,6 +156,8 @@ def run_cell(
     started = time.process_time()
     if isinstance(data.data, LabelledVolumes):
         outcome, model = _classify(cell, contender, data.data, registry), None
+    elif isinstance(data.data, ClusterData):
+        outcome, model = _cluster(cell, contender, data.data, registry, run), None
     else:
         outcome, model = _segment(cell, contender, data.data, registry, run, main)
     common = {
@@ -264,6 +265,39 @@ def _classify(
     )
 
 
+def _cluster(
+    cell: Cell, contender: Contender, data: ClusterData, registry: Registry, run: Run
+) -> Outcome:
+    found = Clustering(
+        contender.encoder,
+        contender.fingerprint,
+        data,
+        cell.task,
+        registry,
+        cell.recipe.image_size,
+        cell.recipe.cache_gb,
+    ).run(cell.k, seed=_seed(cell))
+    used = {
+        "train": [pair.image for pair in data.pairs.train],
+        "val": [],
+        "test": [pair.image for pair in data.pairs.test],
+    }
+    return _outcome(
+        cell,
+        used,
+        scores=tuple(
+            _score(cell, method, patient, structure, "dice_2d", value)
+            for (method, patient, structure), value in sorted(found.scores.items())
+        ),
+        cases=save_cases(found.pictures, run.out / "cells", cell.key),
+        notes=found.notes,
+    )
+
+
+def _seed(cell: Cell) -> int:
+    return int(np.random.SeedSequence((cell.seed, cell.draw)).generate_state(1)[0])
+
+
 def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list[Shot]]:
     """Training and validation examples of a cell; an encoder and its twin get the same ones."""
 
@@ -322,7 +356,7 @@ def make_trainer(
         adaptation=cell.adaptation,
         recipe=cell.recipe,
         steps=cell.steps,
-        seed=int(np.random.SeedSequence((cell.seed, cell.draw)).generate_state(1)[0]),
+        seed=_seed(cell),
         name=cell.task.name,
     )
 

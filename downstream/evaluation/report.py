@@ -18,10 +18,11 @@ from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIMARY_METHODS = ("frozen", "head", "full", "linear probe")
-"""The verdict speaks of these; knn stands in the table."""
+PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched")
+"""The verdict speaks of these; knn and oracles stand in the table."""
 METRIC_NAMES = {
     "dice": "Dice",
+    "dice_2d": "Dice per slice",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
 }
@@ -96,10 +97,12 @@ def verdict(
 
 def _sentence(c: Comparison, means: Mapping[str, float], task: Task, unit: str) -> str:
     d = c.difference
-    labels = unit if c.k > 1 else unit[:-1]
+    labels = f"labelled {unit if c.k > 1 else unit[:-1]}"
+    if task.kind == "clustering":
+        labels = "clusters"
     method = "" if task.kind == "segmentation" else f", {c.method}"
     start = (
-        f"{task.name}{method}, {c.k} labelled {labels}: {c.weights} reaches "
+        f"{task.name}{method}, {c.k} {labels}: {c.weights} reaches "
         f"{METRIC_NAMES[c.metric]} {means[c.weights]:.2f}, its random twin {means[c.twin]:.2f}; "
         f"difference {_signed(d.mean)} (95 % interval {_signed(d.low)} to {_signed(d.high)}; "
         f"{d.n} test {'patients' if d.n > 1 else 'patient'}"
@@ -140,7 +143,7 @@ def _add_results(
             "95 % interval": f"{row.ci_low:.3f} to {row.ci_high:.3f}" if row.n > 1 else None,
             "n": row.n,
         }
-        if row.metric.startswith("dice:"):
+        if ":" in row.metric:
             structures.append(common | {"structure": row.metric.partition(":")[2]} | scores)
             continue
         test = tests.get((row.task, row.weights, row.method, row.k, row.metric))
@@ -152,7 +155,8 @@ def _add_results(
     descriptive = sorted({c.task for c in comparisons if c.descriptive})
     caption = (
         "Means over n test patients with 95 % bootstrap intervals; k is the number of labelled "
-        f"training {config.recipe.shots_unit} (classification: training volumes). p: paired "
+        f"training {config.recipe.shots_unit} (classification: training volumes; clustering: "
+        "number of clusters). p: paired "
         "permutation test against the random-initialised twin on the same patients, draws and "
         "budget."
     )
@@ -169,7 +173,10 @@ def _add_results(
             structures,
             "Dice by structure, over whole volumes with their empty slices, on the stored grid; 1 "
             "when a structure is absent from reference and estimate, 0 when it is absent from one "
-            "of them.",
+            "of them. Clustering: per slice, over the slices that show the structure; `oracle` "
+            "takes the best cluster of every slice by its reference, `matched` the one that is "
+            "best on the training patients; k-means on each test patient alone or on the set of "
+            "training patients.",
         )
 
 
@@ -184,7 +191,7 @@ def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
             Interval(row.mean, row.ci_low, row.ci_high, row.n),
         )
         for row in summary
-        if row.metric in ("dice", "balanced_accuracy")
+        if row.metric in ("dice", "dice_2d", "balanced_accuracy")
     ]
     if rows:
         caption = "Means and 95 % intervals over test patients, each model beside its random twin."
@@ -200,10 +207,17 @@ def _add_curves(
     from core_mri.plots import curves
 
     for task in config.tasks:
+        clustered = [r for r in summary if (r.task, r.metric) == (task.name, "dice_2d")]
+        for method in sorted({row.method for row in clustered}):
+            series = _by_k(task, summary, "dice_2d", method)
+            title = f"{task.name} ({method})"
+            figure = curves(series, "clusters", "Dice per slice", title=title)
+            caption = f"{title}: mean Dice over test patients against the number of clusters."
+            report.add_figure("Curves", figure, caption)
         if task.kind != "segmentation":
             continue
         if len(config.k) > 1:
-            series = _efficiency(task, summary)
+            series = _by_k(task, summary, "dice")
             if series:
                 figure = curves(
                     series, f"labelled {config.recipe.shots_unit}", "Dice", title=task.name
@@ -223,9 +237,13 @@ def _add_curves(
 Series = dict[str, tuple[list[float], list[float]]]
 
 
-def _efficiency(task: Task, summary: Sequence[SummaryRow]) -> Series:
+def _by_k(task: Task, summary: Sequence[SummaryRow], metric: str, method: str = "") -> Series:
     series: Series = {}
-    rows = [row for row in summary if row.task == task.name and row.metric == "dice"]
+    rows = [
+        row
+        for row in summary
+        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method)
+    ]
     for row in sorted(rows, key=lambda row: row.k):
         x, y = series.setdefault(row.weights, ([], []))
         x.append(float(row.k))

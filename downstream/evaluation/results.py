@@ -37,9 +37,10 @@ class Score:
     twin: bool
     """Whether this is the random-initialised twin."""
     method: str
-    """Segmentation: frozen, head or full; classification: linear probe or knn."""
+    """Segmentation: frozen, head or full; classification: linear probe or knn; clustering:
+    patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`)."""
     k: int
-    """Labelled training volumes or slices."""
+    """Labelled training volumes or slices; clustering: number of clusters."""
     draw: int
     """Number of the draw of the k."""
     seed: int
@@ -49,7 +50,7 @@ class Score:
     structure: str
     """Structure; empty for classification."""
     metric: str
-    """dice, balanced_accuracy or auroc."""
+    """dice, dice_2d (per slice that shows the structure), balanced_accuracy or auroc."""
     value: float | None
     """The number; None when it is not defined."""
     unit: str

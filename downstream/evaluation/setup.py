@@ -13,6 +13,7 @@ from core_mri.weights import load_model
 from data_registry.catalogue import Registry
 from downstream.adapt import architecture, encoder_of, random_twin, weights_fingerprint
 from downstream.classification.probe import LabelledVolumes
+from downstream.clustering.scores import ClusterData
 from downstream.config import FinetuneConfig, Recipe, SuiteConfig
 from downstream.evaluation.cells import Cell, Contender, TaskData, prepare
 
@@ -90,7 +91,11 @@ def contenders(config: SuiteConfig) -> Iterator[Contender | Failed]:
 
 
 def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[Cell]:
-    """Segmentation: every k and draw; classification: one cell with all training volumes."""
+    """The cells of one encoder on one task.
+
+    Segmentation: every k and draw; clustering: every number of clusters and start; classification:
+    one cell with all training volumes.
+    """
     given = {
         "task": data.task,
         "weights": contender.name,
@@ -102,10 +107,15 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
     if isinstance(data.data, LabelledVolumes):
         recipe = Recipe(image_size=config.recipe.image_size)
         return [Cell(**given, k=len(data.data.train), recipe=recipe)]  # type: ignore[arg-type]
-    given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": config.recipe}
+    counts = config.k
+    if isinstance(data.data, ClusterData):
+        counts = config.clusters
+        given["recipe"] = Recipe(image_size=config.recipe.image_size)
+    else:
+        given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": config.recipe}
     return [
         Cell(**given, k=k, draw=number)  # type: ignore[arg-type]
-        for k in config.k
+        for k in counts
         for number in range(config.draws)
     ]
 

@@ -20,7 +20,6 @@ from data_registry.catalogue import Registry
 from data_registry.governance.propagation import mixture_of_volumes
 from data_registry.governance.uses import note_training
 from downstream.adapt import architecture
-from downstream.classification.probe import LabelledVolumes
 from downstream.config import FinetuneConfig, SuiteConfig
 from downstream.evaluation.cells import (
     Cell,
@@ -43,6 +42,7 @@ from downstream.evaluation.setup import (
     prepared,
 )
 from downstream.evaluation.summary import summarize
+from downstream.segmentation.data import Pairs
 
 log = logging.getLogger(__name__)
 
@@ -308,8 +308,8 @@ def _log_outcome(outcome: Outcome) -> None:
 
 
 def _step_seconds(cell: Cell, contender: Contender, data: TaskData, registry: Registry) -> float:
-    """Seconds of a training step of a segmentation cell, 0 for a classification cell."""
-    if isinstance(data.data, LabelledVolumes):
+    """Seconds of a training step of a segmentation cell, 0 for the others, which take none."""
+    if not isinstance(data.data, Pairs):
         return 0.0
     shots, validation = draw(cell, data.data, registry)
     trainer = make_trainer(cell, contender.encoder, shots, validation, registry)

@@ -41,7 +41,8 @@ class SummaryRow:
     method: str
     k: int
     metric: str
-    """dice (mean over structures), dice:STRUCTURE, balanced_accuracy or auroc."""
+    """dice or dice_2d (mean over structures), dice:STRUCTURE or dice_2d:STRUCTURE,
+    balanced_accuracy or auroc."""
     mean: float
     n: int
     """Test patients."""
@@ -83,7 +84,10 @@ def summarize(
     outcomes: Iterable[Outcome], *, seed: int
 ) -> tuple[list[SummaryRow], list[Comparison]]:
     """Summary rows and comparisons of all finished cells, whatever order they come in."""
-    finished = sorted((o for o in outcomes if not o.error), key=lambda o: (o.task, o.twin, o.key))
+    finished = sorted(
+        (o for o in outcomes if not o.error),
+        key=lambda o: (o.task, o.twin, o.weights, o.k, o.draw, o.key),
+    )
     rows: list[SummaryRow] = []
     comparisons: list[Comparison] = []
     groups: dict[Group, list[Outcome]] = {}
@@ -110,11 +114,12 @@ def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow
         intervals["balanced_accuracy"] = table.interval(lambda t, i: [t.accuracy(i)], seed)
         intervals["auroc"] = table.interval(lambda t, i: [t.area(i)], seed)
     else:
+        metric = outcomes[0].scores[0].metric
         structures = sorted({score.structure for o in outcomes for score in o.scores})
-        intervals["dice"] = _dice_interval(_per_patient(outcomes, key[2], structures), seed)
+        intervals[metric] = _dice_interval(_per_patient(outcomes, key[2], structures), seed)
         for structure in structures:
             values = _per_patient(outcomes, key[2], [structure])
-            intervals[f"dice:{structure}"] = _dice_interval(values, seed)
+            intervals[f"{metric}:{structure}"] = _dice_interval(values, seed)
     return [
         SummaryRow(
             **common,  # type: ignore[arg-type]
@@ -143,7 +148,7 @@ def _compare(
         difference = table.interval(lambda t, i: [t.accuracy(i), -other.accuracy(i)], seed)
         a, b = table.contributions(), other.contributions()
     else:
-        metric = "dice"
+        metric = own[0].scores[0].metric
         structures = sorted({score.structure for o in own for score in o.scores})
         ours, theirs = (_per_patient(found, key[2], structures) for found in (own, twins))
         a, b = (np.array([values[p] for p in sorted(ours)]) for values in (ours, theirs))
@@ -183,7 +188,7 @@ def _per_patient(
     for outcome in outcomes:
         for score in outcome.scores:
             wanted = score.method == method and score.structure in structures
-            if wanted and score.metric == "dice" and score.value is not None:
+            if wanted and score.value is not None:
                 values.setdefault(score.patient, []).append(score.value)
     return {patient: math.fsum(found) / len(found) for patient, found in sorted(values.items())}
 
