@@ -56,6 +56,8 @@ CODES: dict[str, str] = {
     "RUN-01": "training diverged",
     "RUN-02": "a worker process failed",
     "RUN-03": "a checkpoint is damaged",
+    "RUN-08": "workers do not see the same storage",
+    "RUN-09": "two runs write to one place",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

@@ -7,9 +7,9 @@ the copies, so each link has copies of its own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from core_mri.errors import ConfigError, DataError
+from core_mri.object_store import open_store
 
 
 def upload(url: str, folder: Path, names: list[str], seconds: int) -> dict[str, str]:
@@ -29,7 +29,7 @@ def upload(url: str, folder: Path, names: list[str], seconds: int) -> dict[str, 
             CONFIG-05 for a store that signs nothing.
         DataError: DATA-07 when the store refuses.
     """
-    files, root = _open(url)
+    files, root = open_store(url)
     signed = {}
     try:
         for name in names:
@@ -54,22 +54,6 @@ def delete(url: str) -> None:
     Raises:
         ConfigError: As `upload`.
     """
-    files, root = _open(url)
+    files, root = open_store(url)
     if files.exists(root):
         files.rm(root, recursive=True)
-
-
-def _open(url: str) -> tuple[Any, str]:
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise ConfigError(
-            "CONFIG-06",
-            "object stores need the package fsspec.",
-            fix='Install it with pip install "core-mri[store]".',
-        ) from None
-    try:
-        files, root = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ConfigError("CONFIG-06", f"{url}: {error}.") from None
-    return files, str(root).rstrip("/")
