@@ -98,6 +98,8 @@ class MaskingConfig:
 class ObjectiveConfig:
     """Losses, their weights and the heads they need."""
 
+    name: Literal["distillation"] = "distillation"
+    """What is minimized: ``distillation`` is DINO, iBOT and KoLeo with a moving teacher."""
     dino_weight: float = 1.0
     """Weight of the loss between class tokens of views."""
     ibot_weight: float = 1.0

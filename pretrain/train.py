@@ -29,7 +29,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import Slices, batches, open_slices, open_validation
 from pretrain.health import HealthMonitor
 from pretrain.losses import reduce_sum
-from pretrain.masking import sample_masks
+from pretrain.objectives import FEATURES, LOSS, Batch, create_objective
 from pretrain.overlap import OVERLAP_FILE, check_overlap
 from pretrain.report import finish
 from pretrain.sampler import (
@@ -39,12 +39,9 @@ from pretrain.sampler import (
     rank_slice,
     sample_numbers,
 )
-from pretrain.student_teacher import StudentTeacher
 from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
-
-LOSSES = ("loss", "dino", "ibot", "koleo")
 
 
 def train(
@@ -137,11 +134,11 @@ class Trainer:
         self.dataset = dataset
         self.choice: Choice = select_precision(select_device(config.device), config.precision)
         torch.manual_seed(config.seed)
-        self.model = StudentTeacher(config).to(self.choice.device).train()
+        self.model = create_objective(config).to(self.choice.device).train()
         self.parallel: nn.Module = self.model
         if world_size() > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
-        self.schedules = schedules(config)
+        self.schedules = schedules(config) | self.model.schedules()
         self.optimizer = _optimizer(self.model.student)
         self.health = HealthMonitor(config.objective.num_prototypes, config.steps)
         self._batches: Iterator[list[SliceSample]] | None = None
@@ -163,21 +160,17 @@ class Trainer:
         with torch.autocast(
             self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
         ):
-            out = self.parallel(
-                views.global_views,
-                views.local_views,
-                masks,
-                teacher_temperature=now["teacher_temperature"],
-                koleo_weight=now["koleo_weight"],
-            )
-        losses = reduce_sum(torch.stack([out[name].detach() for name in LOSSES])) / world_size()
-        results = dict(zip(LOSSES, losses.tolist(), strict=True))
+            out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
+        del out[FEATURES]
+        names = (LOSS, *self.model.losses)
+        losses = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
+        results = dict(zip(names, losses.tolist(), strict=True))
         norm = math.nan
-        if math.isfinite(results["loss"]):
-            norm = self._update(out["loss"], step, now["teacher_momentum"])
+        if math.isfinite(results[LOSS]):
+            norm = self._update(out[LOSS], step, now)
         if not math.isfinite(norm):
-            results["loss"] = math.nan
-        results |= {name: float(value) for name, value in out.items() if name not in LOSSES}
+            results[LOSS] = math.nan
+        results |= {name: float(value) for name, value in out.items() if name not in names}
         results |= self.health.update(step, results)
         return results | {
             "grad_norm": norm,
@@ -221,9 +214,7 @@ class Trainer:
             seed=config.seed,
             device=device,
         )
-        side = config.views.global_size // self.model.teacher_encoder.patch_size
-        masks = sample_masks(numbers, (side, side), config.masking, seed=config.seed)
-        return views, torch.from_numpy(masks).to(device)
+        return views, torch.from_numpy(self.model.sample_masks(numbers)).to(device)
 
     def _next(self, step: int) -> list[SliceSample]:
         if self._batches is None:
@@ -232,39 +223,29 @@ class Trainer:
             )
         return next(self._batches)
 
-    def _update(self, loss: Tensor, step: int, momentum: float) -> float:
+    def _update(self, loss: Tensor, step: int, now: Mapping[str, float]) -> float:
         """Backward, clip, step, teacher; the gradient norm, not finite when nothing was changed."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if step < self.config.optimizer.freeze_prototypes_steps:
-            for prototypes in self.model.prototypes():
-                prototypes.grad = None
+        for parameter in self.model.frozen(step):
+            parameter.grad = None
         parameters = self.model.student.parameters()
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm))
         if math.isfinite(norm):
             self.optimizer.step()
-            self.model.update_teacher(momentum)
+            self.model.update(now)
         return norm
 
 
 def schedules(config: PretrainConfig) -> dict[str, npt.NDArray[np.float64]]:
-    """Every schedule of a run as an array [steps]."""
-    steps, objective, optimizer = config.steps, config.objective, config.optimizer
+    """The optimizer's schedules of a run, each an array [steps]."""
+    steps, optimizer = config.steps, config.optimizer
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
-    cold, warm = objective.teacher_temperature
-    decay, momentum = optimizer.weight_decay, optimizer.teacher_momentum
     return {
         "learning_rate": warmup_cosine(
             peak / max(warmup, 1), peak, optimizer.final_learning_rate, warmup, steps
         ),
-        "weight_decay": warmup_cosine(0.0, *decay, 0, steps),
-        "teacher_momentum": warmup_cosine(0.0, *momentum, 0, steps),
-        "teacher_temperature": warmup_cosine(
-            cold, warm, warm, objective.teacher_temperature_warmup, steps
-        ),
-        "koleo_weight": warmup_cosine(
-            0.0, objective.koleo_weight, objective.koleo_weight, warmup, steps
-        ),
+        "weight_decay": warmup_cosine(0.0, *optimizer.weight_decay, 0, steps),
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pretrain.losses import sinkhorn_knopp
+from pretrain.objectives import FEATURES, Batch
 from pretrain.student_teacher import StudentTeacher
 
 
@@ -25,7 +26,7 @@ def model_of(config, seed=0):
 
 
 def losses(model, *inputs):
-    return model(*inputs, teacher_temperature=0.04, koleo_weight=0.1)
+    return model(Batch(*inputs), {"teacher_temperature": 0.04, "koleo_weight": 0.1})
 
 
 class TestForward:
@@ -34,6 +35,7 @@ class TestForward:
         out = losses(model_of(config), *batch())
         expected = 0.7 * out["dino"] + 0.3 * out["ibot"] + 0.1 * out["koleo"]
         torch.testing.assert_close(out["loss"].detach(), expected)
+        assert out.pop(FEATURES).shape == (8, 128)
         assert all(value.ndim == 0 and math.isfinite(value.detach()) for value in out.values())
 
     def test_order_of_whole_groups_does_not_matter(self, tiny):
@@ -93,7 +95,7 @@ class TestTeacher:
         with torch.no_grad():
             for parameter in model.student.parameters():
                 parameter += 1
-        model.update_teacher(0.9)
+        model.update({"teacher_momentum": 0.9})
         moved = model.teacher["encoder"].mask_token - before
         torch.testing.assert_close(moved, torch.full_like(moved, 0.1))
 

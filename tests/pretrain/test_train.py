@@ -20,6 +20,7 @@ from core_mri.config import save_config, to_mapping
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
 from pretrain.cli import main
 from pretrain.dry_run import dry_run
+from pretrain.objectives import create_objective
 from pretrain.train import Trainer, run_worker, schedules, train
 
 
@@ -203,8 +204,8 @@ class TestBadInput:
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         original = trainer.model.forward
 
-        def diverged(*views, **schedule):
-            out = original(*views, **schedule)
+        def diverged(batch, now):
+            out = original(batch, now)
             return out | {"loss": out["loss"] * float("nan")}
 
         monkeypatch.setattr(trainer.model, "forward", diverged)
@@ -241,7 +242,7 @@ class TestSchedules:
             objective={"teacher_temperature": [0.02, 0.07], "teacher_temperature_warmup": 50},
             optimizer={"warmup_steps": 10, "learning_rate": 0.01, "weight_decay": [0.04, 0.4]},
         )
-        found = schedules(config)
+        found = schedules(config) | create_objective(config).schedules()
         assert {len(values) for values in found.values()} == {100}
         assert found["learning_rate"].max() == found["learning_rate"][10] == 0.01
         assert found["learning_rate"][-1] == pytest.approx(1e-6)
