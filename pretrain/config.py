@@ -227,6 +227,8 @@ class PretrainConfig:
     """Slices at most, on each side, for the nearest-neighbor probe at the end; 0 leaves it out."""
     loader_workers: int = 0
     """Processes that read slices, for each worker; 0 reads in the worker itself."""
+    compile: bool = False
+    """Compile the blocks of the encoder (`torch.compile`); the first steps take a minute longer."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

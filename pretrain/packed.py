@@ -10,7 +10,8 @@ all groups, W wanted tokens of all groups, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class Branch(NamedTuple):
 
 
 def encode_packed(
-    encoder: Encoder, groups: Sequence[Crops], *, drop_path: float = 0.0
+    encoder: Encoder, groups: Sequence[Crops], *, drop_path: float = 0.0, compiled: bool = False
 ) -> list[Encoded]:
     """Class tokens and wanted patches of groups of crops.
 
@@ -72,6 +73,7 @@ def encode_packed(
         groups: One for each resolution.
         drop_path: Share of the crops of a group that each residual branch leaves out, drawn from
             torch's global generator of the processor; what is computed is scaled up.
+        compiled: Compile the blocks but the last one, whose number of tokens changes.
     """
     embedded = [encoder.embed(group.images, group.mask)[0] for group in groups]
     shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
@@ -79,8 +81,9 @@ def encode_packed(
     wanted = _wanted_rows(groups, shapes, encoder.vit.num_prefix_tokens)
     *early, last = encoder.vit.blocks
     branches = _draw_branches(shapes, 2 * len(early), drop_path, x.device)
+    run_block = _compiled_block() if compiled else transform_block
     for depth, block in enumerate(early):
-        x = transform_block(block, x, shapes, branches[2 * depth], branches[2 * depth + 1])
+        x = run_block(block, x, shapes, branches[2 * depth], branches[2 * depth + 1])
     x = transform_block(
         last, x, shapes, *_last_branches(shapes, wanted, drop_path, x.device),
         wanted=wanted.to(x.device, non_blocking=True),
@@ -123,6 +126,11 @@ def transform_block(
     y = block.norm2(_take(x, second))
     y = functional.gelu(linear(y, block.mlp.fc1.weight, block.mlp.fc1.bias))
     return _add(x, _scaled_linear(y, block.mlp.fc2, block.ls2), second)
+
+
+@cache
+def _compiled_block() -> Callable[..., Tensor]:
+    return torch.compile(transform_block, dynamic=False)
 
 
 def _attention(block: Any, x: Tensor, shapes: Shapes) -> Tensor:

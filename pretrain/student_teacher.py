@@ -143,7 +143,10 @@ class StudentTeacher(Objective):
         if len(locals_):
             crops.append(Crops(locals_))
         seen, *small = encode_packed(
-            self._encoder(self.student), crops, drop_path=self.config.drop_path * self.training
+            self._encoder(self.student),
+            crops,
+            drop_path=self.config.drop_path * self.training,
+            compiled=self.config.compile,
         )
         cls = torch.cat([seen.cls, *(part.cls for part in small)])  # [(2 + L) * B, D]
         dino, dino_sums = self._head_loss(
@@ -190,7 +193,11 @@ class StudentTeacher(Objective):
         self, globals_: Tensor, masked: Tensor, temperature: float
     ) -> tuple[Tensor, dict[str, Targets]]:
         """Class tokens [2 * B, D], and targets of class tokens and of masked patches."""
-        (seen,) = encode_packed(self._encoder(self.teacher), [Crops(globals_, wanted=masked)])
+        (seen,) = encode_packed(
+            self._encoder(self.teacher),
+            [Crops(globals_, wanted=masked)],
+            compiled=self.config.compile,
+        )
         rows = {DINO: seen.cls, IBOT: seen.patches}
         logits = {head: self._head(self.teacher, head)(rows[head]) for head in rows}
         return seen.cls, {
