@@ -17,9 +17,9 @@ from core_mri.runs import Run, writing
 from data_registry.governance.uses import note_training
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices, left_out
+from pretrain.objectives import Objective, create_objective
 from pretrain.overlap import OVERLAP_FILE
 from pretrain.probe import ProbeResult, Row, probe
-from pretrain.student_teacher import StudentTeacher
 from pretrain.views import Views
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SHOWN_LOCALS = 4
 def finish(
     run: Run,
     config: PretrainConfig,
-    model: StudentTeacher,
+    model: Objective,
     train: Slices,
     validation: Slices | None,
     views: Views,
@@ -53,7 +53,7 @@ def finish(
 
     device = next(model.parameters()).device
     torch.manual_seed(config.seed)
-    twin = StudentTeacher(config).to(device).eval().teacher_encoder  # as the run began
+    twin = create_objective(config).to(device).eval().teacher_encoder  # as the run began
     encoders = {PRETRAINED: model.teacher_encoder, TWIN: twin}
     result = (
         probe(encoders, config, train, validation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,15 +20,16 @@ from torch import Tensor, nn
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
 from core_mri.launch import Launcher, launch
-from core_mri.runs import Run, write_atomically
+from core_mri.runs import Run, write_atomically, writing
+from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
-from core_mri.training.schedules import warmup_cosine
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices, batches, open_slices, open_validation
 from pretrain.health import HealthMonitor
 from pretrain.losses import reduce_sum
-from pretrain.masking import sample_masks
+from pretrain.objectives import FEATURES, LOSS, Batch, create_objective
+from pretrain.optimization import Optimization, schedules
 from pretrain.overlap import OVERLAP_FILE, check_overlap
 from pretrain.report import finish
 from pretrain.sampler import (
@@ -39,12 +39,9 @@ from pretrain.sampler import (
     rank_slice,
     sample_numbers,
 )
-from pretrain.student_teacher import StudentTeacher
 from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
-
-LOSSES = ("loss", "dino", "ibot", "koleo")
 
 
 def train(
@@ -108,6 +105,9 @@ def run_worker(payload: Mapping[str, Any]) -> None:
     trainer = Trainer(config, dataset)
     with Run.open(config.out, config, main=is_main()) as run:
         _record_workers(run)
+        if run.main:
+            with writing(run.out):
+                np.savez(run.out / "schedules.npz", allow_pickle=False, **trainer.schedules)
         log.info("%s", trainer.choice.reason)
         fit(
             trainer.step,
@@ -118,6 +118,7 @@ def run_worker(payload: Mapping[str, Any]) -> None:
             checkpoint_every=config.checkpoint_every,
             description="pretraining",
             interrupted=_any_worker(run, trainer.choice.device),
+            late=trainer.choice.device.type == "cuda",
         )
         if is_main():
             example = trainer.views_of(trainer.samples_of(0)[:4], sample_numbers(0, 4))
@@ -137,68 +138,65 @@ class Trainer:
         self.dataset = dataset
         self.choice: Choice = select_precision(select_device(config.device), config.precision)
         torch.manual_seed(config.seed)
-        self.model = StudentTeacher(config).to(self.choice.device).train()
+        self.model = create_objective(config).to(self.choice.device).train()
         self.parallel: nn.Module = self.model
         if world_size() > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
-        self.schedules = schedules(config)
-        self.optimizer = _optimizer(self.model.student)
+        self.schedules = schedules(config) | self.model.schedules()
+        self.optimization = Optimization(self.model, config.optimizer)
         self.health = HealthMonitor(config.objective.num_prototypes, config.steps)
+        self._finished = 0.0
         self._batches: Iterator[list[SliceSample]] | None = None
 
-    def step(self, step: int) -> dict[str, float]:
-        """Do step `step` (0-based) and return its numbers; a bad loss leaves the weights alone."""
+    def step(self, step: int) -> Mapping[str, float]:
+        """Do step `step` (0-based) and return its numbers, which are fetched when looked at.
+
+        A loss or gradient that is not finite leaves the weights alone.
+        """
         config, now = self.config, {name: float(v[step]) for name, v in self.schedules.items()}
         started = time.perf_counter()
         samples = self._next(step)
         waited = time.perf_counter() - started
         numbers = rank_slice(sample_numbers(step, config.batch_size), rank(), world_size())
         views, masks = self.views_of(samples, numbers)
-        for group in self.optimizer.param_groups:
-            group["lr"] = now["learning_rate"]
-            group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
         # Stochastic depth draws from the global generator: a function of the step, not of history.
         draws = random_stream(config.seed, step * world_size() + rank(), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
         with torch.autocast(
             self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
         ):
-            out = self.parallel(
-                views.global_views,
-                views.local_views,
-                masks,
-                teacher_temperature=now["teacher_temperature"],
-                koleo_weight=now["koleo_weight"],
-            )
-        losses = reduce_sum(torch.stack([out[name].detach() for name in LOSSES])) / world_size()
-        results = dict(zip(LOSSES, losses.tolist(), strict=True))
-        norm = math.nan
-        if math.isfinite(results["loss"]):
-            norm = self._update(out["loss"], step, now["teacher_momentum"])
-        if not math.isfinite(norm):
-            results["loss"] = math.nan
-        results |= {name: float(value) for name, value in out.items() if name not in LOSSES}
-        results |= self.health.update(step, results)
-        return results | {
-            "grad_norm": norm,
-            **now,
-            "upsampled": float(views.num_upsampled),
-            "wait_seconds": waited,
-            "images_per_second": config.batch_size / (time.perf_counter() - started),
-        }
+            out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
+        del out[FEATURES]
+        norm = self.optimization.update(out[LOSS], step, now)
+        names = (LOSS, *self.model.losses)
+        shared = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
+        out |= dict(zip(names, shared, strict=True))
+        out[LOSS] = torch.where(norm.isfinite(), out[LOSS], torch.nan)
+
+        def finish(results: Mapping[str, float]) -> dict[str, float]:
+            seconds = time.perf_counter() - max(started, self._finished)
+            self._finished = time.perf_counter()
+            return self.health.update(step, results) | {
+                **now,
+                "upsampled": float(views.num_upsampled),
+                "wait_seconds": waited,
+                "images_per_second": config.batch_size / seconds,
+            }
+
+        return LateNumbers(out | {"grad_norm": norm}, finish)
 
     def state(self) -> dict[str, Any]:
         """Weights of student and teacher, optimizer, alarms: with the seed enough to continue."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimization.adamw.state_dict(),
             "health": self.health.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimization.adamw.load_state_dict(state["optimizer"])
         self.health.restore(state["health"])
 
     def samples_of(self, step: int) -> list[SliceSample]:
@@ -221,9 +219,7 @@ class Trainer:
             seed=config.seed,
             device=device,
         )
-        side = config.views.global_size // self.model.teacher_encoder.patch_size
-        masks = sample_masks(numbers, (side, side), config.masking, seed=config.seed)
-        return views, torch.from_numpy(masks).to(device)
+        return views, torch.from_numpy(self.model.sample_masks(numbers))
 
     def _next(self, step: int) -> list[SliceSample]:
         if self._batches is None:
@@ -231,54 +227,6 @@ class Trainer:
                 self.dataset, self.config, start=step, rank=rank(), world_size=world_size()
             )
         return next(self._batches)
-
-    def _update(self, loss: Tensor, step: int, momentum: float) -> float:
-        """Backward, clip, step, teacher; the gradient norm, not finite when nothing was changed."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if step < self.config.optimizer.freeze_prototypes_steps:
-            for prototypes in self.model.prototypes():
-                prototypes.grad = None
-        parameters = self.model.student.parameters()
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.model.update_teacher(momentum)
-        return norm
-
-
-def schedules(config: PretrainConfig) -> dict[str, npt.NDArray[np.float64]]:
-    """Every schedule of a run as an array [steps]."""
-    steps, objective, optimizer = config.steps, config.objective, config.optimizer
-    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
-    cold, warm = objective.teacher_temperature
-    decay, momentum = optimizer.weight_decay, optimizer.teacher_momentum
-    return {
-        "learning_rate": warmup_cosine(
-            peak / max(warmup, 1), peak, optimizer.final_learning_rate, warmup, steps
-        ),
-        "weight_decay": warmup_cosine(0.0, *decay, 0, steps),
-        "teacher_momentum": warmup_cosine(0.0, *momentum, 0, steps),
-        "teacher_temperature": warmup_cosine(
-            cold, warm, warm, objective.teacher_temperature_warmup, steps
-        ),
-        "koleo_weight": warmup_cosine(
-            0.0, objective.koleo_weight, objective.koleo_weight, warmup, steps
-        ),
-    }
-
-
-def _optimizer(student: nn.Module) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.999); matrices decay, biases, norms and single vectors do not."""
-    parameters = list(student.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.squeeze().ndim > 1], "decays": True},
-            {"params": [p for p in parameters if p.squeeze().ndim <= 1], "decays": False},
-        ],
-        lr=0.0,
-        fused=True,
-    )
 
 
 def _any_worker(run: Run, device: torch.device) -> Callable[[], bool]:
