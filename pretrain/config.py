@@ -136,6 +136,10 @@ class ObjectiveConfig:
     """With `gram_weight`: new anchors at most, after the first one."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.gram_refresh >= 1,
+            f"objective.gram_refresh must be positive, got {self.gram_refresh}.",
+        )
         for name in (
             *("dino_weight", "ibot_weight", "koleo_weight"),
             *("gram_weight", "gram_start", "gram_max_refreshes"),
@@ -145,10 +149,6 @@ class ObjectiveConfig:
         for name in ("koleo_group", "num_prototypes"):
             value = getattr(self, name)
             _require(value >= 2, f"objective.{name} must be at least 2, got {value}.")
-        _require(
-            self.gram_refresh >= 1,
-            f"objective.gram_refresh must be positive, got {self.gram_refresh}.",
-        )
         _require(
             self.student_temperature > 0 and min(self.teacher_temperature) > 0,
             f"temperatures must be positive, got student {self.student_temperature} and teacher "
@@ -248,6 +248,11 @@ class PretrainConfig:
     """``auto`` takes bfloat16 autocast on CUDA devices that have it, else float32."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.objective.gram_weight == 0 or self.objective.gram_start < self.steps,
+            f"objective.gram_start is {self.objective.gram_start}, but the run has {self.steps} "
+            "steps.",
+        )
         for name in ("steps", "batch_size", "checkpoint_every"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be positive, got {value}.")
@@ -266,11 +271,6 @@ class PretrainConfig:
                 f"least two patches, got {side}.",
                 fix=f"Try {nearest}.",
             )
-        _require(
-            self.objective.gram_weight == 0 or self.objective.gram_start < self.steps,
-            f"objective.gram_start is {self.objective.gram_start}, but the run has {self.steps} "
-            "steps.",
-        )
         for name, steps in (
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
             ("objective.teacher_temperature_warmup", self.objective.teacher_temperature_warmup),

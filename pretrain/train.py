@@ -69,8 +69,8 @@ def train(
         ConfigError: CONFIG-03 or -04 for the output folder, CONFIG-05 for a batch that data or
             workers cannot fill, or for test patients in the training data.
         DataError: DATA-08 or -09 when there is no registry or no slice.
-        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies, RUN-04 when a step
-            runs out of memory.
+        RunError: RUN-04 when a step runs out of memory.
+        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies.
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint.
     """
     config = replace(
