@@ -192,6 +192,32 @@ class StudentTeacher(Objective):
         """``teacher <- m * teacher + (1 - m) * student``, m the ``teacher_momentum``."""
         update_ema(self.teacher, self.student, now["teacher_momentum"])
 
+    def head_pass(self) -> Tensor:
+        """The loss of both heads on random features of as many rows as the first step has.
+
+        What `pretrain.bench` times; centers move.
+        """
+        config, device = self.config, self.teacher_encoder.mask_token.device
+        masks = torch.from_numpy(self.sample_masks(np.arange(config.batch_size))).flatten(0, 1)
+        weights = mask_weights(masks).to(device)
+        views = 2 + config.views.num_local
+        student = {DINO: views * config.batch_size, IBOT: len(weights)}
+        teacher = {DINO: 2 * config.batch_size, IBOT: len(weights)}
+        spreads = {
+            DINO: cross_views(config.batch_size, views, device),
+            IBOT: same_rows(weights / len(masks)),
+        }
+        losses = []
+        for head in self.heads:
+            own, kept = (
+                torch.randn(rows[head], self.teacher_encoder.embed_dim, device=device)
+                for rows in (student, teacher)
+            )
+            logits = self._head(self.teacher, head)(kept)
+            targets = self._sharpen(head, logits, config.objective.teacher_temperature[0])
+            losses.append(self._head_loss(head, own.requires_grad_(), targets, spreads[head])[0])
+        return torch.stack(losses).sum()
+
     def _head_loss(
         self, head: str, features: Tensor, targets: Targets, how: Spread
     ) -> tuple[Tensor, TargetSums]:
