@@ -34,7 +34,7 @@ def advises_batch(config: PretrainConfig, num_workers: int) -> Iterator[None]:
         raise RunError(
             "RUN-04",
             f"out of memory with batch_size {config.batch_size} on {num_workers} worker(s): "
-            f"{str(error).splitlines()[0] if str(error) else 'no memory left'}",
+            f"{str(error).partition(chr(10))[0].rstrip('.') or 'nothing left'}.",
             fix=f"Try batch_size {smaller}, with optimizer.learning_rate times "
             f"{(smaller / config.batch_size) ** 0.5:.2f} and another `out`."
             if smaller
