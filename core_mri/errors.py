@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "RUN-01": "training diverged",
     "RUN-02": "a worker process failed",
     "RUN-03": "a checkpoint is damaged",
+    "RUN-04": "out of memory; the message says the next batch size to try",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

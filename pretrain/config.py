@@ -126,9 +126,24 @@ class ObjectiveConfig:
     """Iterations of Sinkhorn-Knopp."""
     center_momentum: float = 0.9
     """Momentum of the moving center (``centering: softmax``)."""
+    gram_weight: float = 0.0
+    """Weight of the loss that holds similarities between patches (DINOv3: 2); 0 leaves it out."""
+    gram_start: int = 0
+    """With `gram_weight`: step from which on it counts; the teacher before it is the anchor."""
+    gram_refresh: int = 10000
+    """With `gram_weight`: steps from one anchor to the next."""
+    gram_max_refreshes: int = 3
+    """With `gram_weight`: new anchors at most, after the first one."""
 
     def __post_init__(self) -> None:
-        for name in ("dino_weight", "ibot_weight", "koleo_weight"):
+        _require(
+            self.gram_refresh >= 1,
+            f"objective.gram_refresh must be positive, got {self.gram_refresh}.",
+        )
+        for name in (
+            *("dino_weight", "ibot_weight", "koleo_weight"),
+            *("gram_weight", "gram_start", "gram_max_refreshes"),
+        ):
             value = getattr(self, name)
             _require(value >= 0, f"objective.{name} must not be negative, got {value}.")
         for name in ("koleo_group", "num_prototypes"):
@@ -237,6 +252,11 @@ class PretrainConfig:
     """``auto`` takes bfloat16 autocast on CUDA devices that have it, else float32."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.objective.gram_weight == 0 or self.objective.gram_start < self.steps,
+            f"objective.gram_start is {self.objective.gram_start}, but the run has {self.steps} "
+            "steps.",
+        )
         for name in ("steps", "batch_size", "checkpoint_every"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be positive, got {value}.")

@@ -59,11 +59,12 @@ def dry_run(config: PretrainConfig) -> DryRun:
     with writing(picture):
         picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture)
-    memory, memory_of = _highest_memory(trainer.choice.device)
+    memory, memory_of = highest_memory(trainer.choice.device)
     return DryRun(memory, memory_of, seconds, loss, picture)
 
 
-def _highest_memory(device: torch.device) -> tuple[float, str]:
+def highest_memory(device: torch.device) -> tuple[float, str]:
+    """Highest use of memory so far, GiB, and of which memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30, "on the device"
     unit = 1 if sys.platform == "darwin" else 1024

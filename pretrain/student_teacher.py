@@ -19,6 +19,7 @@ from core_mri.models.encoder import Encoder
 from core_mri.training.ema import update_ema
 from core_mri.training.schedules import warmup_cosine
 from pretrain.config import PretrainConfig
+from pretrain.gram import REFRESH, WEIGHT, gram_loss, gram_schedules
 from pretrain.heads import ProjectionHead
 from pretrain.health import head_statistics, mean_cosine
 from pretrain.losses import koleo_loss, mask_weights
@@ -28,11 +29,13 @@ from pretrain.packed import Crops, encode_packed
 from pretrain.prototypes import Spread, TargetSums, cross_views, prototype_loss, same_rows
 from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp
 
-DINO, IBOT, KOLEO = "dino", "ibot", "koleo"
+DINO, IBOT, KOLEO, GRAM = "dino", "ibot", "koleo", "gram"
 
 
 class StudentTeacher(Objective):
     """DINO on class tokens, iBOT on masked patches, KoLeo, with separate heads (DINOv2).
+
+    With ``gram_weight`` also Gram anchoring (DINOv3); the anchor is an encoder of its own.
 
     The student learns by gradients; the teacher follows as a moving average and never has
     gradients, nor stochastic depth. Wrap it in DistributedDataParallel as it is: every parameter of
@@ -42,7 +45,7 @@ class StudentTeacher(Objective):
         config: Of the run; weights are random from torch's global generator.
     """
 
-    losses = (DINO, IBOT, KOLEO)
+    losses: tuple[str, ...] = (DINO, IBOT, KOLEO)
     heads = (DINO, IBOT)
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -80,6 +83,9 @@ class StudentTeacher(Objective):
             if objective.centering == "softmax"
             else {}
         )
+        self.anchor = copy.deepcopy(calm) if objective.gram_weight else None
+        if self.anchor is not None:
+            self.losses = (*self.losses, GRAM)
 
     @property
     def teacher_encoder(self) -> Encoder:
@@ -110,6 +116,7 @@ class StudentTeacher(Objective):
                 cold, warm, warm, objective.teacher_temperature_warmup, steps
             ),
             "koleo_weight": warmup_cosine(0.0, koleo, koleo, warmup, steps),
+            **(gram_schedules(objective, steps) if self.anchor is not None else {}),
         }
 
     def frozen(self, step: int) -> list[nn.Parameter]:
@@ -123,11 +130,13 @@ class StudentTeacher(Objective):
 
         Args:
             batch: Views and masks, M = 2: those of the global views.
-            now: ``teacher_temperature`` and ``koleo_weight`` of this step.
+            now: ``teacher_temperature`` and ``koleo_weight`` of this step; with an anchor also
+                `gram.WEIGHT` and `gram.REFRESH`.
 
         Returns:
             Scalars: ``loss`` (weighted sum, the only one with a gradient), ``dino``, ``ibot``,
-            ``koleo``, and the statistics of `pretrain.health`, named by head; and `FEATURES`.
+            ``koleo``, ``gram`` where there is an anchor, and the statistics of `pretrain.health`,
+            named by head; and `FEATURES`.
         """
         objective = self.config.objective
         num_images, device = len(batch.global_views), batch.global_views.device
@@ -139,7 +148,9 @@ class StudentTeacher(Objective):
         weights = mask_weights(masks).to(device, non_blocking=True)
 
         teacher_cls, targets = self._targets(globals_, masked, now["teacher_temperature"])
-        crops = [Crops(globals_, masks.to(device, non_blocking=True), masked)]
+        anchored = self.anchor is not None and now[WEIGHT] > 0
+        wanted = torch.arange(masks.numel()) if anchored else masked
+        crops = [Crops(globals_, masks.to(device, non_blocking=True), wanted)]
         if len(locals_):
             crops.append(Crops(locals_))
         seen, *small = encode_packed(
@@ -152,19 +163,27 @@ class StudentTeacher(Objective):
         dino, dino_sums = self._head_loss(
             DINO, cls, targets[DINO], cross_views(num_images, len(cls) // num_images, device)
         )
+        patches = seen.patches
+        if anchored:
+            patches = patches.index_select(0, masked.to(device, non_blocking=True))
         ibot, ibot_sums = self._head_loss(
-            IBOT, seen.patches, targets[IBOT], same_rows(weights / len(masks))
+            IBOT, patches, targets[IBOT], same_rows(weights / len(masks))
         )
         koleo = torch.stack(
             [koleo_loss(view, objective.koleo_group) for view in seen.cls.chunk(2)]
         ).mean()
         loss = objective.dino_weight * dino + objective.ibot_weight * ibot
         loss = loss + now["koleo_weight"] * koleo
+        gram = torch.zeros_like(loss)
+        if anchored:
+            gram = self._gram_loss(globals_, seen.patches, renew=bool(now[REFRESH]))
+            loss = loss + now[WEIGHT] * gram
         return {
             LOSS: loss,
             DINO: dino.detach(),
             IBOT: ibot.detach(),
             KOLEO: koleo.detach(),
+            **({GRAM: gram.detach()} if self.anchor is not None else {}),
             **_named(DINO, head_statistics(dino_sums, dino * 2 * num_images)),
             **_named(IBOT, head_statistics(ibot_sums, ibot * len(masks), weights)),
             "mean_cosine": mean_cosine(teacher_cls[:num_images]),
@@ -175,6 +194,32 @@ class StudentTeacher(Objective):
     def update(self, now: Mapping[str, float]) -> None:
         """``teacher <- m * teacher + (1 - m) * student``, m the ``teacher_momentum``."""
         update_ema(self.teacher, self.student, now["teacher_momentum"])
+
+    def head_pass(self) -> Tensor:
+        """The loss of both heads on random features of as many rows as the first step has.
+
+        What `pretrain.bench` times; centers move.
+        """
+        config, device = self.config, self.teacher_encoder.mask_token.device
+        masks = torch.from_numpy(self.sample_masks(np.arange(config.batch_size))).flatten(0, 1)
+        weights = mask_weights(masks).to(device)
+        views = 2 + config.views.num_local
+        student = {DINO: views * config.batch_size, IBOT: len(weights)}
+        teacher = {DINO: 2 * config.batch_size, IBOT: len(weights)}
+        spreads = {
+            DINO: cross_views(config.batch_size, views, device),
+            IBOT: same_rows(weights / len(masks)),
+        }
+        losses = []
+        for head in self.heads:
+            own, kept = (
+                torch.randn(rows[head], self.teacher_encoder.embed_dim, device=device)
+                for rows in (student, teacher)
+            )
+            logits = self._head(self.teacher, head)(kept)
+            targets = self._sharpen(head, logits, config.objective.teacher_temperature[0])
+            losses.append(self._head_loss(head, own.requires_grad_(), targets, spreads[head])[0])
+        return torch.stack(losses).sum()
 
     def _head_loss(
         self, head: str, features: Tensor, targets: Targets, how: Spread
@@ -187,6 +232,18 @@ class StudentTeacher(Objective):
             how,
             self.config.objective.student_temperature,
         )
+
+    def _gram_loss(self, globals_: Tensor, patches: Tensor, *, renew: bool) -> Tensor:
+        """Of all patches [2 * B * h * w, D] of the global views [2 * B, 1, S, S]."""
+        assert self.anchor is not None
+        if renew:
+            self.anchor.load_state_dict(self.teacher_encoder.state_dict())
+        with torch.no_grad():
+            (kept,) = encode_packed(
+                self.anchor, [Crops(globals_, wanted=torch.arange(len(patches)))]
+            )
+        own, anchor = (x.unflatten(0, (len(globals_), -1)) for x in (patches, kept.patches))
+        return gram_loss(own, anchor)
 
     @torch.no_grad()
     def _targets(

@@ -28,6 +28,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import Slices, batches, open_slices, open_validation
 from pretrain.health import HealthMonitor
 from pretrain.losses import reduce_sum
+from pretrain.memory import advises_batch
 from pretrain.objectives import FEATURES, LOSS, Batch, create_objective
 from pretrain.optimization import Optimization, schedules
 from pretrain.overlap import OVERLAP_FILE, check_overlap
@@ -68,6 +69,7 @@ def train(
         ConfigError: CONFIG-03 or -04 for the output folder, CONFIG-05 for a batch that data or
             workers cannot fill, or for test patients in the training data.
         DataError: DATA-08 or -09 when there is no registry or no slice.
+        RunError: RUN-04 when a step runs out of memory.
         RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies.
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint.
     """
@@ -152,7 +154,14 @@ class Trainer:
         """Do step `step` (0-based) and return its numbers, which are fetched when looked at.
 
         A loss or gradient that is not finite leaves the weights alone.
+
+        Raises:
+            RunError: RUN-04 when it runs out of memory.
         """
+        with advises_batch(self.config, world_size()):
+            return self._step(step)
+
+    def _step(self, step: int) -> Mapping[str, float]:
         config, now = self.config, {name: float(v[step]) for name, v in self.schedules.items()}
         started = time.perf_counter()
         samples = self._next(step)

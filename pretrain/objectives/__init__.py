@@ -52,7 +52,7 @@ class Objective(nn.Module, ABC):
         config: Of the run; weights are random from torch's global generator.
     """
 
-    losses: ClassVar[tuple[str, ...]]
+    losses: tuple[str, ...]
     """Parts of the loss in what `forward` returns, which are averaged over workers."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Heads whose targets `forward` describes, each by ``HEAD_`` + `health.head_statistics`."""
