@@ -232,7 +232,7 @@ def feature_pca(
         image: The slice ``[H, W]``, shown first.
         title: One short line.
     """
-    components, shares = _principal_components(features)  # [h, w, 3] in [0, 1], [3]
+    components, shares = principal_components(features)  # [h, w, 3] in [0, 1], [3]
     panels: list[tuple[str, npt.NDArray[np.generic]]] = [] if image is None else [("slice", image)]
     panels.append(("components 1-3 as RGB", components))
     panels += [(f"{i + 1}: {shares[i]:.0%} of variance", components[..., i]) for i in range(3)]
@@ -326,10 +326,16 @@ def _outline(axes: Axes, mask: npt.NDArray[np.bool_], color: str, dashes: _Dashe
     drawn.set_path_effects([withStroke(linewidth=2.6, foreground="#00000090"), Normal()])
 
 
-def _principal_components(
+def principal_components(
     features: npt.NDArray[np.floating],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Scores ``[h, w, 3]`` stretched to [0, 1] and the share of variance of each ``[3]``."""
+    """The first three principal components of features ``[h, w, D]``, as colors.
+
+    Signs are fixed (the largest loading is positive), so equal features give equal colors.
+
+    Returns:
+        Scores ``[h, w, 3]`` stretched to [0, 1], and the share of the variance of each ``[3]``.
+    """
     height, width, num_features = features.shape
     table = np.asarray(features, dtype=np.float64).reshape(height * width, num_features)
     _, singular, loadings = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)

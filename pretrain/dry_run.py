@@ -14,7 +14,7 @@ from core_mri.runs import writing
 from pretrain.config import PretrainConfig
 from pretrain.data import open_slices
 from pretrain.overlap import check_overlap
-from pretrain.report import views_picture
+from pretrain.pictures import views_picture
 from pretrain.sampler import check_batch, sample_numbers
 from pretrain.train import Trainer
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core_mri.models import create_model
 from core_mri.models.encoder import Encoder
 from core_mri.training.ema import update_ema
 from core_mri.training.schedules import warmup_cosine
 from pretrain.config import PretrainConfig
 from pretrain.heads import ProjectionHead
-from pretrain.health import head_statistics, mean_cosine
+from pretrain.health import head_statistics
 from pretrain.losses import (
     SoftmaxCentering,
     dino_loss,
@@ -31,6 +31,7 @@ from pretrain.losses import (
 )
 from pretrain.masking import sample_masks
 from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
+from pretrain.start import build_encoder
 
 DINO, IBOT = "dino", "ibot"
 
@@ -52,12 +53,7 @@ class StudentTeacher(Objective):
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
         objective = config.objective
-        encoder = create_model(
-            config.model,
-            image_size=config.views.global_size,
-            drop_path=config.drop_path,
-            layer_scale=config.layer_scale,
-        )
+        encoder = build_encoder(config, drop_path=config.drop_path)
         heads = {
             name: ProjectionHead(
                 encoder.embed_dim,
@@ -68,11 +64,7 @@ class StudentTeacher(Objective):
             for name in (DINO, IBOT)
         }
         self.student = nn.ModuleDict({ENCODER: encoder, **heads})
-        calm = create_model(
-            config.model,
-            image_size=config.views.global_size,
-            layer_scale=config.layer_scale,
-        )
+        calm = Encoder(replace(encoder.config, drop_path=0.0))
         calm.load_state_dict(encoder.state_dict())
         self.teacher = nn.ModuleDict({ENCODER: calm, **copy.deepcopy(heads)})
         self.teacher.requires_grad_(False).eval()
@@ -168,7 +160,6 @@ class StudentTeacher(Objective):
             "koleo": koleo.detach(),
             **_named(DINO, head_statistics(targets, dino * len(targets))),
             **_named(IBOT, head_statistics(patch_targets, ibot * len(masks), mask_weights(masks))),
-            "mean_cosine": mean_cosine(teacher_cls[:num_images]),
             FEATURES: teacher_cls[:num_images],
         }
 
@@ -192,6 +183,8 @@ class StudentTeacher(Objective):
     def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Tensor:
         if self.config.objective.centering == "sinkhorn":
             return sinkhorn_knopp(logits, temperature, self.config.objective.sinkhorn_iterations)
+        if self.config.objective.centering == "none":
+            return torch.softmax(logits.float() / temperature, dim=-1)
         probs: Tensor = self.centers[head](logits, temperature)
         return probs
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
+from core_mri.errors import RunError
 from core_mri.launch import Launcher, launch
 from core_mri.runs import Run, write_atomically
 from core_mri.training.loop import fit
@@ -27,21 +28,29 @@ from core_mri.training.schedules import warmup_cosine
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices, batches, open_slices, open_validation
-from pretrain.health import HealthMonitor
+from pretrain.health.alarms import Alarm
+from pretrain.health.anchor import Anchor
+from pretrain.health.monitor import HealthMonitor
+from pretrain.health.responder import Responder
 from pretrain.losses import reduce_sum
-from pretrain.objectives import FEATURES, LOSS, Batch, create_objective
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Batch, create_objective
 from pretrain.overlap import OVERLAP_FILE, check_overlap
-from pretrain.report import finish
+from pretrain.probe import probe_set, whole_slices
+from pretrain.report import finish, report_stopped
 from pretrain.sampler import (
     DROP_PATH,
     check_batch,
     random_stream,
     rank_slice,
-    sample_numbers,
 )
+from pretrain.stages import Stage, resize, samples_at, stage_at, stages_of
+from pretrain.start import HeadWarmup
 from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 4
+"""Slices on pictures."""
 
 
 def train(
@@ -78,7 +87,8 @@ def train(
         test_sets=tuple(path.absolute() for path in config.test_sets),
     )
     slices = open_slices(config)
-    check_batch(len(slices), config.batch_size, num_workers, config.objective.koleo_group)
+    for stage in stages_of(config):
+        check_batch(len(slices), stage.config.batch_size, num_workers, config.objective.koleo_group)
     overlap = check_overlap(config, slices.volumes)
     Run.open(config.out, config, resume=resume)  # wrong folders are refused before workers start
     write_atomically(config.out / OVERLAP_FILE, f"{overlap}\n".encode())
@@ -100,25 +110,32 @@ def run_worker(payload: Mapping[str, Any]) -> None:
         payload: ``config``, the plain mapping of a `PretrainConfig` with absolute paths.
     """
     config = load_config(PretrainConfig, payload["config"])
-    dataset = open_slices(config)
-    check_batch(len(dataset), config.batch_size, world_size(), config.objective.koleo_group)
+    dataset, validation = open_slices(config), open_validation(config)
     trainer = Trainer(config, dataset)
+    if is_main() and config.health.probe_every:
+        trainer.health.watch(Anchor(probe_set(config, dataset, validation, online=True)))
     with Run.open(config.out, config, main=is_main()) as run:
         _record_workers(run)
         log.info("%s", trainer.choice.reason)
-        fit(
-            trainer.step,
-            run=run,
-            steps=config.steps,
-            state=trainer.state,
-            restore=trainer.restore,
-            checkpoint_every=config.checkpoint_every,
-            description="pretraining",
-            interrupted=_any_worker(run, trainer.choice.device),
-        )
+        answer = Responder(run, trainer)
+        try:
+            fit(
+                trainer.step,
+                run=run,
+                steps=config.steps,
+                state=trainer.state,
+                restore=trainer.restore,
+                checkpoint_every=config.checkpoint_every,
+                description="pretraining",
+                interrupted=_any_worker(run, trainer.choice.device),
+                after=answer,
+            )
+        except RunError as error:
+            if is_main():
+                report_stopped(run, trainer, error)
+            raise
         if is_main():
-            example = trainer.views_of(trainer.samples_of(0)[:4], sample_numbers(0, 4))
-            finish(run, config, trainer.model, dataset, open_validation(config), *example)
+            finish(run, trainer, probe_set(config, dataset, validation))
 
 
 class Trainer:
@@ -140,16 +157,22 @@ class Trainer:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
         self.schedules = schedules(config) | self.model.schedules()
         self.optimizer = _optimizer(self.model.student)
-        self.health = HealthMonitor(config.objective.num_prototypes, config.steps)
+        self.health = HealthMonitor(config)
+        self.warmup = HeadWarmup(config.start_freeze_steps)
+        self.alarms: list[Alarm] = []
+        """Those of the newest step."""
+        self.stage = stages_of(config)[0]
         self._batches: Iterator[list[SliceSample]] | None = None
 
     def step(self, step: int) -> dict[str, float]:
         """Do step `step` (0-based) and return its numbers; a bad loss leaves the weights alone."""
         config, now = self.config, {name: float(v[step]) for name, v in self.schedules.items()}
+        probed = self._probe(0) if step == 0 else {}
+        self._enter(stage_at(config, step))
         started = time.perf_counter()
         samples = self._next(step)
         waited = time.perf_counter() - started
-        numbers = rank_slice(sample_numbers(step, config.batch_size), rank(), world_size())
+        numbers = rank_slice(samples_at(config, step), rank(), world_size())
         views, masks = self.views_of(samples, numbers)
         for group in self.optimizer.param_groups:
             group["lr"] = now["learning_rate"]
@@ -157,28 +180,42 @@ class Trainer:
         # Stochastic depth draws from the global generator: a function of the step, not of history.
         draws = random_stream(config.seed, step * world_size() + rank(), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
-        with torch.autocast(
-            self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
-        ):
+        with self._autocast():
             out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
-        del out[FEATURES]
+        features = out.pop(FEATURES)
         names = (LOSS, *self.model.losses)
         losses = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
         results = dict(zip(names, losses.tolist(), strict=True))
         norm = math.nan
         if math.isfinite(results[LOSS]):
-            norm = self._update(out[LOSS], step, now)
-        if not math.isfinite(norm):
+            norm = self._update(
+                out[LOSS],
+                step,
+                now,
+                lambda: out.update(
+                    self.health.measure(step, features, self.model.student, samples)
+                ),
+            )
+        skipped = not math.isfinite(norm)
+        if skipped:
             results[LOSS] = math.nan
         results |= {name: float(value) for name, value in out.items() if name not in names}
-        results |= self.health.update(step, results)
-        return results | {
-            "grad_norm": norm,
-            **now,
-            "upsampled": float(views.num_upsampled),
-            "wait_seconds": waited,
-            "images_per_second": config.batch_size / (time.perf_counter() - started),
-        }
+        self.warmup.update(step, results[LOSS])
+        if self.health.probe_due(step + 1):
+            probed = self._probe(step + 1)
+        self.alarms = self.health.judge(step, results | probed, skipped=skipped)
+        return (
+            results
+            | probed
+            | {
+                "grad_norm": norm,
+                **now,
+                "alarms": float(len(self.health.alarms.raised)),
+                "upsampled": float(views.num_upsampled),
+                "wait_seconds": waited,
+                "images_per_second": len(samples) * world_size() / (time.perf_counter() - started),
+            }
+        )
 
     def state(self) -> dict[str, Any]:
         """Weights of student and teacher, optimizer, alarms: with the seed enough to continue."""
@@ -186,13 +223,25 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "health": self.health.state(),
+            "warmup": self.warmup.state(),
+            "stage": self.stage.number,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
+        self._enter(stages_of(self.config)[state["stage"]])
+        self.warmup.restore(state["warmup"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.health.restore(state["health"])
+
+    def example(self) -> tuple[Views, Tensor]:
+        """Views and masks of some slices of the first step, for a picture."""
+        return self.views_of(self.samples_of(0)[:_SHOWN], samples_at(self.config, 0)[:_SHOWN])
+
+    def shown_slices(self) -> Tensor:
+        """Some whole slices [N, 1, S, S] in [0, 1], for pictures of patches."""
+        return whole_slices(self.samples_of(0)[:_SHOWN], self.config.views.global_size).float()
 
     def samples_of(self, step: int) -> list[SliceSample]:
         """This worker's slices of a step, read now."""
@@ -205,7 +254,7 @@ class Trainer:
         self, samples: list[SliceSample], numbers: npt.NDArray[np.int64]
     ) -> tuple[Views, Tensor]:
         """Views and masks (bool [B, 2, h, w]) of slices with the given global sample indices."""
-        config, device = self.config, self.choice.device
+        config, device = self.stage.config, self.choice.device
         views = make_views(
             [sample.image for sample in samples],
             numbers,
@@ -223,12 +272,37 @@ class Trainer:
             )
         return next(self._batches)
 
-    def _update(self, loss: Tensor, step: int, now: Mapping[str, float]) -> float:
+    def _enter(self, stage: Stage) -> None:
+        """Go on with the sizes of a stage; nothing when it is the present one."""
+        if stage.number == self.stage.number:
+            return
+        self.stage = stage
+        self.model.config = stage.config
+        resize(self.model, self.optimizer, stage.config.views.global_size)
+        if world_size() > 1:  # its buffers have the sizes of the old tables
+            self.parallel = nn.parallel.DistributedDataParallel(self.model)
+
+    def _probe(self, finished: int) -> dict[str, float]:
+        with self._autocast():
+            return self.health.probe(finished, self.model.teacher_encoder)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
+        )
+
+    def _update(
+        self, loss: Tensor, step: int, now: Mapping[str, float], measure: Callable[[], None]
+    ) -> float:
         """Backward, clip, step, teacher; the gradient norm, not finite when nothing was changed."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for parameter in self.model.frozen(step):
+        frozen = self.model.frozen(step)
+        if self.warmup.frozen(step):
+            frozen = [*frozen, *self.model.student[ENCODER].parameters()]
+        for parameter in frozen:
             parameter.grad = None
+        measure()
         parameters = self.model.student.parameters()
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm))
         if math.isfinite(norm):

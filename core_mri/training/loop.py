@@ -24,6 +24,7 @@ def fit(
     checkpoint_every: int,
     description: str = "training",
     interrupted: Callable[[], bool] | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> None:
     """Call ``step(i)`` for every step that is not done yet, and keep the run safe around it.
 
@@ -38,6 +39,7 @@ def fit(
         description: For the progress bar.
         interrupted: Whether any worker was asked to stop; must give the same answer in all workers
             at the same step. Default: this process's own signals.
+        after: Called with the step when its numbers are logged; may raise to end the run.
 
     Raises:
         RunError: RUN-01 after `MAX_BAD_STEPS` consecutive losses that are not finite; the last good
@@ -63,6 +65,8 @@ def fit(
                     f"the last checkpoint is in {run.out / 'checkpoints'}.",
                     fix="Lower the learning rate, or look at the data with `core-mri data ls`.",
                 )
+            if after is not None:
+                after(index)
             update(index + 1, f"loss {numbers['loss']:.4f}")
             finished = index + 1
             if bad == 0 and (finished % checkpoint_every == 0 or finished == steps):
