@@ -1,4 +1,4 @@
-"""Does the encoder know what a slice shows? Simple probes on labels that come free with the data."""
+"""Does the encoder know what a slice shows? Simple probes on labels that come with the data."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -287,7 +288,7 @@ def lines(config):
 
 
 class TestRuns:
-    COLLAPSING = {
+    COLLAPSING: ClassVar = {
         "objective": {
             "centering": "none",
             "koleo_weight": 0.0,
