@@ -150,22 +150,31 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Highest learning rate, for the batch as it is (DINOv2: 4e-3 * sqrt(batch_size / 1024))."""
     final_learning_rate: float = 1e-6
-    """Learning rate at the last step."""
+    """Learning rate at the last step; equal to `learning_rate` it stays constant (DINOv3)."""
     warmup_steps: int = 12500
     """Steps of linear growth from 0."""
     weight_decay: tuple[float, float] = (0.04, 0.4)
     """Weight decay at the first and the last step (half a cosine); none on biases and norms."""
     teacher_momentum: tuple[float, float] = (0.992, 1.0)
     """Momentum of the teacher at the first and the last step (half a cosine)."""
+    layer_decay: float = 0.9
+    """Factor of the learning rate from each block of the encoder to the one before; 1 for none."""
+    patch_embed_lr: float = 0.2
+    """Further factor of the learning rate of the patch embedding."""
     clip_norm: float = 3.0
     """Largest norm of the whole gradient."""
     freeze_prototypes_steps: int = 1250
     """Steps at the start in which the prototypes stay as they are."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "layer_decay", "clip_norm"):
             value = getattr(self, name)
             _require(value > 0, f"optimizer.{name} must be positive, got {value}.")
+        _require(
+            self.patch_embed_lr >= 0 and self.layer_decay <= 1,
+            "optimizer.layer_decay lies in (0, 1] and patch_embed_lr is not negative, got "
+            f"{self.layer_decay} and {self.patch_embed_lr}.",
+        )
         _require(
             all(0 <= m <= 1 for m in self.teacher_momentum),
             f"optimizer.teacher_momentum must lie in [0, 1], got {self.teacher_momentum}.",

@@ -69,11 +69,12 @@ class HeadWarmup:
         self.steps = steps
         self.window = max(10, steps // 10)
         self.losses: list[float] = []
-        self.over = False
+        self.end = steps
+        """First step that trains the encoder."""
 
     def frozen(self, step: int) -> bool:
         """Whether step `step` (0-based) leaves the encoder alone."""
-        return step < self.steps and not self.over
+        return step < self.end
 
     def update(self, step: int, loss: float) -> None:
         """Take the loss of a step."""
@@ -86,16 +87,18 @@ class HeadWarmup:
             sum(part) for part in (self.losses[: self.window], self.losses[self.window :])
         )
         if now > before - _LEVEL * abs(before):
-            self.over = True
-            log.info("step %d: the loss of the heads has leveled off; the encoder learns now", step)
+            # Not at once: where numbers come late the next step has already begun.
+            self.end = step + 2
+            log.info("the loss of the heads has leveled off: the encoder learns from step %d on",
+                     self.end)  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
-        return {"losses": list(self.losses), "over": self.over}
+        return {"losses": list(self.losses), "end": self.end}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`."""
-        self.losses, self.over = list(state["losses"]), bool(state["over"])
+        self.losses, self.end = list(state["losses"]), int(state["end"])
 
 
 def suggested_rate(batch_size: int) -> float:

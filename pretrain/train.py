@@ -22,9 +22,9 @@ from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
 from core_mri.errors import RunError
 from core_mri.launch import Launcher, launch
-from core_mri.runs import Run, write_atomically
+from core_mri.runs import Run, write_atomically, writing
+from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
-from core_mri.training.schedules import warmup_cosine
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices, batches, open_slices, open_validation
@@ -34,6 +34,7 @@ from pretrain.health.monitor import HealthMonitor
 from pretrain.health.responder import Responder
 from pretrain.losses import reduce_sum
 from pretrain.objectives import ENCODER, FEATURES, LOSS, Batch, create_objective
+from pretrain.optimization import Optimization, schedules
 from pretrain.overlap import OVERLAP_FILE, check_overlap
 from pretrain.probe import probe_set, whole_slices
 from pretrain.report import finish, report_stopped
@@ -77,7 +78,9 @@ def train(
         ConfigError: CONFIG-03 or -04 for the output folder, CONFIG-05 for a batch that data or
             workers cannot fill, or for test patients in the training data.
         DataError: DATA-08 or -09 when there is no registry or no slice.
-        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies.
+        WeightsError: When `start` cannot be loaded or does not fit the model.
+        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies, RUN-06 and -07 when
+            an alarm of health stops it.
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint.
     """
     config = replace(
@@ -116,8 +119,10 @@ def run_worker(payload: Mapping[str, Any]) -> None:
         trainer.health.watch(Anchor(probe_set(config, dataset, validation, online=True)))
     with Run.open(config.out, config, main=is_main()) as run:
         _record_workers(run)
+        if run.main:
+            with writing(run.out):
+                np.savez(run.out / "schedules.npz", allow_pickle=False, **trainer.schedules)
         log.info("%s", trainer.choice.reason)
-        answer = Responder(run, trainer)
         try:
             fit(
                 trainer.step,
@@ -128,7 +133,8 @@ def run_worker(payload: Mapping[str, Any]) -> None:
                 checkpoint_every=config.checkpoint_every,
                 description="pretraining",
                 interrupted=_any_worker(run, trainer.choice.device),
-                after=answer,
+                late=trainer.choice.device.type == "cuda",
+                after=Responder(run, trainer),
             )
         except RunError as error:
             if is_main():
@@ -156,16 +162,20 @@ class Trainer:
         if world_size() > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
         self.schedules = schedules(config) | self.model.schedules()
-        self.optimizer = _optimizer(self.model.student)
+        self.optimization = Optimization(self.model, config.optimizer)
         self.health = HealthMonitor(config)
         self.warmup = HeadWarmup(config.start_freeze_steps)
         self.alarms: list[Alarm] = []
-        """Those of the newest step."""
+        """Those of the newest step whose numbers have arrived."""
         self.stage = stages_of(config)[0]
+        self._finished = 0.0
         self._batches: Iterator[list[SliceSample]] | None = None
 
-    def step(self, step: int) -> dict[str, float]:
-        """Do step `step` (0-based) and return its numbers; a bad loss leaves the weights alone."""
+    def step(self, step: int) -> Mapping[str, float]:
+        """Do step `step` (0-based) and return its numbers, which are fetched when looked at.
+
+        A loss or gradient that is not finite leaves the weights alone.
+        """
         config, now = self.config, {name: float(v[step]) for name, v in self.schedules.items()}
         probed = self._probe(0) if step == 0 else {}
         self._enter(stage_at(config, step))
@@ -174,54 +184,48 @@ class Trainer:
         waited = time.perf_counter() - started
         numbers = rank_slice(samples_at(config, step), rank(), world_size())
         views, masks = self.views_of(samples, numbers)
-        for group in self.optimizer.param_groups:
-            group["lr"] = now["learning_rate"]
-            group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
         # Stochastic depth draws from the global generator: a function of the step, not of history.
         draws = random_stream(config.seed, step * world_size() + rank(), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
         with self._autocast():
             out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
         features = out.pop(FEATURES)
-        names = (LOSS, *self.model.losses)
-        losses = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
-        results = dict(zip(names, losses.tolist(), strict=True))
-        norm = math.nan
-        if math.isfinite(results[LOSS]):
-            norm = self._update(
-                out[LOSS],
-                step,
-                now,
-                lambda: out.update(
-                    self.health.measure(step, features, self.model.student, samples)
-                ),
-            )
-        skipped = not math.isfinite(norm)
-        if skipped:
-            results[LOSS] = math.nan
-        results |= {name: float(value) for name, value in out.items() if name not in names}
-        self.warmup.update(step, results[LOSS])
+        student = self.model.student
+        frozen = student[ENCODER].parameters() if self.warmup.frozen(step) else ()
+        norm = self.optimization.update(out[LOSS], step, now, frozen)
+        out |= self.health.measure(
+            step, features, student, samples, scale=self.optimization.clipped_by(norm)
+        )
         if self.health.probe_due(step + 1):
             probed = self._probe(step + 1)
-        self.alarms = self.health.judge(step, results | probed, skipped=skipped)
-        return (
-            results
-            | probed
-            | {
-                "grad_norm": norm,
+        names = (LOSS, *self.model.losses)
+        shared = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
+        out |= dict(zip(names, shared, strict=True))
+        out[LOSS] = torch.where(norm.isfinite(), out[LOSS], torch.nan)
+
+        def finish(results: Mapping[str, float]) -> dict[str, float]:
+            seconds = time.perf_counter() - max(started, self._finished)
+            self._finished = time.perf_counter()
+            self.warmup.update(step, results[LOSS])
+            self.alarms = self.health.judge(
+                step, {**results, **probed}, skipped=not math.isfinite(results[LOSS])
+            )
+            return {
+                **probed,
                 **now,
                 "alarms": float(len(self.health.alarms.raised)),
                 "upsampled": float(views.num_upsampled),
                 "wait_seconds": waited,
-                "images_per_second": len(samples) * world_size() / (time.perf_counter() - started),
+                "images_per_second": len(samples) * world_size() / seconds,
             }
-        )
+
+        return LateNumbers(out | {"grad_norm": norm}, finish)
 
     def state(self) -> dict[str, Any]:
         """Weights of student and teacher, optimizer, alarms: with the seed enough to continue."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimization.adamw.state_dict(),
             "health": self.health.state(),
             "warmup": self.warmup.state(),
             "stage": self.stage.number,
@@ -232,7 +236,7 @@ class Trainer:
         self._enter(stages_of(self.config)[state["stage"]])
         self.warmup.restore(state["warmup"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimization.adamw.load_state_dict(state["optimizer"])
         self.health.restore(state["health"])
 
     def example(self) -> tuple[Views, Tensor]:
@@ -263,7 +267,7 @@ class Trainer:
             seed=config.seed,
             device=device,
         )
-        return views, torch.from_numpy(self.model.sample_masks(numbers)).to(device)
+        return views, torch.from_numpy(self.model.sample_masks(numbers))
 
     def _next(self, step: int) -> list[SliceSample]:
         if self._batches is None:
@@ -278,7 +282,7 @@ class Trainer:
             return
         self.stage = stage
         self.model.config = stage.config
-        resize(self.model, self.optimizer, stage.config.views.global_size)
+        resize(self.model, self.optimization.adamw, stage.config.views.global_size)
         if world_size() > 1:  # its buffers have the sizes of the old tables
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
 
@@ -290,50 +294,6 @@ class Trainer:
         return torch.autocast(
             self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
         )
-
-    def _update(
-        self, loss: Tensor, step: int, now: Mapping[str, float], measure: Callable[[], None]
-    ) -> float:
-        """Backward, clip, step, teacher; the gradient norm, not finite when nothing was changed."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        frozen = self.model.frozen(step)
-        if self.warmup.frozen(step):
-            frozen = [*frozen, *self.model.student[ENCODER].parameters()]
-        for parameter in frozen:
-            parameter.grad = None
-        measure()
-        parameters = self.model.student.parameters()
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.model.update(now)
-        return norm
-
-
-def schedules(config: PretrainConfig) -> dict[str, npt.NDArray[np.float64]]:
-    """The optimizer's schedules of a run, each an array [steps]."""
-    steps, optimizer = config.steps, config.optimizer
-    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
-    return {
-        "learning_rate": warmup_cosine(
-            peak / max(warmup, 1), peak, optimizer.final_learning_rate, warmup, steps
-        ),
-        "weight_decay": warmup_cosine(0.0, *optimizer.weight_decay, 0, steps),
-    }
-
-
-def _optimizer(student: nn.Module) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.999); matrices decay, biases, norms and single vectors do not."""
-    parameters = list(student.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.squeeze().ndim > 1], "decays": True},
-            {"params": [p for p in parameters if p.squeeze().ndim <= 1], "decays": False},
-        ],
-        lr=0.0,
-        fused=True,
-    )
 
 
 def _any_worker(run: Run, device: torch.device) -> Callable[[], bool]:

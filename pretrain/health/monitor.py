@@ -63,22 +63,31 @@ class HealthMonitor:
         return bool(every) and (finished % every == 0 or finished == self.steps)
 
     def measure(
-        self, step: int, features: Tensor, student: nn.ModuleDict, samples: Sequence[SliceSample]
+        self,
+        step: int,
+        features: Tensor,
+        student: nn.ModuleDict,
+        samples: Sequence[SliceSample],
+        *,
+        scale: Tensor,
     ) -> dict[str, Tensor]:
-        """Figures of a step, on the device, after its backward pass.
+        """Figures of a step, on the device, after its update.
 
         Args:
             step: 0-based.
             features: [B, D], class tokens of the first view of this worker's images.
             student: With its gradients.
             samples: The slices of this worker.
+            scale: What the gradients were divided by.
         """
         self.queue.push(features)
         numbers = {"mean_cosine": mean_cosine(features)}
         if self.due(step):
             repeated = torch.tensor([duplicate_rate(samples) / world_size()])
             numbers |= spectrum(self.queue.features())
-            numbers |= gradient_norms(student) | prototype_norms(student)
+            norms = gradient_norms(student)
+            numbers |= {name: norm * scale for name, norm in norms.items()}
+            numbers |= prototype_norms(student)
             numbers["duplicates"] = reduce_sum(repeated.to(features.device))[0]
         return numbers
 

@@ -15,7 +15,7 @@ _STRIDE = 8
 
 @torch.no_grad()
 def gradient_norms(student: nn.ModuleDict) -> dict[str, Tensor]:
-    """Norm of the gradient of each module of the student: ``grad_norm_NAME``, before clipping."""
+    """Norm of the gradient of each module of the student: ``grad_norm_NAME``."""
     norms = {}
     for name, module in student.items():
         gradients = [p.grad for p in module.parameters() if p.grad is not None]

@@ -20,6 +20,7 @@ from pretrain.health.network import duplicate_rate, gradient_norms
 from pretrain.health.patches import PatchWatch
 from pretrain.health.spectrum import FeatureQueue, spectrum
 from pretrain.health_config import HealthConfig
+from pretrain.prototypes import TargetSums
 from pretrain.train import Trainer, train
 
 K = 16
@@ -27,7 +28,7 @@ K = 16
 
 def statistics(probs):
     entropy = -torch.special.xlogy(probs, probs).sum()
-    return {k: v.item() for k, v in head_statistics(probs, entropy).items()}
+    return {k: v.item() for k, v in head_statistics(TargetSums.of(probs), entropy).items()}
 
 
 class TestStatistics:
@@ -57,11 +58,11 @@ class TestStatistics:
         student = torch.softmax(torch.randn(32, K), -1)
         cross_entropy = (-(probs * student.log()).sum(-1) * weights).sum()
         expected = ((probs * (probs / student).log()).sum(-1) * weights).sum() / weights.sum()
-        found = head_statistics(probs, cross_entropy, weights)["kl"]
+        found = head_statistics(TargetSums.of(probs), cross_entropy, weights)["kl"]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
     def test_no_rows_are_finite(self):
-        found = head_statistics(torch.zeros(0, K), torch.tensor(0.0), torch.zeros(0))
+        found = head_statistics(TargetSums.of(torch.zeros(0, K)), torch.tensor(0.0), torch.zeros(0))
         assert all(math.isfinite(value.item()) for value in found.values())
 
     def test_mean_cosine(self):
