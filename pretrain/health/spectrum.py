@@ -72,8 +72,8 @@ class FeatureQueue:
 
     @torch.no_grad()
     def push(self, features: Tensor) -> None:
-        """Take [N, D]; the oldest rows are overwritten."""
-        features = features[-self.length :].detach().float()
+        """Take [N, D]; the oldest rows are overwritten. What is not finite counts as 0."""
+        features = features[-self.length :].detach().float().nan_to_num()
         if self.rows is None:
             self.rows = features.new_zeros(self.length, features.shape[1])
         self.rows = self.rows.to(features.device)
