@@ -78,15 +78,18 @@ def resize(module: nn.Module, optimizer: torch.optim.Optimizer, image_size: int)
     for encoder in module.modules():
         if not isinstance(encoder, Encoder) or encoder.config.image_size == image_size:
             continue
-        table = encoder.vit.pos_embed
-        state: dict[str, Any] = optimizer.state.get(table, {})
-        moments = {name: value for name, value in state.items() if name.startswith("exp_avg")}
-        for name, value in moments.items():
+        old = encoder.vit.pos_embed
+        state: dict[str, Any] = optimizer.state.pop(old, {})
+        for name in [name for name in state if name.startswith("exp_avg")]:
             kind = "bilinear" if name == "exp_avg_sq" else "bicubic"
-            state[name] = _resampled(encoder, value, image_size, kind)
-        # The same parameter with other content: optimizer and schedules keep their hold on it.
-        table.data = _resampled(encoder, table.data, image_size, "bicubic")
-        table.grad = None
+            state[name] = _resampled(encoder, state[name], image_size, kind)
+        table = _resampled(encoder, old.data, image_size, "bicubic")
+        new = nn.Parameter(table, requires_grad=old.requires_grad)
+        if state:
+            optimizer.state[new] = state
+        for group in optimizer.param_groups:
+            group["params"] = [new if p is old else p for p in group["params"]]
+        encoder.vit.pos_embed = new
         encoder.vit.patch_embed.set_input_size(img_size=image_size)
         encoder.config = replace(encoder.config, image_size=image_size)
 

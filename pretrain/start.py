@@ -78,7 +78,7 @@ class HeadWarmup:
 
     def update(self, step: int, loss: float) -> None:
         """Take the loss of a step."""
-        if not self.frozen(step):
+        if step >= self.steps or self.end < self.steps:
             return
         self.losses = [*self.losses, loss][-2 * self.window :]
         if len(self.losses) < 2 * self.window:
