@@ -189,6 +189,8 @@ def probe(
 def embed(encoder: Encoder, images: Tensor) -> Tensor:
     """Class tokens [N, D], on the CPU, of images [N, 1, S, S]."""
     device = next(encoder.parameters()).device
+    if not len(images):
+        return torch.zeros(0, encoder.embed_dim)
     rows = [encoder(part.to(device).float()).cls.float().cpu() for part in images.split(_BATCH)]
     return torch.cat(rows)
 

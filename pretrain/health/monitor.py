@@ -137,7 +137,8 @@ class HealthMonitor:
     def watch(self, anchor: Anchor) -> None:
         """Take the slices that are probed; on the main worker alone."""
         self.anchor = anchor
-        self.patches = PatchWatch(anchor.slices.queries[:_WATCHED_SLICES].float())
+        shown = torch.cat([anchor.slices.queries, anchor.slices.bank])[:_WATCHED_SLICES]
+        self.patches = PatchWatch(shown.float())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
