@@ -64,10 +64,9 @@ def report_stopped(run: Run, trainer: Trainer, error: RunError) -> None:
     result = ProbeResult([], [], ["No probe: the run was stopped."])
     metrics = run.metrics()
     facts = card(trainer.config, trainer.dataset, metrics, result, _overlap(run))
-    report = Report(
-        f"Pretraining of {trainer.config.model}: stopped",
-        f"{error.code}: {error.message} {error.fix}",
-    )
+    facts["training"]["steps"] = f"{metrics[-1]['step'] + 1} of {trainer.config.steps}"
+    verdict = str(error).replace(f"{run.out}/", "")  # the page may be sent to others
+    report = Report(f"Pretraining of {trainer.config.model}: stopped", verdict)
     _fill(report, run, trainer, facts, result)
 
 

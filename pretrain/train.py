@@ -50,6 +50,8 @@ from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
 
+STOPPED = ("RUN-01", "RUN-06", "RUN-07")
+"""Errors of all workers at the same step, after which a report is written."""
 _SHOWN = 4
 """Slices on pictures."""
 
@@ -137,8 +139,11 @@ def run_worker(payload: Mapping[str, Any]) -> None:
                 after=Responder(run, trainer),
             )
         except RunError as error:
-            if is_main():
-                report_stopped(run, trainer, error)
+            if error.code in STOPPED:
+                if is_main():
+                    report_stopped(run, trainer, error)
+                if world_size() > 1:  # launchers end all workers when one has left
+                    dist.barrier()
             raise
         if is_main():
             finish(run, trainer, probe_set(config, dataset, validation))

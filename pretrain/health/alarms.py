@@ -160,7 +160,7 @@ class Alarms:
             yield Finding(
                 figure, value, config.information * largest, "stop",
                 f"the {head} head has collapsed: its targets hold no information about the image, "
-                "and the weights are worth nothing from here on", remedy,
+                "and what the encoder learns from it is worth nothing", remedy,
             )  # fmt: skip
         if what == "kl" and value < config.kl:
             yield Finding(

@@ -9,9 +9,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
+from core_mri.config import to_mapping
 from core_mri.errors import RunError
 from core_mri.models import create_model
+from core_mri.runs import Run
 from data_registry.slices import SliceSample
 from pretrain.health import head_statistics, mean_cosine
 from pretrain.health.alarms import Alarms
@@ -20,8 +24,9 @@ from pretrain.health.network import duplicate_rate, gradient_norms
 from pretrain.health.patches import PatchWatch
 from pretrain.health.spectrum import FeatureQueue, spectrum
 from pretrain.health_config import HealthConfig
+from pretrain.overlap import OVERLAP_FILE
 from pretrain.prototypes import TargetSums
-from pretrain.train import Trainer, train
+from pretrain.train import Trainer, run_worker, train
 
 K = 16
 
@@ -288,6 +293,12 @@ def lines(config):
     return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
 
 
+def _worker(rank, payload, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    run_worker(payload)
+    dist.destroy_process_group()
+
+
 class TestRuns:
     COLLAPSING: ClassVar = {
         "objective": {
@@ -302,6 +313,8 @@ class TestRuns:
 
     @pytest.mark.usefixtures("in_memory")
     def test_collapse_ends_the_run_with_snapshot_and_report(self, tiny):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
         config = tiny(**self.COLLAPSING)
         with pytest.raises(RunError, match="collapsed") as caught:
             train(config)
@@ -314,9 +327,28 @@ class TestRuns:
         assert "RUN-06" in page
         assert "Patch features" in page
         assert not (config.out / "weights").exists()
+        assert str(config.out) not in page
+        board = EventAccumulator(str(config.out / "tensorboard")).Reload().Tags()
+        assert {"views", "patches", "alarm/views"} <= set(board["images"])
+        assert {"dino_information", "rank", "knn_region"} <= set(board["scalars"])
         last = lines(config)[-1]
         assert last["step"] < 59
         assert last["alarms"] >= 1
+
+    @pytest.mark.usefixtures("in_memory")
+    def test_two_workers_stop_at_the_step_of_one(self, tiny):
+        alone = tiny(**self.COLLAPSING)
+        with pytest.raises(RunError):
+            train(alone)
+        shared = replace(alone, out=alone.out.with_name("shared"))
+        Run.open(shared.out, shared)
+        (shared.out / OVERLAP_FILE).write_text("not checked\n")
+        payload = ({"config": to_mapping(shared)}, str(shared.out.with_name("store")))
+        with pytest.raises(mp.ProcessRaisedException, match="RUN-06"):
+            mp.start_processes(_worker, payload, nprocs=2, start_method="fork")
+        assert len(lines(shared)) == len(lines(alone))
+        assert "RUN-06" in (shared.out / "report.html").read_text()
+        assert (shared.out / "alarms").exists()
 
     @pytest.mark.usefixtures("in_memory")
     def test_only_warned_it_goes_on(self, tiny):
