@@ -168,7 +168,7 @@ class Trainer:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
         self.schedules = schedules(config) | self.model.schedules()
         self.optimization = Optimization(self.model, config.optimizer)
-        self.health = HealthMonitor(config)
+        self.health = HealthMonitor(config, judged_features=self.model.judged_features)
         self.warmup = HeadWarmup(config.start_freeze_steps)
         self.alarms: list[Alarm] = []
         """Those of the newest step whose numbers have arrived."""

@@ -61,15 +61,23 @@ class Alarms:
         num_prototypes: K of the heads.
         steps: Of the run.
         anchored: Whether the run started from trained weights, which it must not spoil.
+        judged_features: Whether class tokens that are all alike are an alarm.
     """
 
     def __init__(
-        self, config: HealthConfig, *, num_prototypes: int, steps: int, anchored: bool = False
+        self,
+        config: HealthConfig,
+        *,
+        num_prototypes: int,
+        steps: int,
+        anchored: bool = False,
+        judged_features: bool = True,
     ) -> None:
         self.config = config
         self.num_prototypes = num_prototypes
         self.patience = max(config.patience_steps, math.ceil(config.patience_share * steps))
         self.anchored = anchored
+        self.ignored = () if judged_features else ("mean_cosine", "rank")
         self.since: dict[str, int] = {}
         self.raised: dict[str, Level] = {}
 
@@ -145,7 +153,11 @@ class Alarms:
              "Lower optimizer.learning_rate, or freeze the encoder longer (start_freeze_steps)."),
         )  # fmt: skip
         for figure, limit, sign, level, means, remedy in rules:
-            if figure in numbers and sign * numbers[figure] > sign * limit:
+            if (
+                figure in numbers
+                and figure not in self.ignored
+                and sign * numbers[figure] > sign * limit
+            ):
                 yield Finding(figure, numbers[figure], limit, level, means, remedy)
 
     def _head_findings(

@@ -33,9 +33,10 @@ class HealthMonitor:
 
     Args:
         config: Of the run.
+        judged_features: Whether class tokens that are all alike are an alarm.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, *, judged_features: bool = True) -> None:
         self.config = config.health
         self.steps = config.steps
         self.warmup = config.optimizer.warmup_steps
@@ -45,6 +46,7 @@ class HealthMonitor:
             num_prototypes=config.objective.num_prototypes,
             steps=config.steps,
             anchored=bool(config.start),
+            judged_features=judged_features,
         )
         self.anchor: Anchor | None = None
         self.patches: PatchWatch | None = None

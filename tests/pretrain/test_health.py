@@ -246,6 +246,12 @@ class TestAlarms:
             found = [a for step in range(50) for a in alarms.update(step, numbers)]
             assert [a.finding.figure for a in found] == [figure] * rings
 
+    def test_class_tokens_that_nothing_trains_are_not_judged(self):
+        alarms = Alarms(HealthConfig(), num_prototypes=64, steps=100, judged_features=False)
+        numbers = {"mean_cosine": 1.0, "rank": 1.0, "patch_cosine": 1.0}
+        found = {a.finding.figure for step in range(90) for a in alarms.update(step, numbers)}
+        assert found == {"patch_cosine"}
+
     def test_a_fall_below_trained_weights_stops_and_below_random_ones_does_not(self):
         for anchored, last in ((True, "stop"), (False, "snapshot")):
             alarms = self.alarms(anchored=anchored)
