@@ -23,11 +23,11 @@ class HealthConfig:
     """The most that an alarm may do: ``warn`` in the log, ``snapshot`` (also keep a checkpoint and
     pictures), ``stop`` (also end the run, when the alarm lasts twice its patience)."""
     every: int = 50
-    """Steps between figures that cost more: spectrum, patches, gradient norms, duplicates."""
+    """Steps between figures that cost more: spectrum, norms of gradients, duplicates."""
     queue: int = 4096
     """Class tokens, the newest, over which the spectrum is taken."""
     probe_every: int = 2500
-    """Steps between nearest-neighbor and linear probes on region, sequence and plane; 0: none."""
+    """Steps between probes on region, sequence and plane, and looks at patches; 0: none."""
     probe_slices: int = 512
     """Slices at most, on each side, of these probes."""
     patience_steps: int = 40
