@@ -57,6 +57,8 @@ CODES: dict[str, str] = {
     "RUN-02": "a worker process failed",
     "RUN-03": "a checkpoint is damaged",
     "RUN-04": "out of memory; the message says the next batch size to try",
+    "RUN-06": "an alarm of health stopped the run: it has collapsed",
+    "RUN-07": "an alarm of health stopped the run: probes fell below those of its initial weights",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

@@ -26,6 +26,7 @@ from core_mri.devices import environment
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
@@ -150,12 +151,21 @@ class Run:
             (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(line) + "\n")
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.out / "tensorboard"))
+        board = self._tensorboard()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            board.add_scalar(name, value, step)
+
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """Add a picture to TensorBoard."""
+        if not self.main:
+            return
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._tensorboard().add_image(name, pixels, step, dataformats="HWC")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of ``metrics.jsonl`` but an unfinished last one of a killed process."""
@@ -178,27 +188,20 @@ class Run:
         """
         if not self.main:
             return
-        import torch
-
         folder = self.out / "checkpoints"
-        aside = folder / f".partial_{step:08d}"
-        with writing(folder):
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            with (aside / "state.pt").open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            manifest = {
-                "step": step,
-                "sha256": {"state.pt": file_sha256(aside / "state.pt")},
-            }
-            write_atomically(aside / "manifest.json", json.dumps(manifest).encode())
-            final = folder / f"step_{step:08d}"
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
+        _write_checkpoint(folder, step, state)
         for old in sorted(folder.glob("step_*"))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
+
+    def keep_checkpoint(self, name: str, step: int, state: Mapping[str, Any]) -> Path:
+        """As `save_checkpoint`, but in the folder `name` of the run, where all of them stay.
+
+        Returns:
+            The folder of the checkpoint, on the main worker.
+        """
+        if not self.main:
+            return self.out / name
+        return _write_checkpoint(self.out / name, step, state)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
         """The newest complete checkpoint as (finished steps, state), None when there is none.
@@ -284,6 +287,13 @@ class Run:
             task = bar.add_task(description, total=total, text="")
             yield lambda done, text: bar.update(task, completed=done, text=text)
 
+    def _tensorboard(self) -> SummaryWriter:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.out / "tensorboard"))
+        return self._board
+
     def _cut_metrics(self, step: int) -> None:
         path = self.out / "metrics.jsonl"
         if path.exists():
@@ -330,6 +340,25 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _write_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write ``step_N`` aside, its manifest last, and rename it into `folder`."""
+    import torch
+
+    aside, final = folder / f".partial_{step:08d}", folder / f"step_{step:08d}"
+    with writing(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        with (aside / "state.pt").open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        manifest = {"step": step, "sha256": {"state.pt": file_sha256(aside / "state.pt")}}
+        write_atomically(aside / "manifest.json", json.dumps(manifest).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+    return final
 
 
 def _check_same(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -99,8 +99,11 @@ def _dry_run(config: PretrainConfig) -> int:
     print(f"memory            {found.memory_gib:.2f} GiB {found.memory_of}")
     print(f"seconds per step  {found.seconds_per_step:.2f}")
     print(f"estimated total   {hours:.2f} h for {config.steps} steps on one worker")
+    print(f"operations        {found.flops / 1e9:.1f} GFLOP a step")
     print(f"loss              {found.loss:.4f}")
     print(f"views             {found.picture}")
+    for sentence in found.advice:
+        print(f"note              {sentence}")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from core_mri.errors import ConfigError
 from core_mri.models.registry import MODELS
+from pretrain.health_config import HealthConfig
 
 _PROBABILITIES = ("intensity_probability", "blur_probability", "noise_probability")
 
@@ -120,8 +121,9 @@ class ObjectiveConfig:
     """Temperature of the teacher at the start and after its warm-up."""
     teacher_temperature_warmup: int = 37500
     """Steps in which the teacher's temperature grows linearly."""
-    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
-    """What keeps the teacher from collapse: Sinkhorn-Knopp, or a softmax with a moving center."""
+    centering: Literal["sinkhorn", "softmax", "none"] = "sinkhorn"
+    """What keeps the teacher from collapse: Sinkhorn-Knopp, or a softmax with a moving center;
+    ``none`` collapses, which shows what the alarms do."""
     sinkhorn_iterations: int = 3
     """Iterations of Sinkhorn-Knopp."""
     center_momentum: float = 0.9
@@ -195,6 +197,20 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A later part of a run with other sizes, such as its last tenth at 448 px."""
+
+    steps: int
+    """Steps of this stage."""
+    global_size: int
+    """Side of the two global views, px; position tables are resampled to it."""
+    local_size: int
+    """Side of a local view, px."""
+    batch_size: int = 0
+    """Slices of a step over all workers; 0 leaves it as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """One pretraining run."""
 
@@ -214,6 +230,16 @@ class PretrainConfig:
     """Stochastic depth of the student."""
     layer_scale: float = 1e-5
     """Initial LayerScale of the encoder; 0 leaves it out, which short runs need."""
+    num_registers: int = 0
+    """Register tokens of the encoder."""
+    start: str = ""
+    """What the encoder starts from: anything that `core_mri.load_model` takes and that holds a
+    plain ViT of this size, registers and LayerScale; empty for random weights. Take a learning rate
+    of at most 2e-4 * sqrt(batch_size / 1024)."""
+    start_freeze_steps: int = 0
+    """With `start`: steps at most in which only the heads learn; fewer when the loss levels off."""
+    stages: tuple[StageConfig, ...] = ()
+    """Stages at the end of the run, in order; what they leave of `steps` goes as `views` says."""
     where: str = ""
     """SQL condition on the volumes of the registry, such as ``region = 'brain'``; empty for all."""
     cohort: str = ""
@@ -238,6 +264,8 @@ class PretrainConfig:
     """Losses and heads."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedules."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """Figures of health and their alarms."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
     probe_slices: int = 1024
@@ -265,16 +293,24 @@ class PretrainConfig:
             f"no model {self.model!r}; choose one of {', '.join(sorted(MODELS))}.",
         )
         _require(0 <= self.balance <= 1, f"balance must lie in [0, 1], got {self.balance}.")
-        patch = MODELS[self.model].patch_size
-        for name in ("global_size", "local_size"):
-            side = getattr(self.views, name)
-            nearest = max(2, round(side / patch)) * patch
+        self._check_sides("views", self.views.global_size, self.views.local_size)
+        for number, stage in enumerate(self.stages):
+            self._check_sides(f"stages[{number}]", stage.global_size, stage.local_size)
             _require(
-                side % patch == 0 and side >= 2 * patch,
-                f"views.{name} must be a multiple of the patch size {patch} of {self.model}, at "
-                f"least two patches, got {side}.",
-                fix=f"Try {nearest}.",
+                stage.steps >= 1 and stage.batch_size >= 0,
+                f"stages[{number}]: steps must be positive and batch_size not negative, got "
+                f"{stage.steps} and {stage.batch_size}.",
             )
+        later = sum(stage.steps for stage in self.stages)
+        _require(
+            later < self.steps,
+            f"the stages have {later} steps, which leaves none of {self.steps} for the first part.",
+        )
+        _require(
+            bool(self.start) or self.start_freeze_steps == 0,
+            f"start_freeze_steps is {self.start_freeze_steps}, but `start` names no weights.",
+            fix="Random weights need no frozen encoder: set it to 0.",
+        )
         for name, steps in (
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
             ("objective.teacher_temperature_warmup", self.objective.teacher_temperature_warmup),
@@ -283,6 +319,17 @@ class PretrainConfig:
                 0 <= steps <= self.steps,
                 f"{name} is {steps}, but the run has {self.steps} steps.",
                 fix=f"Try {self.steps // 10}.",
+            )
+
+    def _check_sides(self, where: str, global_size: int, local_size: int) -> None:
+        patch = MODELS[self.model].patch_size
+        for name, side in (("global_size", global_size), ("local_size", local_size)):
+            nearest = max(2, round(side / patch)) * patch
+            _require(
+                side % patch == 0 and side >= 2 * patch,
+                f"{where}.{name} must be a multiple of the patch size {patch} of {self.model}, at "
+                f"least two patches, got {side}.",
+                fix=f"Try {nearest}.",
             )
 
 

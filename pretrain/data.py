@@ -16,6 +16,7 @@ from data_registry.governance.propagation import Mixture, noncommercial_cost, on
 from data_registry.slices import SliceDataset, SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.sampler import SliceOrder, rank_slice
+from pretrain.stages import samples_at
 
 if TYPE_CHECKING:
     from data_registry.schema import Split, VolumeRow
@@ -105,7 +106,7 @@ def batches(
 
     def positions() -> Iterator[list[int]]:
         for step in range(start, config.steps):
-            yield rank_slice(order(step, config.batch_size), rank, world_size).tolist()
+            yield rank_slice(order.at(samples_at(config, step)), rank, world_size).tolist()
 
     loader: DataLoader[SliceSample] = DataLoader(
         dataset,  # type: ignore[arg-type]

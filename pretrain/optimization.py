@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,13 +46,20 @@ class Optimization:
             parameter_groups(objective.student, config), lr=0.0, fused=True
         )
 
-    def update(self, loss: Tensor, step: int, now: Mapping[str, float]) -> Tensor:
+    def update(
+        self,
+        loss: Tensor,
+        step: int,
+        now: Mapping[str, float],
+        frozen: Iterable[nn.Parameter] = (),
+    ) -> Tensor:
         """Backward, clip, step, teacher.
 
         Args:
             loss: Scalar with a gradient.
             step: 0-based.
             now: Every schedule at this step.
+            frozen: Parameters that stay as they are, besides those the objective freezes.
 
         Returns:
             Norm of the whole gradient before clipping, on the device; not finite when the step was
@@ -60,7 +67,7 @@ class Optimization:
         """
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
-        for parameter in self.objective.frozen(step):
+        for parameter in (*self.objective.frozen(step), *frozen):
             parameter.grad = None
         for group in self.adamw.param_groups:
             group["lr"] = now["learning_rate"] * group["multiplier"]
@@ -68,13 +75,17 @@ class Optimization:
         gradients = [p.grad for p in self.objective.student.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         # What torch.amp.GradScaler hands to fused optimizers: a divisor, and 1 for "skip".
-        self.adamw.grad_scale = (norm / self.clip_norm).clamp_min(1.0)  # type: ignore[attr-defined]
+        self.adamw.grad_scale = self.clipped_by(norm)  # type: ignore[attr-defined]
         self.adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.adamw.step()
         # On a device nobody looks: after a skipped step the teacher nears a student that is sound.
         if norm.device.type != "cpu" or bool(norm.isfinite()):
             self.objective.update(now)
         return norm
+
+    def clipped_by(self, norm: Tensor) -> Tensor:
+        """The divisor of all gradients when the whole one has this norm."""
+        return (norm / self.clip_norm).clamp_min(1.0)
 
 
 def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> list[dict[str, Any]]:

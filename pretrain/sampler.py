@@ -69,8 +69,12 @@ class SliceOrder:
 
     def __call__(self, step: int, batch_size: int) -> Indices:
         """The slices of one step, over all workers: [batch_size] indices in [0, num_slices)."""
-        rounds, positions = np.divmod(sample_numbers(step, batch_size), self._share.sum())
-        volumes, visits = np.empty((2, batch_size), dtype=np.int64)
+        return self.at(sample_numbers(step, batch_size))
+
+    def at(self, numbers: Indices) -> Indices:
+        """The slices of global sample indices [N]: indices in [0, num_slices)."""
+        rounds, positions = np.divmod(numbers, self._share.sum())
+        volumes, visits = np.empty((2, len(numbers)), dtype=np.int64)
         for number in np.unique(rounds):
             here = rounds == number
             volumes[here], visits[here] = self._round(int(number))[:, positions[here]]

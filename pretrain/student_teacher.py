@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core_mri.models import create_model
 from core_mri.models.encoder import Encoder
 from core_mri.training.ema import update_ema
 from core_mri.training.schedules import warmup_cosine
 from pretrain.config import PretrainConfig
 from pretrain.gram import REFRESH, WEIGHT, gram_loss, gram_schedules
 from pretrain.heads import ProjectionHead
-from pretrain.health import head_statistics, mean_cosine
+from pretrain.health import head_statistics
 from pretrain.losses import koleo_loss, mask_weights
 from pretrain.masking import sample_masks
 from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
 from pretrain.packed import Crops, encode_packed
 from pretrain.prototypes import Spread, TargetSums, cross_views, prototype_loss, same_rows
-from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp
+from pretrain.start import build_encoder
+from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp, softmax_targets
 
 DINO, IBOT, KOLEO, GRAM = "dino", "ibot", "koleo", "gram"
 
@@ -51,12 +52,7 @@ class StudentTeacher(Objective):
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
         objective = config.objective
-        encoder = create_model(
-            config.model,
-            image_size=config.views.global_size,
-            drop_path=config.drop_path,
-            layer_scale=config.layer_scale,
-        )
+        encoder = build_encoder(config, drop_path=config.drop_path)
         heads = {
             name: ProjectionHead(
                 encoder.embed_dim,
@@ -67,11 +63,7 @@ class StudentTeacher(Objective):
             for name in (DINO, IBOT)
         }
         self.student = nn.ModuleDict({ENCODER: encoder, **heads})
-        calm = create_model(
-            config.model,
-            image_size=config.views.global_size,
-            layer_scale=config.layer_scale,
-        )
+        calm = Encoder(replace(encoder.config, drop_path=0.0))
         calm.load_state_dict(encoder.state_dict())
         self.teacher = nn.ModuleDict({ENCODER: calm, **copy.deepcopy(heads)})
         self.teacher.requires_grad_(False).eval()
@@ -186,7 +178,6 @@ class StudentTeacher(Objective):
             **({GRAM: gram.detach()} if self.anchor is not None else {}),
             **_named(DINO, head_statistics(dino_sums, dino * 2 * num_images)),
             **_named(IBOT, head_statistics(ibot_sums, ibot * len(masks), weights)),
-            "mean_cosine": mean_cosine(teacher_cls[:num_images]),
             FEATURES: teacher_cls[:num_images],
         }
 
@@ -264,6 +255,8 @@ class StudentTeacher(Objective):
     def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Targets:
         if self.config.objective.centering == "sinkhorn":
             return sinkhorn_knopp(logits, temperature, self.config.objective.sinkhorn_iterations)
+        if self.config.objective.centering == "none":
+            return softmax_targets(logits, temperature)
         targets: Targets = self.centers[head](logits, temperature)
         return targets
 

@@ -70,6 +70,19 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     return targets
 
 
+@torch.no_grad()
+def softmax_targets(logits: Tensor, temperature: float) -> Targets:
+    """``softmax(logits / T)`` of logits [M, K], with nothing against a collapse."""
+    targets = Targets(
+        logits,
+        temperature,
+        torch.zeros(len(logits), device=logits.device),
+        torch.zeros(logits.shape[1], device=logits.device),
+    )
+    _normalize_rows(targets)
+    return targets
+
+
 class SoftmaxCentering(nn.Module):
     """Targets ``softmax((logits - c) / T)`` with a moving center c (DINO, arXiv 2104.14294).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
+from core_mri.errors import RunError
 from core_mri.launch import Launcher, launch
 from core_mri.runs import Run, write_atomically, writing
 from core_mri.training.late import LateNumbers
@@ -26,23 +28,33 @@ from core_mri.training.loop import fit
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
 from pretrain.data import Slices, batches, open_slices, open_validation
-from pretrain.health import HealthMonitor
+from pretrain.health.alarms import Alarm
+from pretrain.health.anchor import Anchor
+from pretrain.health.monitor import HealthMonitor
+from pretrain.health.responder import Responder
 from pretrain.losses import reduce_sum
 from pretrain.memory import advises_batch
-from pretrain.objectives import FEATURES, LOSS, Batch, create_objective
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Batch, create_objective
 from pretrain.optimization import Optimization, schedules
 from pretrain.overlap import OVERLAP_FILE, check_overlap
-from pretrain.report import finish
+from pretrain.probe import probe_set, whole_slices
+from pretrain.report import finish, report_stopped
 from pretrain.sampler import (
     DROP_PATH,
     check_batch,
     random_stream,
     rank_slice,
-    sample_numbers,
 )
+from pretrain.stages import Stage, resize, samples_at, stage_at, stages_of
+from pretrain.start import HeadWarmup
 from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
+
+STOPPED = ("RUN-01", "RUN-06", "RUN-07")
+"""Errors of all workers at the same step, after which a report is written."""
+_SHOWN = 4
+"""Slices on pictures."""
 
 
 def train(
@@ -69,8 +81,9 @@ def train(
         ConfigError: CONFIG-03 or -04 for the output folder, CONFIG-05 for a batch that data or
             workers cannot fill, or for test patients in the training data.
         DataError: DATA-08 or -09 when there is no registry or no slice.
-        RunError: RUN-04 when a step runs out of memory.
-        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies.
+        WeightsError: When `start` cannot be loaded or does not fit the model.
+        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies, RUN-04 when a step
+            runs out of memory, RUN-06 and -07 when an alarm of health stops it.
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint.
     """
     config = replace(
@@ -80,7 +93,8 @@ def train(
         test_sets=tuple(path.absolute() for path in config.test_sets),
     )
     slices = open_slices(config)
-    check_batch(len(slices), config.batch_size, num_workers, config.objective.koleo_group)
+    for stage in stages_of(config):
+        check_batch(len(slices), stage.config.batch_size, num_workers, config.objective.koleo_group)
     overlap = check_overlap(config, slices.volumes)
     Run.open(config.out, config, resume=resume)  # wrong folders are refused before workers start
     write_atomically(config.out / OVERLAP_FILE, f"{overlap}\n".encode())
@@ -102,29 +116,39 @@ def run_worker(payload: Mapping[str, Any]) -> None:
         payload: ``config``, the plain mapping of a `PretrainConfig` with absolute paths.
     """
     config = load_config(PretrainConfig, payload["config"])
-    dataset = open_slices(config)
-    check_batch(len(dataset), config.batch_size, world_size(), config.objective.koleo_group)
-    trainer = Trainer(config, dataset)
+    dataset, validation = open_slices(config), open_validation(config)
+    with advises_batch(config, world_size()):
+        trainer = Trainer(config, dataset)
+    if is_main() and config.health.probe_every:
+        trainer.health.watch(Anchor(probe_set(config, dataset, validation, online=True)))
     with Run.open(config.out, config, main=is_main()) as run:
         _record_workers(run)
         if run.main:
             with writing(run.out):
                 np.savez(run.out / "schedules.npz", allow_pickle=False, **trainer.schedules)
         log.info("%s", trainer.choice.reason)
-        fit(
-            trainer.step,
-            run=run,
-            steps=config.steps,
-            state=trainer.state,
-            restore=trainer.restore,
-            checkpoint_every=config.checkpoint_every,
-            description="pretraining",
-            interrupted=_any_worker(run, trainer.choice.device),
-            late=trainer.choice.device.type == "cuda",
-        )
+        try:
+            fit(
+                trainer.step,
+                run=run,
+                steps=config.steps,
+                state=trainer.state,
+                restore=trainer.restore,
+                checkpoint_every=config.checkpoint_every,
+                description="pretraining",
+                interrupted=_any_worker(run, trainer.choice.device),
+                late=trainer.choice.device.type == "cuda",
+                after=Responder(run, trainer),
+            )
+        except RunError as error:
+            if error.code in STOPPED:
+                if is_main():
+                    report_stopped(run, trainer, error)
+                if world_size() > 1:  # launchers end all workers when one has left
+                    dist.barrier()
+            raise
         if is_main():
-            example = trainer.views_of(trainer.samples_of(0)[:4], sample_numbers(0, 4))
-            finish(run, config, trainer.model, dataset, open_validation(config), *example)
+            finish(run, trainer, probe_set(config, dataset, validation))
 
 
 class Trainer:
@@ -146,7 +170,11 @@ class Trainer:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
         self.schedules = schedules(config) | self.model.schedules()
         self.optimization = Optimization(self.model, config.optimizer)
-        self.health = HealthMonitor(config.objective.num_prototypes, config.steps)
+        self.health = HealthMonitor(config, judged_features=self.model.judged_features)
+        self.warmup = HeadWarmup(config.start_freeze_steps)
+        self.alarms: list[Alarm] = []
+        """Those of the newest step whose numbers have arrived."""
+        self.stage = stages_of(config)[0]
         self._finished = 0.0
         self._batches: Iterator[list[SliceSample]] | None = None
 
@@ -158,25 +186,32 @@ class Trainer:
         Raises:
             RunError: RUN-04 when it runs out of memory.
         """
-        with advises_batch(self.config, world_size()):
+        with advises_batch(stage_at(self.config, step).config, world_size()):
             return self._step(step)
 
     def _step(self, step: int) -> Mapping[str, float]:
         config, now = self.config, {name: float(v[step]) for name, v in self.schedules.items()}
+        probed = self._probe(0) if step == 0 else {}
+        self._enter(stage_at(config, step))
         started = time.perf_counter()
         samples = self._next(step)
         waited = time.perf_counter() - started
-        numbers = rank_slice(sample_numbers(step, config.batch_size), rank(), world_size())
+        numbers = rank_slice(samples_at(config, step), rank(), world_size())
         views, masks = self.views_of(samples, numbers)
         # Stochastic depth draws from the global generator: a function of the step, not of history.
         draws = random_stream(config.seed, step * world_size() + rank(), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
-        with torch.autocast(
-            self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
-        ):
+        with self._autocast():
             out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
-        del out[FEATURES]
-        norm = self.optimization.update(out[LOSS], step, now)
+        features = out.pop(FEATURES)
+        student = self.model.student
+        frozen = student[ENCODER].parameters() if self.warmup.frozen(step) else ()
+        norm = self.optimization.update(out[LOSS], step, now, frozen)
+        out |= self.health.measure(
+            step, features, student, samples, scale=self.optimization.clipped_by(norm)
+        )
+        if self.health.probe_due(step + 1):
+            probed = self._probe(step + 1)
         names = (LOSS, *self.model.losses)
         shared = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
         out |= dict(zip(names, shared, strict=True))
@@ -185,11 +220,17 @@ class Trainer:
         def finish(results: Mapping[str, float]) -> dict[str, float]:
             seconds = time.perf_counter() - max(started, self._finished)
             self._finished = time.perf_counter()
-            return self.health.update(step, results) | {
+            self.warmup.update(step, results[LOSS])
+            self.alarms = self.health.judge(
+                step, {**results, **probed}, skipped=not math.isfinite(results[LOSS])
+            )
+            return {
+                **probed,
                 **now,
+                "alarms": float(len(self.health.alarms.raised)),
                 "upsampled": float(views.num_upsampled),
                 "wait_seconds": waited,
-                "images_per_second": config.batch_size / seconds,
+                "images_per_second": len(samples) * world_size() / seconds,
             }
 
         return LateNumbers(out | {"grad_norm": norm}, finish)
@@ -200,13 +241,25 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimization.adamw.state_dict(),
             "health": self.health.state(),
+            "warmup": self.warmup.state(),
+            "stage": self.stage.number,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
+        self._enter(stages_of(self.config)[state["stage"]])
+        self.warmup.restore(state["warmup"])
         self.model.load_state_dict(state["model"])
         self.optimization.adamw.load_state_dict(state["optimizer"])
         self.health.restore(state["health"])
+
+    def example(self) -> tuple[Views, Tensor]:
+        """Views and masks of some slices of the first step, for a picture."""
+        return self.views_of(self.samples_of(0)[:_SHOWN], samples_at(self.config, 0)[:_SHOWN])
+
+    def shown_slices(self) -> Tensor:
+        """Some whole slices [N, 1, S, S] in [0, 1], for pictures of patches."""
+        return whole_slices(self.samples_of(0)[:_SHOWN], self.config.views.global_size).float()
 
     def samples_of(self, step: int) -> list[SliceSample]:
         """This worker's slices of a step, read now."""
@@ -219,7 +272,7 @@ class Trainer:
         self, samples: list[SliceSample], numbers: npt.NDArray[np.int64]
     ) -> tuple[Views, Tensor]:
         """Views and masks (bool [B, 2, h, w]) of slices with the given global sample indices."""
-        config, device = self.config, self.choice.device
+        config, device = self.stage.config, self.choice.device
         views = make_views(
             [sample.image for sample in samples],
             numbers,
@@ -236,6 +289,25 @@ class Trainer:
                 self.dataset, self.config, start=step, rank=rank(), world_size=world_size()
             )
         return next(self._batches)
+
+    def _enter(self, stage: Stage) -> None:
+        """Go on with the sizes of a stage; nothing when it is the present one."""
+        if stage.number == self.stage.number:
+            return
+        self.stage = stage
+        self.model.config = stage.config
+        resize(self.model, self.optimization.adamw, stage.config.views.global_size)
+        if world_size() > 1:  # its buffers have the sizes of the old tables
+            self.parallel = nn.parallel.DistributedDataParallel(self.model)
+
+    def _probe(self, finished: int) -> dict[str, float]:
+        with self._autocast():
+            return self.health.probe(finished, self.model.teacher_encoder)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
+        )
 
 
 def _any_worker(run: Run, device: torch.device) -> Callable[[], bool]:

@@ -67,8 +67,8 @@ class Encoder(nn.Module):
 
         Raises:
             ConfigError: CONFIG-05 when a side is no multiple of the patch size.
-            DataError: DATA-03 when there are neither 1 nor 3 channels, WEIGHTS-07 when intensities are
-                far outside [0, 1] (in evaluation mode, on the CPU).
+            DataError: DATA-03 when there are neither 1 nor 3 channels, WEIGHTS-07 when intensities
+                are far outside [0, 1] (in evaluation mode, on the CPU).
         """
         if not self.training:
             check_range(images)

@@ -25,6 +25,7 @@ def fit(
     description: str = "training",
     interrupted: Callable[[], bool] | None = None,
     late: bool = False,
+    after: Callable[[int], None] | None = None,
 ) -> None:
     """Call ``step(i)`` for every step that is not done yet, and keep the run safe around it.
 
@@ -41,6 +42,7 @@ def fit(
             at the same step. Default: this process's own signals.
         late: Look at the numbers of a step only after the next one was started, or before a
             checkpoint: the device never waits for the processor.
+        after: Called with the step when its numbers were written down; may raise to end the run.
 
     Raises:
         RunError: RUN-01 after `MAX_BAD_STEPS` consecutive losses that are not finite; the last good
@@ -52,7 +54,7 @@ def fit(
     if found is not None:
         done, saved = found
         restore(saved)
-    watch = _Watch(run)
+    watch = _Watch(run, after)
     with run.progress(steps, description) as update:
         for index in range(done, steps):
             numbers = step(index)
@@ -72,8 +74,9 @@ def fit(
 class _Watch:
     """Writes down the numbers of steps, and stops a run that diverges."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, after: Callable[[int], None] | None) -> None:
         self.run = run
+        self.after = after
         self.bad = 0
         self.text = ""
         self._waiting: list[tuple[int, Mapping[str, float]]] = []
@@ -107,3 +110,5 @@ class _Watch:
                     f"the last checkpoint is in {self.run.out / 'checkpoints'}.",
                     fix="Lower the learning rate, or look at the data with `core-mri data ls`.",
                 )
+            if self.after is not None:
+                self.after(index)

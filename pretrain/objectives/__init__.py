@@ -57,6 +57,9 @@ class Objective(nn.Module, ABC):
     heads: ClassVar[tuple[str, ...]] = ()
     """Heads whose targets `forward` describes, each by ``HEAD_`` + `health.head_statistics`."""
 
+    judged_features: ClassVar[bool] = True
+    """Whether `FEATURES` that are all alike mean a collapse; not where nothing trains them."""
+
     student: nn.ModuleDict
     """What the optimizer trains; the encoder under `ENCODER`."""
 

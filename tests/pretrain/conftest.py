@@ -96,6 +96,7 @@ def tiny_config(folder, **changes) -> PretrainConfig:
             "layer_scale": 0.0,
             "checkpoint_every": 2,
             "probe_slices": 16,
+            "health": {"every": 2, "probe_every": 3, "probe_slices": 16},
             "device": "cpu",
             "views": views,
             "objective": objective,

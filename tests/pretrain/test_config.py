@@ -28,9 +28,9 @@ def flat(mapping, prefix=""):
 
 
 class TestPackaged:
-    def test_there_are_three(self, packaged_configs):
+    def test_there_are_four(self, packaged_configs):
         names = [path.stem for path in packaged_configs]
-        assert names == ["base_8gpu", "small_1gpu", "tiny_cpu"]
+        assert names == ["base_8gpu", "real_cpu", "small_1gpu", "tiny_cpu"]
 
     def test_each_loads_and_names_every_key(self, packaged_configs):
         for path in packaged_configs:

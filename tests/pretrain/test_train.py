@@ -47,6 +47,7 @@ class TestRun:
         assert {(row["task"], row["weights"]) for row in rows} == {
             ("region", "pretrained"),
             ("region", "random"),
+            ("region", "pretrained minus random"),
         }
         assert all(row["n"] == 4 and row["p"] is None for row in rows)
         assert "too few for a test" in (config.out / "report.html").read_text()
