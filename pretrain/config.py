@@ -6,69 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from core_mri.errors import ConfigError
 from core_mri.models.registry import MODELS
-
-_PROBABILITIES = ("intensity_probability", "blur_probability", "noise_probability")
+from pretrain.config_views import ViewsConfig, require
 
 CONFIGS = Path(__file__).parent / "configs"
 """Where the packaged configurations lie."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
-    """Crops of a slice and how their intensities are changed."""
-
-    global_size: int = 224
-    """Side of the two global views, px; a multiple of the patch size."""
-    global_scale: tuple[float, float] = (0.32, 1.0)
-    """Area of a global crop as a fraction of the slice, lowest and highest."""
-    local_size: int = 96
-    """Side of a local view, px; a multiple of the patch size."""
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    """Area of a local crop as a fraction of the slice, lowest and highest."""
-    num_local: int = 8
-    """Local views of a slice; 0 trains on the global views alone."""
-    aspect: tuple[float, float] = (0.75, 1.3333)
-    """Width / height of a crop, lowest and highest, drawn log-uniformly."""
-    flip_rows: float = 0.0
-    """Probability of an upside-down view."""
-    flip_columns: float = 0.0
-    """Probability of a mirrored view; 0 where left and right mean something."""
-    intensity_probability: float = 0.8
-    """Probability that gamma, contrast and brightness are changed."""
-    gamma: tuple[float, float] = (0.5, 2.0)
-    """Exponent on [0, 1] intensities, drawn log-uniformly."""
-    contrast: float = 0.2
-    """Largest relative change of the contrast about the mean of the view."""
-    brightness: float = 0.1
-    """Largest shift of the intensities."""
-    blur_probability: float = 0.5
-    """Probability of a Gaussian blur."""
-    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur, px of the view."""
-    noise_probability: float = 0.5
-    """Probability of Rician noise."""
-    noise_sigma: tuple[float, float] = (0.0, 0.05)
-    """Standard deviation of the complex noise, on the [0, 1] scale."""
-
-    def __post_init__(self) -> None:
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            _require(
-                0 < low <= high <= 1, f"views.{name} must be 0 < low <= high <= 1, got {low, high}."
-            )
-        for name in ("aspect", "gamma", "blur_sigma_px"):
-            low, high = getattr(self, name)
-            _require(0 < low <= high, f"views.{name} must be 0 < low <= high, got {low, high}.")
-        low, high = self.noise_sigma
-        _require(0 <= low <= high, f"views.noise_sigma must be 0 <= low <= high, got {low, high}.")
-        for name in ("flip_rows", "flip_columns", *_PROBABILITIES):
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"views.{name} is a probability, got {value}.")
-        _require(
-            self.num_local >= 0, f"views.num_local must not be negative, got {self.num_local}."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +26,12 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         low, high = self.ratio
-        _require(
-            0 < low <= high < 1, f"masking.ratio must be 0 < low <= high < 1, got {low, high}."
-        )
-        _require(
+        require(0 < low <= high < 1, f"masking.ratio must be 0 < low <= high < 1, got {low, high}.")
+        require(
             0 <= self.probability <= 1,
             f"masking.probability must lie in [0, 1], got {self.probability}.",
         )
-        _require(self.min_block >= 1, f"masking.min_block must be positive, got {self.min_block}.")
+        require(self.min_block >= 1, f"masking.min_block must be positive, got {self.min_block}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +70,11 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         for name in ("dino_weight", "ibot_weight", "koleo_weight"):
             value = getattr(self, name)
-            _require(value >= 0, f"objective.{name} must not be negative, got {value}.")
+            require(value >= 0, f"objective.{name} must not be negative, got {value}.")
         for name in ("koleo_group", "num_prototypes"):
             value = getattr(self, name)
-            _require(value >= 2, f"objective.{name} must be at least 2, got {value}.")
-        _require(
+            require(value >= 2, f"objective.{name} must be at least 2, got {value}.")
+        require(
             self.student_temperature > 0 and min(self.teacher_temperature) > 0,
             f"temperatures must be positive, got student {self.student_temperature} and teacher "
             f"{self.teacher_temperature}.",
@@ -163,8 +103,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
-            _require(value > 0, f"optimizer.{name} must be positive, got {value}.")
-        _require(
+            require(value > 0, f"optimizer.{name} must be positive, got {value}.")
+        require(
             all(0 <= m <= 1 for m in self.teacher_momentum),
             f"optimizer.teacher_momentum must lie in [0, 1], got {self.teacher_momentum}.",
         )
@@ -226,17 +166,21 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every"):
             value = getattr(self, name)
-            _require(value >= 1, f"{name} must be positive, got {value}.")
-        _require(
+            require(value >= 1, f"{name} must be positive, got {value}.")
+        require(
             self.model in MODELS,
             f"no model {self.model!r}; choose one of {', '.join(sorted(MODELS))}.",
         )
-        _require(0 <= self.balance <= 1, f"balance must lie in [0, 1], got {self.balance}.")
+        require(0 <= self.balance <= 1, f"balance must lie in [0, 1], got {self.balance}.")
+        require(
+            self.views.num_global == 2 or self.objective.name != "distillation",
+            "distillation needs views.num_global: 2, as it compares views of a slice.",
+        )
         patch = MODELS[self.model].patch_size
         for name in ("global_size", "local_size"):
             side = getattr(self.views, name)
             nearest = max(2, round(side / patch)) * patch
-            _require(
+            require(
                 side % patch == 0 and side >= 2 * patch,
                 f"views.{name} must be a multiple of the patch size {patch} of {self.model}, at "
                 f"least two patches, got {side}.",
@@ -246,13 +190,8 @@ class PretrainConfig:
             ("optimizer.warmup_steps", self.optimizer.warmup_steps),
             ("objective.teacher_temperature_warmup", self.objective.teacher_temperature_warmup),
         ):
-            _require(
+            require(
                 0 <= steps <= self.steps,
                 f"{name} is {steps}, but the run has {self.steps} steps.",
                 fix=f"Try {self.steps // 10}.",
             )
-
-
-def _require(condition: bool, message: str, *, fix: str = "") -> None:
-    if not condition:
-        raise ConfigError("CONFIG-05", message, fix=fix)

@@ -14,8 +14,9 @@ from core_mri.models.encoder import Encoder
 from core_mri.training.probes import knn_probe
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
+from pretrain.crops import crop_resize
 from pretrain.data import Slices, slice_order
-from pretrain.views import MIN_SIDE, crop_resize, pad_slices
+from pretrain.views import MIN_SIDE, pad_slices
 
 TASKS = ("region", "sequence")
 """Labels of a slice that come free with the data."""

@@ -24,9 +24,8 @@ from core_mri.launch import Launcher, launch
 from core_mri.runs import Run, write_atomically
 from core_mri.training.loop import fit
 from core_mri.training.schedules import warmup_cosine
-from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
-from pretrain.data import Slices, batches, open_slices, open_validation
+from pretrain.data import Sample, Slices, batches, open_slices, open_validation
 from pretrain.health import HealthMonitor
 from pretrain.losses import reduce_sum
 from pretrain.objectives import FEATURES, LOSS, Batch, create_objective
@@ -141,7 +140,7 @@ class Trainer:
         self.schedules = schedules(config) | self.model.schedules()
         self.optimizer = _optimizer(self.model.student)
         self.health = HealthMonitor(config.objective.num_prototypes, config.steps)
-        self._batches: Iterator[list[SliceSample]] | None = None
+        self._batches: Iterator[list[Sample]] | None = None
 
     def step(self, step: int) -> dict[str, float]:
         """Do step `step` (0-based) and return its numbers; a bad loss leaves the weights alone."""
@@ -194,7 +193,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.health.restore(state["health"])
 
-    def samples_of(self, step: int) -> list[SliceSample]:
+    def samples_of(self, step: int) -> list[Sample]:
         """This worker's slices of a step, read now."""
         stream = batches(
             self.dataset, self.config, start=step, rank=rank(), world_size=world_size()
@@ -202,21 +201,22 @@ class Trainer:
         return next(stream)
 
     def views_of(
-        self, samples: list[SliceSample], numbers: npt.NDArray[np.int64]
+        self, samples: list[Sample], numbers: npt.NDArray[np.int64]
     ) -> tuple[Views, Tensor]:
         """Views and masks (bool [B, 2, h, w]) of slices with the given global sample indices."""
         config, device = self.config, self.choice.device
+        near = [sample.adjacent for sample in samples if sample.adjacent is not None]
         views = make_views(
-            [sample.image for sample in samples],
+            [sample.own for sample in samples],
             numbers,
             config.views,
-            names=[f"volume {sample.volume_id}, slice {sample.index}" for sample in samples],
             seed=config.seed,
             device=device,
+            adjacent=near or None,
         )
         return views, torch.from_numpy(self.model.sample_masks(numbers)).to(device)
 
-    def _next(self, step: int) -> list[SliceSample]:
+    def _next(self, step: int) -> list[Sample]:
         if self._batches is None:
             self._batches = batches(
                 self.dataset, self.config, start=step, rank=rank(), world_size=world_size()

@@ -11,7 +11,7 @@ import pytest
 import pretrain.train
 from core_mri.config import load_config
 from core_mri.physics.phantoms import phantom_volume
-from data_registry.slices import SliceSample
+from data_registry.slices import SliceSample, StoredSlice
 from pretrain.config import CONFIGS, PretrainConfig
 
 
@@ -51,6 +51,11 @@ class MemorySlices:
         return SliceSample(
             image, row.volume_id, index, row.subject_id, row.region, row.sequence, row.plane
         )
+
+    def stored(self, position):
+        number, index, image = self._slices[position]
+        row = self.volumes[number]
+        return StoredSlice(image, 0.0, 1.0, row.volume_id, index, row.region, row.plane)
 
     def volume_of(self, position):
         return self.volumes[self._slices[position][0]]
