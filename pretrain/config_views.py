@@ -48,7 +48,7 @@ class ViewsConfig:
     and right apart wherever a slice shows both."""
     gamma_probability: float = 0.5
     """Probability of another gamma."""
-    gamma: Range = (0.6, 1.6667)
+    gamma: Range = (0.6667, 1.5)
     """Exponent of the intensities, drawn log-uniformly."""
     bias_probability: float = 0.3
     """Probability of a bias field, as of receive coils."""
@@ -58,8 +58,8 @@ class ViewsConfig:
     """Probability of the resolution and the noise of a scanner of low field."""
     low_field_resolution: Range = (0.4, 0.8)
     """Resolution that is left, as a fraction of that of the view."""
-    low_field_noise: Range = (0.01, 0.06)
-    """Standard deviation of its complex noise."""
+    low_field_noise: Range = (0.02, 0.12)
+    """Standard deviation of its complex noise / root mean square intensity of the view."""
     ringing_probability: float = 0.1
     """Probability of Gibbs ringing."""
     ringing_kept: Range = (0.4, 0.8)
@@ -72,8 +72,8 @@ class ViewsConfig:
     """Part of the lines that is the fully sampled center."""
     noise_probability: float = 0.3
     """Probability of Rician noise."""
-    noise_sigma: Range = (0.0, 0.05)
-    """Standard deviation of the complex noise."""
+    noise_sigma: Range = (0.0, 0.1)
+    """Standard deviation of the complex noise / root mean square intensity of the view."""
     blur_probability: float = 0.3
     """Probability of a Gaussian blur."""
     blur_sigma_px: Range = (0.1, 2.0)
@@ -84,7 +84,7 @@ class ViewsConfig:
     """How much of the detail (what a blur of 1 px removes) is added."""
     contrast_probability: float = 0.5
     """Probability that brightness and contrast are changed."""
-    brightness: float = 0.2
+    brightness: float = 0.15
     """Largest relative change of all intensities."""
     contrast: float = 0.2
     """Largest relative change of the contrast about the mean of the view."""

@@ -35,7 +35,7 @@ def upload(slices: Sequence[StoredSlice], device: torch.device) -> Tensor:
     starts = [0, *ends[:-1].tolist()]
     bytes_ = packed.numpy()
     for start, payload in zip(starts, payloads, strict=True):
-        bytes_[start : start + payload.nbytes] = payload.reshape(-1).view(np.uint8)
+        bytes_[start : start + payload.nbytes] = payload.ravel().view(np.uint8)
     packed = packed.to(device, non_blocking=True)
     height, width = np.max([payload.shape for payload in payloads], 0).tolist()
     images = torch.zeros(len(slices), height, width, device=device)

@@ -70,7 +70,7 @@ def _low_field(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tensor:
     return low_field(
         images,
         _each(images, between(config.low_field_resolution, uniform[:, 0])),
-        _each(images, between(config.low_field_noise, uniform[:, 1])),
+        _each(images, between(config.low_field_noise, uniform[:, 1])) * _level(images),
         _seeds(uniform[:, 2]),
     )
 
@@ -93,7 +93,7 @@ def _undersampling(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tens
 
 def _noise(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tensor:
     sigma = _each(images, between(config.noise_sigma, uniform[:, 0]))
-    return rician_noise(images, sigma, _seeds(uniform[:, 1]))
+    return rician_noise(images, sigma * _level(images), _seeds(uniform[:, 1]))
 
 
 def _blur(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tensor:
@@ -132,6 +132,11 @@ def _each(images: Tensor, values: Floats) -> Tensor:
     """[N] or [N, P] numbers as float32 [N, 1, 1] or [N, 1, P] beside the images."""
     column = torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
     return column.view(len(images), 1, -1)
+
+
+def _level(images: Tensor) -> Tensor:
+    """Root mean square of each view: noise of one level would drown pictures of dark tissue."""
+    return images.square().mean((-2, -1), keepdim=True).sqrt()
 
 
 def _seeds(uniform: Floats) -> list[int]:
