@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pretrain.losses import reduce_sum
+from pretrain.prototypes import TargetSums
 
 log = logging.getLogger(__name__)
 
@@ -27,38 +28,37 @@ MIN_ALARM_STEPS = 40
 
 @torch.no_grad()
 def head_statistics(
-    probs: Tensor, cross_entropy: Tensor, weights: Tensor | None = None
+    sums: TargetSums, cross_entropy: Tensor, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
     """What one head's targets say, over the rows of all workers.
 
     ``information = H(mean of t) - mean of H(t)``, ``kl = cross_entropy - mean of H(t)``, in nats.
 
     Args:
-        probs: [N, K] targets t of this worker, rows sum to one. N may be 0.
+        sums: Over this worker's targets t, M rows; M may be 0.
         cross_entropy: Scalar, sum over this worker's rows of weight * cross-entropy(t, student).
-        weights: [N], how much a row counts for the entropy and `cross_entropy`; default 1.
+        weights: [M], how much a row counts for the entropy and `cross_entropy`; default 1.
 
     Returns:
         Scalars ``information``, ``entropy`` (mean of H(t)), ``kl``, ``used`` (prototypes that are
         the largest entry of some row), ``rows``.
     """
-    num_rows, num_prototypes = probs.shape
-    weights = probs.new_ones(num_rows) if weights is None else weights
-    entropy = -torch.special.xlogy(probs, probs).sum(-1)
-    largest = torch.bincount(probs.argmax(-1), minlength=num_prototypes)
+    entropy, total, best = sums
+    weights = torch.ones_like(entropy) if weights is None else weights
+    largest = torch.zeros_like(total).index_fill_(0, best, 1.0)
     scalars = torch.stack(
         [
             entropy.sum(),
             (entropy * weights).sum(),
             weights.sum(),
             cross_entropy.detach().float(),
-            probs.new_tensor(float(num_rows)),
+            entropy.new_tensor(float(len(entropy))),
         ]
     )
-    total = reduce_sum(torch.cat([scalars, probs.sum(0), largest.to(probs.dtype)]))
-    entropies, weighted, weight, crossed, rows = total[:5].unbind()
+    whole = reduce_sum(torch.cat([scalars, total, largest]))
+    entropies, weighted, weight, crossed, rows = whole[:5].unbind()
     rows, weight = rows.clamp_min(1), weight.clamp_min(1e-12)
-    mean, counts = total[5:].chunk(2)
+    mean, counts = whole[5:].chunk(2)
     marginal = -torch.special.xlogy(mean / rows, mean / rows).sum()
     return {
         "information": (marginal - entropies / rows).clamp_min(0),

@@ -21,18 +21,14 @@ from core_mri.training.schedules import warmup_cosine
 from pretrain.config import PretrainConfig
 from pretrain.heads import ProjectionHead
 from pretrain.health import head_statistics, mean_cosine
-from pretrain.losses import (
-    SoftmaxCentering,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    mask_weights,
-    sinkhorn_knopp,
-)
+from pretrain.losses import koleo_loss, mask_weights
 from pretrain.masking import sample_masks
 from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
+from pretrain.packed import Crops, encode_packed
+from pretrain.prototypes import Spread, TargetSums, cross_views, prototype_loss, same_rows
+from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp
 
-DINO, IBOT = "dino", "ibot"
+DINO, IBOT, KOLEO = "dino", "ibot", "koleo"
 
 
 class StudentTeacher(Objective):
@@ -46,7 +42,7 @@ class StudentTeacher(Objective):
         config: Of the run; weights are random from torch's global generator.
     """
 
-    losses = (DINO, IBOT, "koleo")
+    losses = (DINO, IBOT, KOLEO)
     heads = (DINO, IBOT)
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -88,9 +84,7 @@ class StudentTeacher(Objective):
     @property
     def teacher_encoder(self) -> Encoder:
         """The encoder that is released."""
-        encoder = self.teacher[ENCODER]
-        assert isinstance(encoder, Encoder)
-        return encoder
+        return self._encoder(self.teacher)
 
     def train(self, mode: bool = True) -> StudentTeacher:
         """Training mode for the student alone."""
@@ -136,26 +130,28 @@ class StudentTeacher(Objective):
             ``koleo``, and the statistics of `pretrain.health`, named by head; and `FEATURES`.
         """
         objective = self.config.objective
+        num_images, device = len(batch.global_views), batch.global_views.device
         # Views come first from here on, so that a loss can leave out pairs: [2 * B, ...].
         globals_ = batch.global_views.transpose(0, 1).flatten(0, 1)
         locals_ = batch.local_views.transpose(0, 1).flatten(0, 1)
         masks = batch.masks.transpose(0, 1).flatten(0, 1)
-        num_images = len(batch.global_views)
+        masked = masks.flatten().nonzero()[:, 0]  # on the processor: no waiting for the device
+        weights = mask_weights(masks).to(device, non_blocking=True)
 
-        targets, patch_targets, teacher_cls = self._targets(
-            globals_, masks, now["teacher_temperature"]
-        )
-        seen = self.student[ENCODER](globals_, masks)
-        cls = [seen.cls]
+        teacher_cls, targets = self._targets(globals_, masked, now["teacher_temperature"])
+        crops = [Crops(globals_, masks.to(device, non_blocking=True), masked)]
         if len(locals_):
-            cls.append(self.student[ENCODER](locals_).cls)
-        logits = self.student[DINO](torch.cat(cls)).unflatten(0, (-1, num_images))  # [2 + L, B, K]
-        patch_logits = self.student[IBOT](seen.patches[masks])  # [N, K]
-
-        dino = dino_loss(
-            logits, targets.unflatten(0, (2, num_images)), objective.student_temperature
+            crops.append(Crops(locals_))
+        seen, *small = encode_packed(
+            self._encoder(self.student), crops, drop_path=self.config.drop_path * self.training
         )
-        ibot = ibot_loss(patch_logits, patch_targets, masks, objective.student_temperature)
+        cls = torch.cat([seen.cls, *(part.cls for part in small)])  # [(2 + L) * B, D]
+        dino, dino_sums = self._head_loss(
+            DINO, cls, targets[DINO], cross_views(num_images, len(cls) // num_images, device)
+        )
+        ibot, ibot_sums = self._head_loss(
+            IBOT, seen.patches, targets[IBOT], same_rows(weights / len(masks))
+        )
         koleo = torch.stack(
             [koleo_loss(view, objective.koleo_group) for view in seen.cls.chunk(2)]
         ).mean()
@@ -163,11 +159,11 @@ class StudentTeacher(Objective):
         loss = loss + now["koleo_weight"] * koleo
         return {
             LOSS: loss,
-            "dino": dino.detach(),
-            "ibot": ibot.detach(),
-            "koleo": koleo.detach(),
-            **_named(DINO, head_statistics(targets, dino * len(targets))),
-            **_named(IBOT, head_statistics(patch_targets, ibot * len(masks), mask_weights(masks))),
+            DINO: dino.detach(),
+            IBOT: ibot.detach(),
+            KOLEO: koleo.detach(),
+            **_named(DINO, head_statistics(dino_sums, dino * 2 * num_images)),
+            **_named(IBOT, head_statistics(ibot_sums, ibot * len(masks), weights)),
             "mean_cosine": mean_cosine(teacher_cls[:num_images]),
             FEATURES: teacher_cls[:num_images],
         }
@@ -177,23 +173,47 @@ class StudentTeacher(Objective):
         """``teacher <- m * teacher + (1 - m) * student``, m the ``teacher_momentum``."""
         update_ema(self.teacher, self.student, now["teacher_momentum"])
 
-    @torch.no_grad()
-    def _targets(
-        self, globals_: Tensor, masks: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets of class tokens [2 * B, K] and masked patches [N, K]; class tokens [2 * B, D]."""
-        cls, patches = self.teacher[ENCODER](globals_)
-        return (
-            self._sharpen(DINO, self.teacher[DINO](cls), temperature),
-            self._sharpen(IBOT, self.teacher[IBOT](patches[masks]), temperature),
-            cls,
+    def _head_loss(
+        self, head: str, features: Tensor, targets: Targets, how: Spread
+    ) -> tuple[Tensor, TargetSums]:
+        projection = self._head(self.student, head)
+        return prototype_loss(
+            projection.codes(features),
+            projection.prototypes.weight,
+            targets,
+            how,
+            self.config.objective.student_temperature,
         )
 
-    def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Tensor:
+    @torch.no_grad()
+    def _targets(
+        self, globals_: Tensor, masked: Tensor, temperature: float
+    ) -> tuple[Tensor, dict[str, Targets]]:
+        """Class tokens [2 * B, D], and targets of class tokens and of masked patches."""
+        (seen,) = encode_packed(self._encoder(self.teacher), [Crops(globals_, wanted=masked)])
+        rows = {DINO: seen.cls, IBOT: seen.patches}
+        logits = {head: self._head(self.teacher, head)(rows[head]) for head in rows}
+        return seen.cls, {
+            head: self._sharpen(head, rows, temperature) for head, rows in logits.items()
+        }
+
+    def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Targets:
         if self.config.objective.centering == "sinkhorn":
             return sinkhorn_knopp(logits, temperature, self.config.objective.sinkhorn_iterations)
-        probs: Tensor = self.centers[head](logits, temperature)
-        return probs
+        targets: Targets = self.centers[head](logits, temperature)
+        return targets
+
+    @staticmethod
+    def _encoder(network: nn.ModuleDict) -> Encoder:
+        encoder = network[ENCODER]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    @staticmethod
+    def _head(network: nn.ModuleDict, name: str) -> ProjectionHead:
+        head = network[name]
+        assert isinstance(head, ProjectionHead)
+        return head
 
 
 def _named(head: str, numbers: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -214,7 +214,7 @@ class Trainer:
             device=device,
             adjacent=near or None,
         )
-        return views, torch.from_numpy(self.model.sample_masks(numbers)).to(device)
+        return views, torch.from_numpy(self.model.sample_masks(numbers))
 
     def _next(self, step: int) -> list[Sample]:
         if self._batches is None:

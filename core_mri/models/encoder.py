@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             ConfigError: CONFIG-05 when a side is no multiple of the patch size.
             DataError: DATA-03 when there are neither 1 nor 3 channels.
         """
-        tokens, grid = self._embed(images, mask)
+        tokens, grid = self.embed(images, mask)
         for block in self.vit.blocks:
             tokens = block(tokens)
         return self._split(self.vit.norm(tokens), grid)
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
                 "CONFIG-05",
                 f"depths {list(depths)} must lie in [{-self.depth}, {self.depth}).",
             )
-        tokens, grid = self._embed(images, None)
+        tokens, grid = self.embed(images, None)
         kept: dict[int, Tensor] = {}
         for depth, block in enumerate(self.vit.blocks):
             tokens = block(tokens)
@@ -106,8 +106,16 @@ class Encoder(nn.Module):
                 kept[depth] = self._split(self.vit.norm(tokens), grid).patches
         return [kept[depth] for depth in wanted]
 
-    def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
-        """Patch, class and register tokens with positions, and the grid (h, w)."""
+    def embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens [B, N, D] before the first block: class, registers, patches, with positions.
+
+        Args:
+            images: As in `forward`.
+            mask: As in `forward`.
+
+        Returns:
+            The tokens and the grid (h, w); N = prefix tokens + h * w.
+        """
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise DataError(
                 "DATA-03",

@@ -28,14 +28,18 @@ Array = npt.NDArray[np.float64]
 
 
 class Batch(NamedTuple):
-    """What a worker sees in a step, on its device."""
+    """What a worker sees in a step; views on its device, masks on the processor.
+
+    What depends on the number of masked patches is then known without waiting for the device.
+    """
 
     global_views: Tensor
     """[B, 2, 1, S, S] in [0, 1]."""
     local_views: Tensor
     """[B, L, 1, s, s] in [0, 1]; L may be 0."""
     masks: Tensor
-    """Bool [B, M, h, w] over the patches of global views, as `Objective.sample_masks` made them."""
+    """Bool [B, M, h, w] over the patches of global views, as `Objective.sample_masks` made them;
+    on the processor."""
 
 
 class Objective(nn.Module, ABC):

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from pretrain.health import HealthMonitor, head_statistics, mean_cosine
+from pretrain.prototypes import TargetSums
 
 K = 16
 
 
 def statistics(probs):
     entropy = -torch.special.xlogy(probs, probs).sum()
-    return {k: v.item() for k, v in head_statistics(probs, entropy).items()}
+    return {k: v.item() for k, v in head_statistics(TargetSums.of(probs), entropy).items()}
 
 
 class TestStatistics:
@@ -43,11 +44,11 @@ class TestStatistics:
         student = torch.softmax(torch.randn(32, K), -1)
         cross_entropy = (-(probs * student.log()).sum(-1) * weights).sum()
         expected = ((probs * (probs / student).log()).sum(-1) * weights).sum() / weights.sum()
-        found = head_statistics(probs, cross_entropy, weights)["kl"]
+        found = head_statistics(TargetSums.of(probs), cross_entropy, weights)["kl"]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
     def test_no_rows_are_finite(self):
-        found = head_statistics(torch.zeros(0, K), torch.tensor(0.0), torch.zeros(0))
+        found = head_statistics(TargetSums.of(torch.zeros(0, K)), torch.tensor(0.0), torch.zeros(0))
         assert all(math.isfinite(value.item()) for value in found.values())
 
     def test_mean_cosine(self):
