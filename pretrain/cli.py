@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core_mri.config import parse_command
-from pretrain.config import CONFIGS, PretrainConfig
+from pretrain.config import CONFIGS, OBJECTIVES, PretrainConfig
 
 USAGE = """usage: core-mri pretrain run CONFIG [--dry-run | --resume] [flags]
 
@@ -100,11 +100,12 @@ def _start_screen(config: PretrainConfig, how: str) -> None:
     choice = select_precision(select_device(config.device), config.precision)
     views = config.views
     lines = (
-        f"core-mri pretrain: DINO + iBOT + KoLeo, {how}",
+        f"core-mri pretrain: {OBJECTIVES[config.objective.name]}, {how}",
         f"  data     {len(slices)} slices, {len(slices.volumes)} volumes, {subjects} subjects "
         f"(training split of {config.registry})",
         f"  model    {config.model}, {millions:.1f} M parameters",
-        f"  views    2 x {views.global_size} px, {views.num_local} x {views.local_size} px",
+        f"  views    {views.num_global} x {views.global_size} px, "
+        f"{views.num_local} x {views.local_size} px",
         f"  device   {choice.device}, {choice.precision} ({choice.reason})",
         f"  steps    {config.steps} of {config.batch_size} slices",
         f"  output   {config.out}",

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 from core_mri.models.registry import MODELS
+from pretrain.config_masked import IjepaConfig, MaeConfig
 from pretrain.config_views import ViewsConfig, require
 
+OBJECTIVES = {
+    "distillation": "DINO + iBOT + KoLeo",
+    "mae": "masked autoencoder",
+    "ijepa": "I-JEPA",
+}
+"""What the values of ``objective.name`` are called."""
 CONFIGS = Path(__file__).parent / "configs"
 """Where the packaged configurations lie."""
 
@@ -38,8 +45,9 @@ class MaskingConfig:
 class ObjectiveConfig:
     """Losses, their weights and the heads they need."""
 
-    name: Literal["distillation"] = "distillation"
-    """What is minimized: ``distillation`` is DINO, iBOT and KoLeo with a moving teacher."""
+    name: Literal["distillation", "mae", "ijepa"] = "distillation"
+    """What is minimized: ``distillation`` is DINO, iBOT and KoLeo with a moving teacher, and what
+    the other fields here are about; ``mae`` and ``ijepa`` have sections of their own."""
     dino_weight: float = 1.0
     """Weight of the loss between class tokens of views."""
     ibot_weight: float = 1.0
@@ -150,6 +158,10 @@ class PretrainConfig:
     """Masked patches."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Losses and heads."""
+    mae: MaeConfig = field(default_factory=MaeConfig)
+    """The masked autoencoder, with ``objective.name: mae``."""
+    ijepa: IjepaConfig = field(default_factory=IjepaConfig)
+    """Joint-embedding prediction, with ``objective.name: ijepa``."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and schedules."""
     checkpoint_every: int = 1000
@@ -175,6 +187,10 @@ class PretrainConfig:
         require(
             self.views.num_global == 2 or self.objective.name != "distillation",
             "distillation needs views.num_global: 2, as it compares views of a slice.",
+        )
+        require(
+            self.views.num_global == 1 or self.objective.name != "ijepa",
+            "ijepa needs views.num_global: 1, as it compares parts of one view.",
         )
         patch = MODELS[self.model].patch_size
         for name in ("global_size", "local_size"):

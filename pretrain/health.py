@@ -20,6 +20,8 @@ from pretrain.prototypes import TargetSums
 
 log = logging.getLogger(__name__)
 
+MIN_SPREAD = 0.05
+"""Alarm below this spread of targets over images, which is at most 1 (I-JEPA)."""
 ALARM_SHARE = 0.05
 """Alarm below this share of the largest possible mutual information, min(ln K, ln rows)."""
 MIN_ALARM_STEPS = 40
@@ -99,18 +101,21 @@ class HealthMonitor:
             alarm is logged as a warning.
         """
         alarms = {}
-        for key in numbers:
+        for key, value in numbers.items():
             head, _, what = key.rpartition("_")
-            if what != "information":
+            if what == "information":
+                largest = math.log(min(self.num_prototypes, max(numbers[f"{head}_rows"], 2)))
+                limit = ALARM_SHARE * largest
+            elif what == "spread":
+                limit = MIN_SPREAD
+            else:
                 continue
-            largest = math.log(min(self.num_prototypes, max(numbers[f"{head}_rows"], 2)))
-            low = numbers[key] < ALARM_SHARE * largest
-            self.low_steps[head] = self.low_steps.get(head, 0) + 1 if low else 0
+            self.low_steps[head] = self.low_steps.get(head, 0) + 1 if value < limit else 0
             if self.low_steps[head] == self.patience:
                 log.warning(
-                    "step %d: the %s head has collapsed: mutual information %.4f nats of at most "
-                    "%.2f for %d steps. The weights are worth nothing from here on.",
-                    step, head, numbers[key], largest, self.patience,
+                    "step %d: the %s head has collapsed: its %s was below %.4f for %d steps, now "
+                    "%.4f. The weights are worth nothing from here on.",
+                    step, head, what, limit, self.patience, value,
                 )  # fmt: skip
             alarms[f"{head}_alarm"] = float(self.low_steps[head] >= self.patience)
         return alarms

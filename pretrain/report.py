@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core_mri.config import config_hash
 from core_mri.runs import Run, writing
-from pretrain.config import PretrainConfig
+from pretrain.config import OBJECTIVES, PretrainConfig
 from pretrain.data import Slices
 from pretrain.objectives import Objective, create_objective
 from pretrain.overlap import OVERLAP_FILE
@@ -109,7 +109,7 @@ def card(
             for (name, licence), count in sorted(sources.items())
         ],
         "training": {
-            "objective": "DINO + iBOT + KoLeo, teacher weights",
+            "objective": OBJECTIVES[config.objective.name],
             "model": config.model,
             "steps": config.steps,
             "batch size": config.batch_size,
@@ -125,20 +125,22 @@ def card(
 
 
 def views_picture(views: Views, masks: Tensor) -> Figure:
-    """A row for each slice: two global views, the first one's mask, some local views."""
+    """A row for each slice: its global views, one of them masked, some local views."""
     from core_mri.pictures import contact_sheet
 
     images, titles = [], []
     locals_ = views.local_views[:, :_SHOWN_LOCALS, 0].cpu().numpy()
     patch = views.global_views.shape[-1] // masks.shape[-1]
     for row, (globals_, mask) in enumerate(zip(views.global_views.cpu(), masks.cpu(), strict=True)):
-        shown = int(mask[1].any())  # the masked one, when only the second is masked
+        shown = max(view for view in range(len(globals_)) if mask[view].any() or view == 0)
         hidden = mask[shown].repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        images += [globals_[0, 0].numpy(), globals_[1, 0].numpy()]
+        images += [view[0].numpy() for view in globals_]
         images += [torch.where(hidden, 0.0, globals_[shown, 0]).numpy(), *locals_[row]]
-        titles += ["global 1", "global 2", f"masked, {shown + 1}"]
+        titles += [f"global {number + 1}" for number in range(len(globals_))]
+        titles += [f"masked, {shown + 1}"]
         titles += [f"local {number + 1}" for number in range(locals_.shape[1])]
-    return contact_sheet(images, titles, columns=3 + locals_.shape[1])
+    columns = views.global_views.shape[1] + 1 + locals_.shape[1]
+    return contact_sheet(images, titles, columns=columns)
 
 
 def _write_report(
@@ -158,6 +160,7 @@ def _write_report(
         return {
             name: (steps, np.array([line[name] for line in metrics], dtype=np.float64))
             for name in names
+            if name in metrics[0]
         }
 
     report = Report(f"Pretraining of {facts['training']['model']}", _verdict(metrics, result))
@@ -171,19 +174,21 @@ def _write_report(
     )
     report.add_table("Sources", facts["sources"], "Training volumes by source and licence.")
     report.add_figure(
-        "Losses", curves(lines("loss", "dino", "ibot"), "step", "loss, nats"),
+        "Losses",
+        curves(lines("loss", "dino", "ibot", "mae_constant", "ijepa_constant"), "step", "loss"),
         "A loss alone tells little: see the health of the teacher.",
     )  # fmt: skip
-    report.add_figure(
-        "Health of the teacher",
-        curves(lines("dino_information", "ibot_information"), "step", "mutual information, nats"),
-        "Information that the targets hold about the image; near 0 means collapse.",
-    )
-    report.add_figure(
-        "Spread of the features",
-        curves(lines("mean_cosine"), "step", "mean cosine between slices"),
-        "1 would mean that all slices look alike to the teacher.",
-    )
+    for heading, names, ylabel, caption in (
+        ("Health of the teacher", ("dino_information", "ibot_information"),
+         "mutual information, nats",
+         "Information that the targets hold about the image; near 0 means collapse."),
+        ("Health of the targets", ("target_spread",), "spread over slices, 0 to 1",
+         "How much the targets differ between slices; near 0 means collapse."),
+        ("Spread of the features", ("mean_cosine",), "mean cosine between slices",
+         "1 would mean that all slices look alike to the teacher."),
+    ):  # fmt: skip
+        if found := lines(*names):
+            report.add_figure(heading, curves(found, "step", ylabel), caption)
     report.add_figure(
         "Views and masks", views_picture(views, masks),
         "What the networks see of some slices of the first step; black squares are masked.",
@@ -198,7 +203,7 @@ def _write_report(
 
 def _verdict(metrics: list[dict[str, Any]], result: ProbeResult) -> str:
     last = metrics[-1]
-    dead = [name for name in ("dino", "ibot") if last[f"{name}_alarm"]]
+    dead = [name for name in ("dino", "ibot", "target") if last.get(f"{name}_alarm")]
     health = f"the {' and '.join(dead)} head collapsed" if dead else "no head collapsed"
     means = {(row["task"], row["weights"]): row for row in result.summary}
     scores = "; ".join(

@@ -19,7 +19,7 @@ class Features(NamedTuple):
     """What the encoder says about a batch of images."""
 
     cls: Tensor
-    """[B, D], the class token after the last norm."""
+    """[B, D], the class token after the last norm; with ``pool: mean`` the mean of `patches`."""
     patches: Tensor
     """[B, h, w, D], the patch tokens after the last norm."""
 
@@ -141,4 +141,5 @@ class Encoder(nn.Module):
 
     def _split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
         patches = tokens[:, self.vit.num_prefix_tokens :]
-        return Features(tokens[:, 0], patches.unflatten(1, grid))
+        cls = tokens[:, 0] if self.config.pool == "token" else patches.mean(1)
+        return Features(cls, patches.unflatten(1, grid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from core_mri.errors import ConfigError
 
@@ -28,6 +29,9 @@ class EncoderConfig:
 
     DINOv2 starts at 1e-5. Then the class token of random weights hardly sees the image, which makes
     a random-initialised twin worse than it need be and short runs slow to start."""
+    pool: Literal["token", "mean"] = "token"
+    """What stands for the whole image: the class token, or the mean of the patch tokens, where
+    nothing trained the class token (I-JEPA)."""
     drop_path: float = 0.0
     """Stochastic depth rate, uniform over blocks."""
     mean: float = 0.25
