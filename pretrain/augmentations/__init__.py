@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.augmentations.bias_field import NUM_COEFFICIENTS, apply_bias, bias_field
-from pretrain.augmentations.blur import gaussian_blur, sharpen
+from pretrain.augmentations.blur import gaussian_blur, kernel_radius, sharpen
 from pretrain.augmentations.gamma import adjust_gamma
 from pretrain.augmentations.low_field import low_field
 from pretrain.augmentations.noise import rician_noise
@@ -97,7 +97,8 @@ def _noise(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tensor:
 
 
 def _blur(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tensor:
-    return gaussian_blur(images, _each(images, log_between(config.blur_sigma_px, uniform[:, 0])))
+    sigma = _each(images, log_between(config.blur_sigma_px, uniform[:, 0]))
+    return gaussian_blur(images, sigma, kernel_radius(config.blur_sigma_px[1]))
 
 
 def _sharpen(images: Tensor, uniform: Floats, config: ViewsConfig) -> Tensor:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core_mri.physics import fft2c, ifft2c
 from pretrain.augmentations.noise import normal_pairs
 
 
@@ -30,7 +29,8 @@ def low_field(images: Tensor, resolution: Tensor, sigma: Tensor, seeds: Sequence
     window = line[:, :, None] * line[:, None, :]
     noise = torch.complex(*normal_pairs(images, seeds).unbind(1))
     level = sigma / window.square().mean((-2, -1), keepdim=True).sqrt()
-    return ifft2c(window * (fft2c(images) + level * noise)).abs()
+    kspace = torch.fft.fft2(images, norm="ortho") + level * noise
+    return torch.fft.ifft2(window * kspace, norm="ortho").abs()
 
 
 def hamming(resolution: Tensor, size: int) -> Tensor:
@@ -41,9 +41,8 @@ def hamming(resolution: Tensor, size: int) -> Tensor:
         size: S.
 
     Returns:
-        [N, S], its 1 at S // 2.
+        [N, S] in the order of `torch.fft`: k = 0 comes first.
     """
-    offset = torch.arange(size, device=resolution.device) - size // 2
-    phase = offset / (resolution * size)
+    phase = torch.fft.fftfreq(size, device=resolution.device) / resolution
     taper = 0.54 + 0.46 * torch.cos(2 * math.pi * phase)
     return taper * (phase.abs() <= 0.5)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core_mri.physics import fft2c, ifft2c, undersampling_mask
+from core_mri.physics import undersampling_mask
 
 
 def draw_lines(
@@ -56,5 +56,9 @@ def zero_filled(images: Tensor, lines: Tensor, along_rows: Tensor) -> Tensor:
     Returns:
         Complex [N, S, S].
     """
-    mask = torch.where(along_rows, lines[:, :, None], lines[:, None, :])
-    return ifft2c(fft2c(images) * mask)
+    # What is done along the lines undoes itself: only the phase direction is transformed. The
+    # origin of the transform does not matter, as long as the mask has the same one.
+    turned = torch.where(along_rows, images.mT, images)
+    mask = torch.fft.ifftshift(lines, dim=-1)[:, None]
+    filled = torch.fft.ifft(torch.fft.fft(turned) * mask)
+    return torch.where(along_rows, filled.mT, filled)

@@ -38,9 +38,7 @@ def name(request):
 def configured(tiny):
     def make(name, **changes):
         views = CROPS_ONLY | {"num_global": 1, "num_local": 0} | changes.pop("views", {})
-        return tiny(
-            objective={"name": name}, views=views, **(NETWORKS | changes)
-        )
+        return tiny(objective={"name": name}, views=views, **(NETWORKS | changes))
 
     return make
 
