@@ -24,6 +24,9 @@ CONFIGS = Path(__file__).parent / "configs"
 class MaskingConfig:
     """Which patches of the global views the student does not see (iBOT, arXiv 2111.07832)."""
 
+    kind: Literal["block", "inverse"] = "block"
+    """``block`` hides blocks; ``inverse`` shows one block and hides what is around it, which makes
+    sense for ratios from 0.5 on (CAPI, arXiv 2502.08769)."""
     probability: float = 0.5
     """Probability that a global view is masked at all."""
     ratio: tuple[float, float] = (0.1, 0.5)
