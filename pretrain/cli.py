@@ -10,7 +10,7 @@ from typing import Literal
 
 from core_mri.config import parse_command
 from core_mri.errors import ConfigError
-from pretrain.config import CONFIGS, PretrainConfig
+from pretrain.config import CONFIGS, OBJECTIVES, PretrainConfig
 
 USAGE = """usage: core-mri pretrain run CONFIG [--dry-run | --resume] [flags]
        core-mri pretrain bench CONFIG [--measured-steps 50] [--json] [flags]
@@ -153,12 +153,13 @@ def _start_screen(config: PretrainConfig, how: str) -> None:
         costs = left_out(config)
         without = f", {sum(costs.values())} volumes left out: {', '.join(costs) or 'no source'}"
     lines = (
-        f"core-mri pretrain: DINO + iBOT + KoLeo, {how}",
+        f"core-mri pretrain: {OBJECTIVES[config.objective.name]}, {how}",
         f"  data     {len(slices)} slices, {len(slices.volumes)} volumes, {subjects} subjects "
         f"(training split of {config.registry})",
         f"  licence  {slices.mixture().licence}{without}",
         f"  model    {config.model}, {millions:.1f} M parameters",
-        f"  views    2 x {views.global_size} px, {views.num_local} x {views.local_size} px",
+        f"  views    {views.num_global} x {views.global_size} px, "
+        f"{views.num_local} x {views.local_size} px",
         f"  device   {choice.device}, {choice.precision} ({choice.reason})",
         f"  steps    {config.steps} of {config.batch_size} slices",
         f"  output   {config.out}",

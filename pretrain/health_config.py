@@ -46,6 +46,8 @@ class HealthConfig:
     """Smallest effective rank (RankMe) of the centered class tokens."""
     patch_cosine: float = 0.98
     """Largest mean cosine between patches of one slice."""
+    target_spread: float = 0.05
+    """Smallest spread of the teacher's targets over slices, which is at most 1 (I-JEPA)."""
     duplicates: float = 0.05
     """Largest part of a batch that repeats another slice of it."""
     skipped: float = 0.01
@@ -60,7 +62,7 @@ class HealthConfig:
         for name in ("probe_every", "probe_slices"):
             if (value := getattr(self, name)) < 0:
                 raise ConfigError("CONFIG-05", f"health.{name} must not be negative, got {value}.")
-        for name in ("patience_share", "information", "prototype_use", "duplicates", "skipped",
-                     "anchor_drop"):  # fmt: skip
+        for name in ("patience_share", "information", "prototype_use", "target_spread",
+                     "duplicates", "skipped", "anchor_drop"):  # fmt: skip
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ConfigError("CONFIG-05", f"health.{name} must lie in [0, 1], got {value}.")

@@ -19,20 +19,22 @@ _SHOWN_LOCALS = 4
 
 
 def views_picture(views: Views, masks: Tensor) -> Figure:
-    """A row for each slice: two global views, the first one's mask, some local views."""
+    """A row for each slice: its global views, one of them masked, some local views."""
     from core_mri.pictures import contact_sheet
 
     images, titles = [], []
     locals_ = views.local_views[:, :_SHOWN_LOCALS, 0].cpu().numpy()
     patch = views.global_views.shape[-1] // masks.shape[-1]
     for row, (globals_, mask) in enumerate(zip(views.global_views.cpu(), masks.cpu(), strict=True)):
-        shown = int(mask[1].any())  # the masked one, when only the second is masked
+        shown = max(view for view in range(len(globals_)) if mask[view].any() or view == 0)
         hidden = mask[shown].repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        images += [globals_[0, 0].numpy(), globals_[1, 0].numpy()]
+        images += [view[0].numpy() for view in globals_]
         images += [torch.where(hidden, 0.0, globals_[shown, 0]).numpy(), *locals_[row]]
-        titles += ["global 1", "global 2", f"masked, {shown + 1}"]
+        titles += [f"global {number + 1}" for number in range(len(globals_))]
+        titles += [f"masked, {shown + 1}"]
         titles += [f"local {number + 1}" for number in range(locals_.shape[1])]
-    return contact_sheet(images, titles, columns=3 + locals_.shape[1])
+    columns = views.global_views.shape[1] + 1 + locals_.shape[1]
+    return contact_sheet(images, titles, columns=columns)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,8 +15,9 @@ from core_mri.models.encoder import Encoder
 from core_mri.training.probes import knn_probe, linear_probe
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
+from pretrain.crops import crop_resize
 from pretrain.data import Slices, slice_order
-from pretrain.views import MIN_SIDE, crop_resize, pad_slices
+from pretrain.views import MIN_SIDE, pad_slices
 
 TASKS = ("region", "sequence", "plane")
 """Labels of a slice that come free with the data."""
@@ -85,7 +87,9 @@ class ProbeSet:
         ]
         self.subjects = [sample.subject_id for sample in queries]
         # Half floats: these stay in memory for the whole run.
-        self.bank, self.queries = whole_slices(bank, size), whole_slices(queries, size)
+        self.bank, self.queries = (
+            whole_slices([sample.image for sample in samples], size) for samples in (bank, queries)
+        )
         self.tasks: dict[str, _Task] = {}
         for task in TASKS:
             found = _find(bank, queries, task)
@@ -195,11 +199,11 @@ def embed(encoder: Encoder, images: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def whole_slices(samples: Sequence[SliceSample], size: int) -> Tensor:
+def whole_slices(slices: Sequence[npt.NDArray[np.float32]], size: int) -> Tensor:
     """Whole slices resized to squares of `size` px: float16 [N, 1, size, size] in [0, 1]."""
     rows = [torch.zeros(0, 1, size, size, dtype=torch.float16)]
-    for start in range(0, len(samples), _BATCH):
-        images = [sample.image for sample in samples[start : start + _BATCH]]
+    for start in range(0, len(slices), _BATCH):
+        images = slices[start : start + _BATCH]
         boxes = torch.tensor([[[0, 0, *image.shape]] for image in images])
         rows.append(crop_resize(pad_slices(images), boxes, size).half())
     return torch.cat(rows)

@@ -17,7 +17,7 @@ from core_mri.models.encoder import Encoder
 from core_mri.reports import Report
 from core_mri.runs import Run, writing
 from data_registry.governance.uses import note_training
-from pretrain.config import PretrainConfig
+from pretrain.config import OBJECTIVES, PretrainConfig
 from pretrain.data import Slices, left_out
 from pretrain.objectives import LOSS, create_objective
 from pretrain.overlap import OVERLAP_FILE
@@ -117,7 +117,7 @@ def card(
         ],
         **train.mixture().card(),
         "training": {
-            "objective": config.objective.name,
+            "objective": OBJECTIVES[config.objective.name],
             "start": config.start or "random weights",
             "model": config.model,
             "steps": config.steps,

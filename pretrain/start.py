@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,19 +17,22 @@ from pretrain.stages import positions_for
 
 log = logging.getLogger(__name__)
 
-_OWN = ("image_size", "drop_path")
+_OWN = ("image_size", "drop_path", "pool")
 """What the run decides, not the weights it starts from."""
 _NAMED = 6
 _LEVEL = 0.01
 """Part of the loss by which it must still fall from window to window for the heads to go on."""
 
 
-def build_encoder(config: PretrainConfig, *, drop_path: float = 0.0) -> Encoder:
+def build_encoder(
+    config: PretrainConfig, *, drop_path: float = 0.0, pool: Literal["token", "mean"] = "token"
+) -> Encoder:
     """The encoder of a run as it begins, for the size of the global views.
 
     Args:
         config: ``model``, ``layer_scale``, ``num_registers`` and ``start`` say what it is.
         drop_path: Stochastic depth.
+        pool: What the encoder says of a whole image.
 
     Raises:
         WeightsError: WEIGHTS-02 naming the tensors in which ``start`` and the configured encoder
@@ -38,6 +41,7 @@ def build_encoder(config: PretrainConfig, *, drop_path: float = 0.0) -> Encoder:
     changes: dict[str, Any] = {
         "image_size": config.views.global_size,
         "drop_path": drop_path,
+        "pool": pool,
         "layer_scale": config.layer_scale,
         "num_registers": config.num_registers,
     }

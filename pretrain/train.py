@@ -25,9 +25,8 @@ from core_mri.launch import Launcher, launch
 from core_mri.runs import Run, write_atomically, writing
 from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
-from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
-from pretrain.data import Slices, batches, open_slices, open_validation
+from pretrain.data import Sample, Slices, batches, open_slices, open_validation
 from pretrain.health.alarms import Alarm
 from pretrain.health.anchor import Anchor
 from pretrain.health.monitor import HealthMonitor
@@ -47,6 +46,7 @@ from pretrain.sampler import (
 )
 from pretrain.stages import Stage, resize, samples_at, stage_at, stages_of
 from pretrain.start import HeadWarmup
+from pretrain.upload import upload
 from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ class Trainer:
         """Those of the newest step whose numbers have arrived."""
         self.stage = stages_of(config)[0]
         self._finished = 0.0
-        self._batches: Iterator[list[SliceSample]] | None = None
+        self._batches: Iterator[list[Sample]] | None = None
 
     def step(self, step: int) -> Mapping[str, float]:
         """Do step `step` (0-based) and return its numbers, which are fetched when looked at.
@@ -259,9 +259,11 @@ class Trainer:
 
     def shown_slices(self) -> Tensor:
         """Some whole slices [N, 1, S, S] in [0, 1], for pictures of patches."""
-        return whole_slices(self.samples_of(0)[:_SHOWN], self.config.views.global_size).float()
+        stored = [sample.own for sample in self.samples_of(0)[:_SHOWN]]
+        images = [upload([item], torch.device("cpu"))[0].numpy() for item in stored]
+        return whole_slices(images, self.config.views.global_size).float()
 
-    def samples_of(self, step: int) -> list[SliceSample]:
+    def samples_of(self, step: int) -> list[Sample]:
         """This worker's slices of a step, read now."""
         stream = batches(
             self.dataset, self.config, start=step, rank=rank(), world_size=world_size()
@@ -269,21 +271,22 @@ class Trainer:
         return next(stream)
 
     def views_of(
-        self, samples: list[SliceSample], numbers: npt.NDArray[np.int64]
+        self, samples: list[Sample], numbers: npt.NDArray[np.int64]
     ) -> tuple[Views, Tensor]:
         """Views and masks (bool [B, 2, h, w]) of slices with the given global sample indices."""
         config, device = self.stage.config, self.choice.device
+        near = [sample.adjacent for sample in samples if sample.adjacent is not None]
         views = make_views(
-            [sample.image for sample in samples],
+            [sample.own for sample in samples],
             numbers,
             config.views,
-            names=[f"volume {sample.volume_id}, slice {sample.index}" for sample in samples],
             seed=config.seed,
             device=device,
+            adjacent=near or None,
         )
         return views, torch.from_numpy(self.model.sample_masks(numbers))
 
-    def _next(self, step: int) -> list[SliceSample]:
+    def _next(self, step: int) -> list[Sample]:
         if self._batches is None:
             self._batches = batches(
                 self.dataset, self.config, start=step, rank=rank(), world_size=world_size()

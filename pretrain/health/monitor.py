@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from core_mri.devices import is_main, world_size
 from core_mri.models.encoder import Encoder
-from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
+from pretrain.data import Sample
 from pretrain.health.alarms import Alarm, Alarms
 from pretrain.health.anchor import Anchor
 from pretrain.health.network import duplicate_rate, gradient_norms, prototype_norms
@@ -69,7 +69,7 @@ class HealthMonitor:
         step: int,
         features: Tensor,
         student: nn.ModuleDict,
-        samples: Sequence[SliceSample],
+        samples: Sequence[Sample],
         *,
         scale: Tensor,
     ) -> dict[str, Tensor]:

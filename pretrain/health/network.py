@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from data_registry.slices import SliceSample
+from pretrain.data import Sample
 
 _STRIDE = 8
 """Of the pixels by which slices are compared: equal slices are equal there."""
@@ -38,9 +38,8 @@ def prototype_norms(student: nn.ModuleDict) -> dict[str, Tensor]:
     }
 
 
-def duplicate_rate(samples: Sequence[SliceSample]) -> float:
+def duplicate_rate(samples: Sequence[Sample]) -> float:
     """Part of the slices of a batch that equal an earlier one of it."""
-    seen = {
-        (sample.image.shape, sample.image[::_STRIDE, ::_STRIDE].tobytes()) for sample in samples
-    }
+    payloads = [sample.own.payload for sample in samples]
+    seen = {(payload.shape, payload[::_STRIDE, ::_STRIDE].tobytes()) for payload in payloads}
     return 1 - len(seen) / len(samples)

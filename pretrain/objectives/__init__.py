@@ -34,12 +34,12 @@ class Batch(NamedTuple):
     """
 
     global_views: Tensor
-    """[B, 2, 1, S, S] in [0, 1]."""
+    """[B, G, 1, S, S] in [0, 1]."""
     local_views: Tensor
     """[B, L, 1, s, s] in [0, 1]; L may be 0."""
     masks: Tensor
     """Bool [B, M, h, w] over the patches of global views, as `Objective.sample_masks` made them;
-    on the processor."""
+    on the processor. The first G say what the student does not see of each global view."""
 
 
 class Objective(nn.Module, ABC):
@@ -113,7 +113,13 @@ class Objective(nn.Module, ABC):
 
 def create_objective(config: PretrainConfig) -> Objective:
     """The objective that ``objective.name`` names, with random weights."""
+    from pretrain.objectives.ijepa import JointEmbedding
+    from pretrain.objectives.mae import MaskedAutoencoder
     from pretrain.student_teacher import StudentTeacher
 
-    classes: dict[str, type[Objective]] = {"distillation": StudentTeacher}
+    classes: dict[str, type[Objective]] = {
+        "distillation": StudentTeacher,
+        "mae": MaskedAutoencoder,
+        "ijepa": JointEmbedding,
+    }
     return classes[config.objective.name](config)

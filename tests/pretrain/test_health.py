@@ -16,7 +16,8 @@ from core_mri.config import to_mapping
 from core_mri.errors import RunError
 from core_mri.models import create_model
 from core_mri.runs import Run
-from data_registry.slices import SliceSample
+from data_registry.slices import StoredSlice
+from pretrain.data import Sample
 from pretrain.health import head_statistics, mean_cosine
 from pretrain.health.alarms import Alarms
 from pretrain.health.anchor import Anchor
@@ -137,7 +138,7 @@ class TestNetwork:
     def test_duplicates_are_equal_slices_not_equal_sizes(self):
         def sample(seed):
             image = np.random.default_rng(seed).random((32, 32), dtype=np.float32)
-            return SliceSample(image, str(seed), 0, "p", "brain", "T1", "axial")
+            return Sample(StoredSlice(image, 0.0, 1.0, str(seed), 0, "brain", "axial"), None)
 
         assert duplicate_rate([sample(0), sample(1), sample(2), sample(3)]) == 0
         assert duplicate_rate([sample(0), sample(1), sample(0), sample(0)]) == 0.5

@@ -49,7 +49,7 @@ class TestStages:
     def test_slices_are_those_of_a_run_without_stages(self, tiny, memory_slices):
         def ids(config, steps):
             stream = batches(memory_slices, config, start=0, rank=0, world_size=1)
-            return [(s.volume_id, s.index) for _ in range(steps) for s in next(stream)]
+            return [(s.own.volume_id, s.own.index) for _ in range(steps) for s in next(stream)]
 
         staged, plain = tiny(steps=8, stages=LATER), tiny(steps=8)
         assert ids(staged, 8) == ids(plain, 7)[: 3 * 8 + 3 * 4 + 2 * 8]
