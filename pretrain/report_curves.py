@@ -41,6 +41,8 @@ _GROUPS = (
            "How evenly the prototypes are used; 0 is one of them for everything."),
     _Group(_HEALTH, _ends("used"), "prototypes",
            "Prototypes that are the first choice of some row of the step."),
+    _Group(_HEALTH, _is("target_spread"), "spread of targets over slices",
+           "1 at most; near 0 means collapse."),
     _Group("Spread of the features", _is("mean_cosine", "patch_cosine"), "mean cosine",
            "Between slices, and between patches of a slice: 1 means that all look alike."),
     _Group("Spread of the features", _is("rank"), "effective rank (RankMe)",
@@ -73,7 +75,7 @@ def add_curves(report: Report, metrics: Sequence[Mapping[str, Any]], losses: Seq
 
     names = list(dict.fromkeys(name for line in metrics for name in line))
     groups = (
-        _Group("Losses", _is(*losses), "loss, nats",
+        _Group("Losses", _is(*set(losses) - {"target_spread"}), "loss",
                "A loss alone tells little: see the health of the teacher."),
         *_GROUPS,
     )  # fmt: skip

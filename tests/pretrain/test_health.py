@@ -190,6 +190,14 @@ class TestAlarms:
         assert len(caplog.records) == 2
         assert "dino head has collapsed" in caplog.text
 
+    def test_targets_that_are_alike_stop_a_run_of_ijepa(self):
+        alarms = self.alarms()
+        spread = [0.5] * 10 + [0.01] * 90
+        found = [alarms.update(step, {"target_spread": value}) for step, value in enumerate(spread)]
+        assert [(a.step, a.level) for each in found for a in each] == [
+            (49, "snapshot"), (89, "stop"),
+        ]  # fmt: skip
+
     @pytest.mark.parametrize(("action", "level"), [("warn", "warn"), ("snapshot", "snapshot")])
     def test_action_is_the_most_an_alarm_may_do(self, action, level):
         assert self.levels(self.alarms(action=action), 0.0, 200) == [(39, level)]
