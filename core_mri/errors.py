@@ -56,6 +56,9 @@ CODES: dict[str, str] = {
     "RUN-01": "training diverged",
     "RUN-02": "a worker process failed",
     "RUN-03": "a checkpoint is damaged",
+    "RUN-04": "out of memory; the message says the next batch size to try",
+    "RUN-06": "an alarm of health stopped the run: it has collapsed",
+    "RUN-07": "an alarm of health stopped the run: probes fell below those of its initial weights",
     "RUN-08": "workers do not see the same storage",
     "RUN-09": "two runs write to one place",
 }

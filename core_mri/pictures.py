@@ -232,7 +232,7 @@ def feature_pca(
         image: The slice ``[H, W]``, shown first.
         title: One short line.
     """
-    components, shares = _principal_components(features)  # [h, w, 3] in [0, 1], [3]
+    components, shares = principal_components(features)  # [h, w, 3] in [0, 1], [3]
     panels: list[tuple[str, npt.NDArray[np.generic]]] = [] if image is None else [("slice", image)]
     panels.append(("components 1-3 as RGB", components))
     panels += [(f"{i + 1}: {shares[i]:.0%} of variance", components[..., i]) for i in range(3)]
@@ -284,7 +284,7 @@ def patch_colors(
     number = min(columns, len(slices))
     shown = np.unique(np.linspace(0, len(slices) - 1, number + 2).round().astype(int)[1:-1])
     some = patches[shown]
-    colors, _ = _principal_components(some.reshape(-1, *some.shape[2:]))
+    colors, _ = principal_components(some.reshape(-1, *some.shape[2:]))
     squares = torch.from_numpy(colors.reshape(*some.shape[:3], 3)).permute(0, 3, 1, 2)
     pictures = square_to_slices(squares, *slices.shape[1:]).permute(0, 2, 3, 1).numpy()
     count = len(shown)
@@ -365,10 +365,16 @@ def _outline(axes: Axes, mask: npt.NDArray[np.bool_], color: str, dashes: _Dashe
     drawn.set_path_effects([withStroke(linewidth=2.6, foreground="#00000090"), Normal()])
 
 
-def _principal_components(
+def principal_components(
     features: npt.NDArray[np.floating],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Scores ``[h, w, 3]`` stretched to [0, 1] and the share of variance of each ``[3]``."""
+    """The first three principal components of features ``[h, w, D]``, as colors.
+
+    Signs are fixed (the largest loading is positive), so equal features give equal colors.
+
+    Returns:
+        Scores ``[h, w, 3]`` stretched to [0, 1], and the share of the variance of each ``[3]``.
+    """
     height, width, num_features = features.shape
     table = np.asarray(features, dtype=np.float64).reshape(height * width, num_features)
     _, singular, loadings = np.linalg.svd(table - table.mean(axis=0), full_matrices=False)

@@ -1,9 +1,9 @@
 """A run folder: configuration, environment, log, metrics, checkpoints; and the way back.
 
 ```
-config.yaml  environment.json  run.log  metrics.jsonl  tensorboard/  checkpoints/step_00000100/
-weights/ ``` A checkpoint is written beside its final name, with a manifest that holds its SHA-256
-written last, and renamed; whatever a killed process leaves is either complete or ignored.
+config.yaml  environment.json  run.log  metrics.jsonl  tensorboard/  checkpoints/  weights/
+```
+Whatever a killed process leaves is either complete or ignored (`core_mri.checkpoints`).
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import json
 import logging
 import math
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from core_mri.config import config_hash, differences, save_config, to_mapping
-from core_mri.devices import environment
-from core_mri.errors import ConfigError, DataError, Interrupted, RunError
+from core_mri.devices import environment, world_size
+from core_mri.errors import ConfigError, CoreMRIError, DataError, Interrupted, RunError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
+
+    from core_mri.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +44,31 @@ class Run:
     Args:
         out: The folder.
         main: Whether this process writes; the other workers of a run share the object's interface
-            and write nothing.
+            and write nothing but their part of checkpoints.
+        checkpoints: Folder or URL of the checkpoints; empty is ``checkpoints/`` of the run.
     """
 
-    def __init__(self, out: Path, *, main: bool) -> None:
+    def __init__(self, out: Path, *, main: bool, checkpoints: str = "") -> None:
         self.out = out
         self.main = main
+        self._place = checkpoints or out / "checkpoints"
+        self._checkpoints: Checkpoints | None = None
+        self._lock: IO[str] | None = None
         self.stop_requested = False
         self._board: SummaryWriter | None = None
         self._handler: logging.Handler | None = None
         self._old_handlers: dict[int, Any] = {}
 
     @classmethod
-    def open(cls, out: Path, config: object, *, resume: bool = False, main: bool = True) -> Run:
+    def open(
+        cls,
+        out: Path,
+        config: object,
+        *,
+        resume: bool = False,
+        main: bool = True,
+        checkpoints: str = "",
+    ) -> Run:
         """Create the folder, or continue the run it holds.
 
         Args:
@@ -62,13 +76,14 @@ class Run:
             config: The resolved configuration (dataclass), saved as ``config.yaml``.
             resume: Demand that there is a run to continue.
             main: See :class:`Run`.
+            checkpoints: See :class:`Run`.
 
         Raises:
             ConfigError: CONFIG-03 when the folder holds something else, CONFIG-04 with every
                 difference when it holds a run of another configuration.
             DataError: DATA-07 when the folder cannot be written.
         """
-        run = cls(out, main=main)
+        run = cls(out, main=main, checkpoints=checkpoints)
         if not main:
             return run
         with writing(out):
@@ -102,6 +117,7 @@ class Run:
 
     def __enter__(self) -> Run:
         if self.main:
+            self._lock = _locked(self.out)
             self._handler = logging.FileHandler(self.out / "run.log", encoding="utf-8")
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logging.getLogger().addHandler(self._handler)
@@ -118,8 +134,27 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            self._finish_checkpoints(error)
+        finally:
+            self._close(error)
+
+    def _finish_checkpoints(self, error: BaseException | None) -> None:
+        """Complete the one that is being written, unless it waits for workers that have left."""
+        if self._checkpoints is None or (error is not None and world_size() > 1):
+            return
+        try:
+            self._checkpoints.wait()
+        except CoreMRIError as lost:
+            if error is None:
+                raise
+            log.warning("the last checkpoint was not completed: %s", lost)
+
+    def _close(self, error: BaseException | None) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        if self._lock is not None:
+            self._lock.close()
         if self._board is not None:
             self._board.close()
         if self._handler is not None:
@@ -150,12 +185,21 @@ class Run:
             (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(line) + "\n")
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.out / "tensorboard"))
+        board = self._tensorboard()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            board.add_scalar(name, value, step)
+
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """Add a picture to TensorBoard."""
+        if not self.main:
+            return
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self._tensorboard().add_image(name, pixels, step, dataformats="HWC")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of ``metrics.jsonl`` but an unfinished last one of a killed process."""
@@ -165,43 +209,43 @@ class Run:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Where the states of this run are saved and found; all workers ask at the same time."""
+        if self._checkpoints is None:
+            from core_mri.checkpoints import Checkpoints
+
+            self._checkpoints = Checkpoints(self._place, keep=KEPT_CHECKPOINTS)
+        return self._checkpoints
+
     def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
-        """Save `state` as the checkpoint after `step` steps and keep the newest two.
+        """Save `state` as the checkpoint after `step` steps, and keep the newest two.
+
+        It is written while the training goes on; see `core_mri.checkpoints.Checkpoints.save`.
 
         Args:
             step: Number of finished steps.
-            state: Tensors, numbers, strings and containers of them (what ``torch.load`` reads with
-                ``weights_only=True``).
+            state: Tensors, numbers, strings and containers of them.
 
         Raises:
             DataError: DATA-07 when there is no space; older checkpoints stay.
+            RunError: RUN-08 or RUN-09.
         """
-        if not self.main:
-            return
-        import torch
+        self.checkpoints.save(step, state)
 
-        folder = self.out / "checkpoints"
-        aside = folder / f".partial_{step:08d}"
-        with writing(folder):
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            with (aside / "state.pt").open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
-            manifest = {
-                "step": step,
-                "sha256": {"state.pt": file_sha256(aside / "state.pt")},
-            }
-            write_atomically(aside / "manifest.json", json.dumps(manifest).encode())
-            final = folder / f"step_{step:08d}"
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-        for old in sorted(folder.glob("step_*"))[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
+    def keep_checkpoint(self, name: str, step: int, state: Mapping[str, Any]) -> Path:
+        """As `save_checkpoint`, but in the folder `name` of the run, where all of them stay.
+
+        Returns:
+            The folder of the checkpoint.
+        """
+        from core_mri.checkpoints import Checkpoints
+
+        snapshots = Checkpoints(self.out / name, keep=0, background=False)
+        return self.out / name / snapshots.save(step, state)
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
-        """The newest complete checkpoint as (finished steps, state), None when there is none.
+        """The newest whole checkpoint as (finished steps, state), None when there is none.
 
         A damaged one is passed over with a warning for the one before it. Later lines of
         ``metrics.jsonl`` are cut off, so that each step is written once.
@@ -209,34 +253,10 @@ class Run:
         Raises:
             RunError: RUN-03 when there are checkpoints and none is whole.
         """
-        import torch
-
-        found = sorted((self.out / "checkpoints").glob("step_*"), reverse=True)
-        for folder in found:
-            try:
-                manifest = json.loads((folder / "manifest.json").read_text())
-                for name, expected in manifest["sha256"].items():
-                    if file_sha256(folder / name) != expected:
-                        raise ValueError(f"{name} does not match its hash")
-                state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-            except (OSError, ValueError, KeyError, RuntimeError) as error:
-                log.warning(
-                    "checkpoint %s is damaged (%s); trying the one before",
-                    folder.name,
-                    error,
-                )
-                continue
-            step = int(manifest["step"])
-            if self.main:
-                self._cut_metrics(step)
-            return step, state
-        if found:
-            raise RunError(
-                "RUN-03",
-                f"{self.out / 'checkpoints'}: none of {len(found)} checkpoints is whole.",
-                fix="Start again in an empty folder.",
-            )
-        return None
+        found = self.checkpoints.load()
+        if self.main:
+            self._cut_metrics(found[0] if found else 0)
+        return found
 
     def check_interrupt(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
         """After Ctrl-C or SIGTERM: save, then leave.
@@ -247,8 +267,9 @@ class Run:
         if not self.stop_requested:
             return
         self.save_checkpoint(step, state())
+        self.checkpoints.wait()
         raise Interrupted(
-            f"stopped after step {step}; checkpoint kept in {self.out / 'checkpoints'}. "
+            f"stopped after step {step}; checkpoint kept in {self.checkpoints.storage.name}. "
             "Run the same command again with --resume to continue."
         )
 
@@ -283,6 +304,13 @@ class Run:
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(description, total=total, text="")
             yield lambda done, text: bar.update(task, completed=done, text=text)
+
+    def _tensorboard(self) -> SummaryWriter:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.out / "tensorboard"))
+        return self._board
 
     def _cut_metrics(self, step: int) -> None:
         path = self.out / "metrics.jsonl"
@@ -321,6 +349,34 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def _locked(folder: Path) -> IO[str] | None:
+    """A file that this process alone holds, until it is closed or the process ends.
+
+    Raises:
+        RunError: RUN-09 when another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return None
+    with writing(folder):
+        file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunError(
+            "RUN-09",
+            f"{folder}: another process is writing to this run.",
+            fix="Wait for it, stop it, or choose another --out.",
+        ) from None
+    except OSError as error:
+        log.warning(
+            "%s: its file system has no locks (%s); start this run once only", folder, error
+        )
+    return file
 
 
 def file_sha256(path: Path) -> str:

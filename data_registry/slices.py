@@ -41,6 +41,20 @@ class SliceSample:
     plane: str
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class StoredSlice:
+    """One slice as its shard has it: the fewest bytes, to be scaled where it is needed."""
+
+    payload: npt.NDArray[np.generic]
+    """``[H, W]``; the image in [0, 1] is ``clip((payload - shift) * gain, 0, 1)``."""
+    shift: float
+    gain: float
+    volume_id: str
+    index: int
+    region: str
+    plane: str
+
+
 @dataclass(frozen=True, eq=False)
 class _Index:
     """Position i of the dataset is slice ``slice_of[i]`` of volume ``volume_of[i]``."""
@@ -159,6 +173,38 @@ class SliceDataset:
         volume, columns = self._index.volume_of[position], self._columns
         payload = self.reader.read(self.place(position))
         return unpack(payload, columns["dtype"][volume], columns["scale"][volume])
+
+    def stored(self, position: int) -> StoredSlice:
+        """A slice as it is stored, for training.
+
+        Raises:
+            DataError: DATA-04 when voxels are not finite, DATA-08 when the shard is damaged or
+                gone; both name the volume.
+        """
+        volume, columns = self._index.volume_of[position], self._columns
+        volume_id, index = columns["volume_id"][volume], int(self._index.slice_of[position])
+        try:
+            payload = self.reader.read(self.place(position))
+        except DataError as error:
+            message = f"volume {volume_id}, slice {index}: {error.message}"
+            raise DataError(error.code, message, fix=error.fix) from error
+        if payload.dtype.kind == "f" and not np.isfinite(payload).all():
+            raise DataError(
+                "DATA-04",
+                f"volume {volume_id}, slice {index}: a voxel is not finite.",
+                fix=f"Leave it out with `where: volume_id <> '{volume_id}'`.",
+            )
+        low, high = columns["window_low"][volume], columns["window_high"][volume]
+        scale = columns["scale"][volume]
+        return StoredSlice(
+            payload,
+            low / scale,
+            scale / (high - low),
+            volume_id,
+            index,
+            columns["region"][volume],
+            columns["plane"][volume],
+        )
 
     def place(self, position: int) -> SlicePlace:
         """Where a slice lies, for `SliceReader.read`."""

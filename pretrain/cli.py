@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from core_mri.config import parse_command
-from pretrain.config import CONFIGS, PretrainConfig
+from core_mri.errors import ConfigError
+from pretrain.config import CONFIGS, OBJECTIVES, PretrainConfig
 
 USAGE = """usage: core-mri pretrain run CONFIG [--dry-run | --resume] [flags]
+       core-mri pretrain bench CONFIG [--measured-steps 50] [--json] [flags]
 
   run    train an encoder on the slices of a registry; CONFIG is a YAML file or a packaged name
-         (core-mri pretrain run --help lists every flag)"""
+         (core-mri pretrain run --help lists every flag)
+  bench  time the first steps of such a run on one worker: images/s, MFU, where the time goes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,16 @@ class RunOptions:
     """Address of a running Ray cluster (implies `--launcher ray`)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Flags of ``bench`` that are no part of the configuration."""
+
+    measured_steps: int = 50
+    """Steps that are timed, after five that warm up."""
+    json: bool = False
+    """Print a JSON object."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one verb of ``core-mri pretrain``.
 
@@ -45,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
+    if words[0] == "bench":
+        return _bench(words[1:])
     if words[0] != "run":
         print(f"core-mri pretrain: no verb {words[0]!r}.\n{USAGE}", file=sys.stderr)
         return 2
@@ -83,8 +99,41 @@ def _dry_run(config: PretrainConfig) -> int:
     print(f"memory            {found.memory_gib:.2f} GiB {found.memory_of}")
     print(f"seconds per step  {found.seconds_per_step:.2f}")
     print(f"estimated total   {hours:.2f} h for {config.steps} steps on one worker")
+    print(f"operations        {found.flops / 1e9:.1f} GFLOP a step")
     print(f"loss              {found.loss:.4f}")
     print(f"views             {found.picture}")
+    for sentence in found.advice:
+        print(f"note              {sentence}")
+    return 0
+
+
+def _bench(words: Sequence[str]) -> int:
+    config, options = parse_command(
+        PretrainConfig, BenchOptions, words, program="core-mri pretrain bench", folder=CONFIGS
+    )
+    if options.measured_steps < 1:
+        raise ConfigError(
+            "CONFIG-05", f"--measured-steps must be positive, got {options.measured_steps}."
+        )
+    from pretrain.bench import WARMUP, bench
+
+    _start_screen(
+        config, f"bench: {WARMUP} + {options.measured_steps} steps, one worker, nothing is kept"
+    )
+    found = bench(config, options.measured_steps)
+    if options.json:
+        print(json.dumps(asdict(found), indent=2))
+        return 0
+    print(f"images per second  {found.images_per_second:.1f}")
+    print(f"seconds per step   {found.seconds_per_step:.3f}")
+    if found.mfu is not None:
+        peak = f"{found.peak_flops / 1e12:.3g} TFLOP/s ({found.peak_source})"
+        print(f"MFU                {found.mfu:.1%} of {peak}")
+        print(f"  without dropped  {found.mfu_kept:.1%}")
+    print(f"data wait          {found.data_wait:.1%}")
+    if found.head_share is not None:
+        print(f"heads              {found.head_share:.1%}")
+    print(f"memory             {found.memory_gib:.2f} GiB {found.memory_of}")
     return 0
 
 
@@ -104,12 +153,13 @@ def _start_screen(config: PretrainConfig, how: str) -> None:
         costs = left_out(config)
         without = f", {sum(costs.values())} volumes left out: {', '.join(costs) or 'no source'}"
     lines = (
-        f"core-mri pretrain: DINO + iBOT + KoLeo, {how}",
+        f"core-mri pretrain: {OBJECTIVES[config.objective.name]}, {how}",
         f"  data     {len(slices)} slices, {len(slices.volumes)} volumes, {subjects} subjects "
         f"(training split of {config.registry})",
         f"  licence  {slices.mixture().licence}{without}",
         f"  model    {config.model}, {millions:.1f} M parameters",
-        f"  views    2 x {views.global_size} px, {views.num_local} x {views.local_size} px",
+        f"  views    {views.num_global} x {views.global_size} px, "
+        f"{views.num_local} x {views.local_size} px",
         f"  device   {choice.device}, {choice.precision} ({choice.reason})",
         f"  steps    {config.steps} of {config.batch_size} slices",
         f"  output   {config.out}",

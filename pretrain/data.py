@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from core_mri.errors import DataError
 from data_registry.catalogue import Registry
 from data_registry.cohorts import condition
 from data_registry.governance.propagation import Mixture, noncommercial_cost, only_commercial
-from data_registry.slices import SliceDataset, SliceSample
+from data_registry.slices import SliceDataset, SliceSample, StoredSlice
 from pretrain.config import PretrainConfig
-from pretrain.sampler import SliceOrder, rank_slice
+from pretrain.sampler import SliceOrder, adjacent_positions, rank_slice
+from pretrain.stages import samples_at
 
 if TYPE_CHECKING:
     from data_registry.schema import Split, VolumeRow
@@ -34,6 +35,9 @@ class Slices(Protocol):
     def __getitem__(self, position: int) -> SliceSample:
         """One slice; those of a volume stand together."""
 
+    def stored(self, position: int) -> StoredSlice:
+        """The same slice as it is stored."""
+
     def volume_of(self, position: int) -> VolumeRow:
         """The volume of a slice, without reading voxels."""
 
@@ -45,6 +49,15 @@ class Slices(Protocol):
 
     def strata(self) -> npt.NDArray[np.integer]:
         """Of each volume, the number of its region x sequence x plane."""
+
+
+class Sample(NamedTuple):
+    """What a sample of a batch is made of."""
+
+    own: StoredSlice
+    """The slice of the order."""
+    adjacent: StoredSlice | None
+    """A slice near it, with ``views.adjacent_slices``."""
 
 
 def open_slices(config: PretrainConfig, split: Split = "train") -> Slices:
@@ -97,24 +110,58 @@ def slice_order(dataset: Slices, seed: int, *, group: int = 1, balance: float = 
 
 def batches(
     dataset: Slices, config: PretrainConfig, *, start: int, rank: int, world_size: int
-) -> Iterator[list[SliceSample]]:
-    """This worker's samples of step `start` and all later ones, read ahead by `loader_workers`."""
+) -> Iterator[list[Sample]]:
+    """This worker's samples of step `start` and all later ones, read ahead by `loader_workers`.
+
+    Raises:
+        DataError: DATA-04 or DATA-08 for a slice that is not finite or whose shard is damaged.
+    """
     order = slice_order(
         dataset, config.seed, group=config.objective.koleo_group, balance=config.balance
     )
+    reach, volumes = config.views.adjacent_slices, dataset.volume_numbers()
 
-    def positions() -> Iterator[list[int]]:
+    def positions() -> Iterator[list[tuple[int, ...]]]:
         for step in range(start, config.steps):
-            yield rank_slice(order(step, config.batch_size), rank, world_size).tolist()
+            samples = samples_at(config, step)
+            chosen = [rank_slice(order.at(samples), rank, world_size)]
+            if reach:
+                numbers = rank_slice(samples, rank, world_size)
+                near = adjacent_positions(chosen[0], numbers, volumes, reach, seed=config.seed)
+                chosen.append(near)
+            yield list(zip(*(own.tolist() for own in chosen), strict=True))
 
-    loader: DataLoader[SliceSample] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+    loader: DataLoader[Sample | DataError] = DataLoader(
+        _Reader(dataset),
         batch_sampler=positions(),
         num_workers=config.loader_workers,
-        collate_fn=_as_list,
+        collate_fn=_whole,
     )
-    yield from loader
+    for found in loader:
+        if isinstance(found, DataError):
+            raise found
+        yield found
 
 
-def _as_list(samples: Sequence[SliceSample]) -> list[SliceSample]:
-    return list(samples)
+class _Reader(Dataset["Sample | DataError"]):
+    """Reads samples. An error is handed over: `DataLoader` would raise its text as another one."""
+
+    def __init__(self, dataset: Slices) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, positions: tuple[int, ...]) -> Sample | DataError:
+        try:
+            own, *adjacent = (self._dataset.stored(position) for position in positions)
+        except DataError as error:
+            return error
+        return Sample(own, adjacent[0] if adjacent else None)
+
+
+def _whole(samples: Sequence[Sample | DataError]) -> list[Sample] | DataError:
+    """A batch, or the first error in it."""
+    good = []
+    for sample in samples:
+        if isinstance(sample, DataError):
+            return sample
+        good.append(sample)
+    return good

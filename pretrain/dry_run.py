@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from core_mri.runs import writing
+from pretrain.advice import advice
 from pretrain.config import PretrainConfig
-from pretrain.data import open_slices
+from pretrain.data import open_slices, open_validation
 from pretrain.overlap import check_overlap
-from pretrain.report import views_picture
-from pretrain.sampler import check_batch, sample_numbers
+from pretrain.pictures import views_picture
+from pretrain.sampler import check_batch
+from pretrain.stages import stages_of
 from pretrain.train import Trainer
 
 
@@ -31,8 +33,13 @@ class DryRun:
     """Of the second step; the first one warms up."""
     loss: float
     """Of the first step."""
+    flops: float
+    """Floating point operations of a step, forward and backward, as torch counts them: matrix
+    products, convolutions and attention where its kernel is known."""
     picture: Path
     """Views and masks of some slices."""
+    advice: list[str]
+    """What looks wrong with the configuration; see `pretrain.advice`."""
 
 
 def dry_run(config: PretrainConfig) -> DryRun:
@@ -41,29 +48,40 @@ def dry_run(config: PretrainConfig) -> DryRun:
     The picture is written beside the output folder, as ``<out>-dry-run.png``.
 
     Raises:
-        CoreMRIError: As `pretrain.train` for data and batch.
+        CoreMRIError: As `pretrain.train` for data, batch and the weights to start from.
     """
-    dataset = open_slices(config)
-    check_batch(len(dataset), config.batch_size, 1, config.objective.koleo_group)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    dataset, validation = open_slices(config), open_validation(config)
+    for stage in stages_of(config):
+        check_batch(len(dataset), stage.config.batch_size, 1, config.objective.koleo_group)
     check_overlap(config, dataset.volumes)
     trainer = Trainer(config, dataset)
-    loss = trainer.step(0)["loss"]
+    # The products of `pretrain.linear`, which torch does not count by itself.
+    own = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        loss = trainer.step(0)["loss"]
     started = time.perf_counter()
     if config.steps > 1:
-        trainer.step(1)
+        dict(trainer.step(1))  # looking at the numbers waits for the device
     seconds = time.perf_counter() - started
-    figure = views_picture(
-        *trainer.views_of(trainer.samples_of(0)[:4], sample_numbers(0, config.batch_size)[:4])
-    )
+    figure = views_picture(*trainer.example())
     picture = config.out.with_name(f"{config.out.name}-dry-run.png")
     with writing(picture):
         picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture)
-    memory, memory_of = _highest_memory(trainer.choice.device)
-    return DryRun(memory, memory_of, seconds, loss, picture)
+    memory, memory_of = highest_memory(trainer.choice.device)
+    told = advice(config, dataset, validation)
+    return DryRun(memory, memory_of, seconds, loss, float(counter.get_total_flops()), picture, told)
 
 
-def _highest_memory(device: torch.device) -> tuple[float, str]:
+def _linear_flops(x: torch.Size, weight: torch.Size, *_rest: object, **_named: object) -> int:
+    """Operations of ``x @ weight.T`` by the shapes [N, I] and [O, I]."""
+    return 2 * x.numel() * weight[0]
+
+
+def highest_memory(device: torch.device) -> tuple[float, str]:
+    """Highest use of memory so far, GiB, and of which memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30, "on the device"
     unit = 1 if sys.platform == "darwin" else 1024

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pretrain.linear import linear
+from pretrain.prototypes import prototype_logits
 
 
 class ProjectionHead(nn.Module):
@@ -38,8 +42,17 @@ class ProjectionHead(nn.Module):
         self.prototypes = nn.Linear(bottleneck, num_prototypes, bias=False)
         nn.init.trunc_normal_(self.prototypes.weight, std=0.02)
 
+    def codes(self, features: Tensor) -> Tensor:
+        """Float32 unit rows [N, bottleneck] of features [N, D]; N may be 0."""
+        x = features
+        for layer in self.mlp:
+            x = linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+        return functional.normalize(x.float(), dim=-1)
+
+    @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [N, K] of features [N, D]; N may be 0."""
-        code = functional.normalize(self.mlp(features).float(), dim=-1)
-        prototypes = functional.normalize(self.prototypes.weight.float(), dim=-1)
-        return functional.linear(code, prototypes)
+        """The teacher's logits [N, K] of features [N, D]; N may be 0.
+
+        The student's never exist as a whole: see `pretrain.prototypes.prototype_loss`.
+        """
+        return prototype_logits(self.codes(features), self.prototypes.weight)

@@ -39,8 +39,32 @@ def sample_masks(
         random = random_stream(seed, int(sample), MASKS)
         for view in range(num_views):
             if random.random() < config.probability:
-                masks[row, view] = block_mask(grid, random.uniform(*config.ratio), config, random)
+                ratio = random.uniform(*config.ratio)
+                masks[row, view] = (
+                    block_mask(grid, ratio, config, random)
+                    if config.kind == "block"
+                    else inverse_mask(grid, ratio, random)
+                )
     return masks
+
+
+def inverse_mask(
+    grid: tuple[int, int], ratio: float, random: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """A mask of exactly ``round(ratio * h * w)`` patches around one block that is seen.
+
+    The block goes on at the opposite side where it leaves the view, so that all patches are seen
+    equally often, as in CAPI (Darcet et al., arXiv 2502.08769); single patches make up the number.
+    """
+    seen = grid[0] * grid[1] - _number(grid, ratio)
+    aspect = np.exp(random.uniform(-np.log(MAX_ASPECT), np.log(MAX_ASPECT)))
+    rows = min(max(round((seen * aspect) ** 0.5), 1), grid[0])
+    columns = min(seen // rows, grid[1])
+    mask = np.ones(grid, dtype=np.bool_)
+    mask[:rows, :columns] = False
+    single = random.choice(np.flatnonzero(mask), seen - rows * columns, replace=False)
+    mask.flat[single] = False
+    return np.roll(mask, (random.integers(grid[0]), random.integers(grid[1])), (0, 1))
 
 
 def block_mask(
@@ -53,8 +77,7 @@ def block_mask(
     """
     height, width = grid
     mask = np.zeros(grid, dtype=np.bool_)
-    target = min(max(round(ratio * mask.size), 1), mask.size - 1)
-    left = target
+    left = _number(grid, ratio)
     for _ in range(_ATTEMPTS):
         if left < config.min_block:
             break
@@ -72,3 +95,9 @@ def block_mask(
     free = np.flatnonzero(~mask)
     mask.flat[random.choice(free, left, replace=False)] = True
     return mask
+
+
+def _number(grid: tuple[int, int], ratio: float) -> int:
+    """Patches to be hidden: at least 1, at most all but one."""
+    size = grid[0] * grid[1]
+    return min(max(round(ratio * size), 1), size - 1)

@@ -1,4 +1,4 @@
-"""Does the encoder know what a slice shows? Nearest neighbors, beside the random twin."""
+"""Does the encoder know what a slice shows? Simple probes on labels that come with the data."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from core_mri.metrics.intervals import bootstrap_interval, holm, paired_permutation
 from core_mri.models.encoder import Encoder
-from core_mri.training.probes import knn_probe
+from core_mri.training.probes import knn_probe, linear_probe
 from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
+from pretrain.crops import crop_resize
 from pretrain.data import Slices, slice_order
-from pretrain.views import MIN_SIDE, crop_resize, pad_slices
+from pretrain.views import MIN_SIDE, pad_slices
 
-TASKS = ("region", "sequence")
+TASKS = ("region", "sequence", "plane")
 """Labels of a slice that come free with the data."""
+METHODS = ("knn", "linear")
 NEIGHBORS = 10
 MIN_PATIENTS_FOR_P = 8
 """Below this a table is descriptive: no p-values."""
@@ -32,124 +35,226 @@ class ProbeResult:
     """Scores of all tasks and encoders."""
 
     cells: list[Row]
-    """One for each task, encoder and patient."""
+    """One for each task, method, encoder and patient."""
     summary: list[Row]
     """Means over patients with intervals; p compares the pretrained encoder with its twin."""
     notes: list[str]
     """What was compared, and what could not be."""
 
 
-def probe(
-    encoders: dict[str, Encoder], config: PretrainConfig, train: Slices, validation: Slices | None
-) -> ProbeResult:
-    """Weighted k-nearest-neighbor accuracy on region and sequence, a mean over patients.
+@dataclass(frozen=True)
+class _Task:
+    """Which of the slices have a label that both sides know."""
 
-    The neighbors are training slices. The slices judged come from validation patients, else from
-    every second training patient (whose images, not labels, the encoder has seen).
-    Slices are drawn evenly over volumes; whole slices are resized to the size of a global view.
+    bank: list[int]
+    truth: Tensor
+    """[len(bank)] class numbers."""
+    queries: list[int]
+    answers: list[int]
+    """[len(queries)] class numbers."""
+
+
+class ProbeSet:
+    """Fixed slices of whole size: a bank with labels, and queries that are judged.
+
+    The bank holds training slices. Queries come from validation patients, else from every second
+    training patient (whose images, not labels, the encoder has seen). Slices are drawn evenly over
+    volumes and resized to the size of a global view.
+
+    Args:
+        train: Training slices.
+        validation: Slices of validation patients, None without any.
+        num_slices: Slices at most on each side.
+        size: Side of a slice as the encoder sees it, px.
+    """
+
+    def __init__(
+        self, train: Slices, validation: Slices | None, *, num_slices: int, size: int
+    ) -> None:
+        bank = _draw(train, num_slices)
+        self.from_validation = validation is not None
+        if validation is not None:
+            queries, origin = _draw(validation, num_slices), "validation patients"
+        else:
+            patients = sorted({(sample.region, sample.subject_id) for sample in bank})
+            known = {patient for _, patient in patients[::2]}
+            queries = [sample for sample in bank if sample.subject_id not in known]
+            bank = [sample for sample in bank if sample.subject_id in known]
+            origin = "training patients whose labels were held back"
+        self.notes = [
+            f"{len(bank)} training slices as neighbors, {len(queries)} slices of {origin}, "
+            f"k = {NEIGHBORS}."
+        ]
+        self.subjects = [sample.subject_id for sample in queries]
+        # Half floats: these stay in memory for the whole run.
+        self.bank, self.queries = (
+            whole_slices([sample.image for sample in samples], size) for samples in (bank, queries)
+        )
+        self.tasks: dict[str, _Task] = {}
+        for task in TASKS:
+            found = _find(bank, queries, task)
+            if found is None:
+                self.notes.append(
+                    f"{task}: not scored, fewer than two known labels or nothing to judge."
+                )
+            else:
+                self.tasks[task] = found
+
+    @property
+    def patients(self) -> dict[str, int]:
+        """Patients judged, by task."""
+        return {
+            name: len({self.subjects[i] for i in task.queries}) for name, task in self.tasks.items()
+        }
+
+    def told_patients(self) -> str:
+        """`patients` in words."""
+        counts = ", ".join(f"{n} for {task}" for task, n in self.patients.items()) or "none"
+        return counts if self.from_validation else f"none ({counts} of training)"
+
+    def embed(self, encoder: Encoder) -> tuple[Tensor, Tensor]:
+        """Class tokens [N, D] and [M, D], on the CPU, of bank and queries."""
+        return embed(encoder, self.bank), embed(encoder, self.queries)
+
+    def scores(
+        self, encoder: Encoder, method: str, features: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Accuracy of every task by patient.
+
+        Args:
+            encoder: What is judged.
+            method: ``knn`` (weighted nearest neighbors) or ``linear`` (logistic regression).
+            features: What `embed` gave, if it is known.
+        """
+        if not self.tasks:
+            return {}
+        bank, queries = self.embed(encoder) if features is None else features
+        classify = {"knn": _knn, "linear": linear_probe}[method]
+        result = {}
+        for name, task in self.tasks.items():
+            guess = classify(bank[task.bank], task.truth, queries[task.queries]).argmax(1)
+            hits: dict[str, list[bool]] = {}
+            for i, label, answer in zip(task.queries, guess.tolist(), task.answers, strict=True):
+                hits.setdefault(self.subjects[i], []).append(label == answer)
+            result[name] = {patient: float(np.mean(right)) for patient, right in hits.items()}
+        return result
+
+
+def probe_set(
+    config: PretrainConfig, train: Slices, validation: Slices | None, *, online: bool = False
+) -> ProbeSet:
+    """The slices of the probe at the end of a run, or of those while it goes on."""
+    return ProbeSet(
+        train,
+        validation,
+        num_slices=config.health.probe_slices if online else config.probe_slices,
+        size=config.views.global_size,
+    )
+
+
+def probe(
+    encoders: dict[str, Encoder], slices: ProbeSet, *, seed: int, twin: str = "random"
+) -> ProbeResult:
+    """Accuracy of simple probes on region, sequence and plane, a mean over patients.
 
     Args:
         encoders: Name to encoder; the first is judged against the second.
-        config: ``probe_slices`` slices at most are taken on each side.
-        train: Training slices.
-        validation: Slices of validation patients, None without any.
+        slices: The slices.
+        seed: Of bootstrap and permutations.
+        twin: Name of the encoder that is the twin.
     """
-    bank = _draw(train, config)
-    if validation is not None:
-        queries, origin = _draw(validation, config), "validation patients"
-    else:
-        patients = sorted({(sample.region, sample.subject_id) for sample in bank})
-        known = {patient for _, patient in patients[::2]}
-        queries = [sample for sample in bank if sample.subject_id not in known]
-        bank = [sample for sample in bank if sample.subject_id in known]
-        origin = "training patients whose labels were held back"
-    notes = [
-        f"{len(bank)} training slices as neighbors, {len(queries)} slices of {origin}, k = 10."
-    ]
-    features = {
-        name: (embed(encoder, bank, config), embed(encoder, queries, config))
-        for name, encoder in encoders.items()
-        if bank and queries
-    }
     cells: list[Row] = []
     summary: list[Row] = []
-    for task in TASKS:
-        known_labels = sorted({_label(sample, task) for sample in bank} - {"unknown"})
-        judged = [i for i, sample in enumerate(queries) if _label(sample, task) in known_labels]
-        if len(known_labels) < 2 or not judged:
-            notes.append(f"{task}: not scored, fewer than two known labels or nothing to judge.")
-            continue
-        labeled = [i for i, sample in enumerate(bank) if _label(sample, task) in known_labels]
-        truth = torch.tensor([known_labels.index(_label(bank[i], task)) for i in labeled])
-        scores: dict[str, dict[str, float]] = {}
-        for name, (bank_x, query_x) in features.items():
-            guess = knn_probe(bank_x[labeled], truth, query_x[judged], k=NEIGHBORS).argmax(1)
-            right: dict[str, list[bool]] = {}
-            for i, label in zip(judged, guess.tolist(), strict=True):
-                hit = known_labels[label] == _label(queries[i], task)
-                right.setdefault(queries[i].subject_id, []).append(hit)
-            scores[name] = {patient: float(np.mean(hits)) for patient, hits in right.items()}
-        cells += [
-            _cell(task, name, patient, value, config)
-            for name, patients_scores in scores.items()
-            for patient, value in sorted(patients_scores.items())
-        ]
-        summary += _summarize(task, scores, config)
+    features = {name: slices.embed(encoder) for name, encoder in encoders.items() if slices.tasks}
+    for method in METHODS:
+        by_name = {
+            name: slices.scores(encoders[name], method, found) for name, found in features.items()
+        }
+        for task in slices.tasks:
+            scores = {name: found[task] for name, found in by_name.items()}
+            cells += [
+                {
+                    "task": task, "weights": name, "twin": name == twin, "method": method,
+                    "k": NEIGHBORS if method == "knn" else None, "draw": 0, "seed": seed,
+                    "patient": patient, "structure": "", "metric": "accuracy", "value": value,
+                    "unit": "1",
+                }
+                for name, by_patient in scores.items()
+                for patient, value in sorted(by_patient.items())
+            ]  # fmt: skip
+            summary += _summarize(task, method, scores, seed)
     tested = [(row, p) for row in summary if isinstance(p := row["p"], float)]
     for (row, _), adjusted in zip(tested, holm([p for _, p in tested]), strict=True):
         row["p_holm"] = float(adjusted)
-    return ProbeResult(cells, summary, notes)
+    return ProbeResult(cells, summary, list(slices.notes))
 
 
 @torch.no_grad()
-def embed(encoder: Encoder, samples: Sequence[SliceSample], config: PretrainConfig) -> Tensor:
-    """Class tokens [N, D], on the CPU, of whole slices resized to the size of a global view."""
+def embed(encoder: Encoder, images: Tensor) -> Tensor:
+    """Class tokens [N, D], on the CPU, of images [N, 1, S, S]."""
     device = next(encoder.parameters()).device
-    rows = []
-    for start in range(0, len(samples), _BATCH):
-        images = [sample.image for sample in samples[start : start + _BATCH]]
-        boxes = torch.tensor([[[0, 0, *image.shape]] for image in images], device=device)
-        batch = crop_resize(pad_slices(images).to(device), boxes, config.views.global_size)
-        rows.append(encoder(batch).cls.float().cpu())
+    if not len(images):
+        return torch.zeros(0, encoder.embed_dim)
+    rows = [encoder(part.to(device).float()).cls.float().cpu() for part in images.split(_BATCH)]
     return torch.cat(rows)
 
 
-def _draw(dataset: Slices, config: PretrainConfig) -> list[SliceSample]:
-    """Up to `probe_slices` different slices, evenly over volumes; always the same ones."""
-    wanted = min(config.probe_slices, len(dataset))
+def whole_slices(slices: Sequence[npt.NDArray[np.float32]], size: int) -> Tensor:
+    """Whole slices resized to squares of `size` px: float16 [N, 1, size, size] in [0, 1]."""
+    rows = [torch.zeros(0, 1, size, size, dtype=torch.float16)]
+    for start in range(0, len(slices), _BATCH):
+        images = slices[start : start + _BATCH]
+        boxes = torch.tensor([[[0, 0, *image.shape]] for image in images])
+        rows.append(crop_resize(pad_slices(images), boxes, size).half())
+    return torch.cat(rows)
+
+
+def _knn(train_x: Tensor, train_y: Tensor, test_x: Tensor) -> Tensor:
+    return knn_probe(train_x, train_y, test_x, k=NEIGHBORS)
+
+
+def _find(bank: Sequence[SliceSample], queries: Sequence[SliceSample], task: str) -> _Task | None:
+    known = sorted({_label(sample, task) for sample in bank} - {"unknown"})
+    judged = [i for i, sample in enumerate(queries) if _label(sample, task) in known]
+    if len(known) < 2 or not judged:
+        return None
+    labeled = [i for i, sample in enumerate(bank) if _label(sample, task) in known]
+    truth = torch.tensor([known.index(_label(bank[i], task)) for i in labeled])
+    return _Task(labeled, truth, judged, [known.index(_label(queries[i], task)) for i in judged])
+
+
+def _draw(dataset: Slices, num_slices: int) -> list[SliceSample]:
+    """Up to `num_slices` different slices, evenly over volumes; always the same ones."""
+    wanted = min(num_slices, len(dataset))
     chosen = slice_order(dataset, 0)(0, wanted)
     samples = [dataset[int(position)] for position in np.unique(chosen)]
     return [sample for sample in samples if min(sample.image.shape) >= MIN_SIDE]
 
 
 def _label(sample: SliceSample, task: str) -> str:
-    return sample.region if task == "region" else sample.sequence
+    return {"region": sample.region, "sequence": sample.sequence, "plane": sample.plane}[task]
 
 
-def _cell(task: str, name: str, patient: str, value: float, config: PretrainConfig) -> Row:
-    return {
-        "task": task, "weights": name, "twin": name == "random", "method": "knn", "k": NEIGHBORS,
-        "draw": 0, "seed": config.seed, "patient": patient, "structure": "", "metric": "accuracy",
-        "value": value, "unit": "1",
-    }  # fmt: skip
-
-
-def _summarize(task: str, scores: dict[str, dict[str, float]], config: PretrainConfig) -> list[Row]:
-    rows: list[Row] = []
+def _summarize(task: str, method: str, scores: dict[str, dict[str, float]], seed: int) -> list[Row]:
+    """A row for each encoder, and one for the paired difference of the first two."""
     first, second = list(scores)[:2]
     patients = sorted(scores[first])
-    for name, by_patient in scores.items():
-        interval = bootstrap_interval([by_patient[p] for p in patients], seed=config.seed)
-        p = None
-        if name == first and len(patients) >= MIN_PATIENTS_FOR_P:
-            pair = ([scores[n][patient] for patient in patients] for n in (first, second))
-            p = paired_permutation(*pair, seed=config.seed)
+    values = {name: [found[patient] for patient in patients] for name, found in scores.items()}
+    pairs = zip(values[first], values[second], strict=True)
+    values[f"{first} minus {second}"] = [ours - theirs for ours, theirs in pairs]
+    rows: list[Row] = []
+    for name, per_patient in values.items():
+        interval = bootstrap_interval(per_patient, seed=seed)
+        many = interval.n > 1
         rows.append(
             {
-                "task": task, "weights": name, "method": "knn", "k": NEIGHBORS,
-                "metric": "accuracy", "mean": interval.mean, "n": interval.n,
-                "ci_low": interval.low if interval.n > 1 else None,
-                "ci_high": interval.high if interval.n > 1 else None, "p": p, "p_holm": None,
+                "task": task, "weights": name, "method": method,
+                "k": NEIGHBORS if method == "knn" else None, "metric": "accuracy",
+                "mean": interval.mean, "n": interval.n,
+                "ci_low": interval.low if many else None,
+                "ci_high": interval.high if many else None, "p": None, "p_holm": None,
             }
         )  # fmt: skip
+    if len(patients) >= MIN_PATIENTS_FOR_P:
+        rows[0]["p"] = paired_permutation(values[first], values[second], seed=seed)
     return rows

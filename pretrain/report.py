@@ -1,4 +1,4 @@
-"""What a finished run leaves: weights with a card, results, and a report with pictures."""
+"""What a run leaves: weights with a card, results, and a report with pictures."""
 
 from __future__ import annotations
 
@@ -10,66 +10,66 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core_mri.config import config_hash
+from core_mri.errors import RunError
+from core_mri.models.encoder import Encoder
+from core_mri.reports import Report
 from core_mri.runs import Run, writing
 from data_registry.governance.uses import note_training
-from pretrain.config import PretrainConfig
+from pretrain.config import OBJECTIVES, PretrainConfig
 from pretrain.data import Slices, left_out
+from pretrain.objectives import LOSS, create_objective
 from pretrain.overlap import OVERLAP_FILE
-from pretrain.probe import ProbeResult, Row, probe
-from pretrain.student_teacher import StudentTeacher
-from pretrain.views import Views
+from pretrain.pictures import patches_picture, views_picture
+from pretrain.probe import ProbeResult, ProbeSet, Row, probe
+from pretrain.report_curves import add_curves, add_probe_curves
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from pretrain.train import Trainer
 
-PRETRAINED, TWIN = "pretrained", "random"
-_SHOWN_LOCALS = 4
+PRETRAINED = "pretrained"
 
 
-def finish(
-    run: Run,
-    config: PretrainConfig,
-    model: StudentTeacher,
-    train: Slices,
-    validation: Slices | None,
-    views: Views,
-    masks: Tensor,
-) -> None:
+def finish(run: Run, trainer: Trainer, slices: ProbeSet) -> None:
     """Write ``weights/``, ``results.json``, ``results.csv`` and ``report.html`` of a run.
 
     Args:
         run: The finished run.
-        config: Its configuration.
-        model: Student and teacher; the teacher's encoder is released.
-        train: The slices it was trained on.
-        validation: Slices of validation patients for the probe, None without any.
-        views: Views of some slices, for the picture.
-        masks: Their masks, bool [B, 2, h, w].
+        trainer: Its networks; the teacher's encoder is released.
+        slices: Those of the probe.
     """
     from core_mri.weights import save_model
 
-    device = next(model.parameters()).device
-    torch.manual_seed(config.seed)
-    twin = StudentTeacher(config).to(device).eval().teacher_encoder  # as the run began
-    encoders = {PRETRAINED: model.teacher_encoder, TWIN: twin}
+    config = trainer.config
+    encoders, origin = _encoders(trainer), _origin(config)
     result = (
-        probe(encoders, config, train, validation)
+        probe(encoders, slices, seed=config.seed, twin=origin)
         if config.probe_slices
         else ProbeResult([], [], ["No probe: probe_slices is 0."])
     )
     metrics = run.metrics()
-    overlap = (run.out / OVERLAP_FILE).read_text(encoding="utf-8").strip()
-    facts = card(config, train, metrics, result, overlap)
-    save_model(model.teacher_encoder, run.out / "weights", facts)
+    facts = card(config, trainer.dataset, metrics, result, _overlap(run))
+    save_model(trainer.model.teacher_encoder, run.out / "weights", facts)
     note_training(config.registry, run.out / "weights", facts["subjects"], "pretrain")
     with writing(run.out):
         results = {"schema": 1, "cells": result.cells, "summary": result.summary}
         (run.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
         _write_csv(run.out / "results.csv", result.summary)
-    _write_report(run, facts, metrics, result, views, masks)
+    verdict = _verdict(metrics, result, trainer.health.history, origin)
+    report = Report(f"Pretraining of {config.model}", verdict)
+    _fill(report, run, trainer, facts, result)
+
+
+def report_stopped(run: Run, trainer: Trainer, error: RunError) -> None:
+    """Write ``report.html`` of a run that an alarm or bad losses have ended; no weights."""
+    result = ProbeResult([], [], ["No probe: the run was stopped."])
+    metrics = run.metrics()
+    facts = card(trainer.config, trainer.dataset, metrics, result, _overlap(run))
+    facts["training"]["steps"] = f"{metrics[-1]['step'] + 1} of {trainer.config.steps}"
+    verdict = str(error).replace(f"{run.out}/", "")  # the page may be sent to others
+    report = Report(f"Pretraining of {trainer.config.model}: stopped", verdict)
+    _fill(report, run, trainer, facts, result)
 
 
 def card(
@@ -117,7 +117,8 @@ def card(
         ],
         **train.mixture().card(),
         "training": {
-            "objective": "DINO + iBOT + KoLeo, teacher weights",
+            "objective": OBJECTIVES[config.objective.name],
+            "start": config.start or "random weights",
             "model": config.model,
             "steps": config.steps,
             "batch size": config.batch_size,
@@ -132,43 +133,10 @@ def card(
     }
 
 
-def views_picture(views: Views, masks: Tensor) -> Figure:
-    """A row for each slice: two global views, the first one's mask, some local views."""
-    from core_mri.pictures import contact_sheet
-
-    images, titles = [], []
-    locals_ = views.local_views[:, :_SHOWN_LOCALS, 0].cpu().numpy()
-    patch = views.global_views.shape[-1] // masks.shape[-1]
-    for row, (globals_, mask) in enumerate(zip(views.global_views.cpu(), masks.cpu(), strict=True)):
-        shown = int(mask[1].any())  # the masked one, when only the second is masked
-        hidden = mask[shown].repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-        images += [globals_[0, 0].numpy(), globals_[1, 0].numpy()]
-        images += [torch.where(hidden, 0.0, globals_[shown, 0]).numpy(), *locals_[row]]
-        titles += ["global 1", "global 2", f"masked, {shown + 1}"]
-        titles += [f"local {number + 1}" for number in range(locals_.shape[1])]
-    return contact_sheet(images, titles, columns=3 + locals_.shape[1])
-
-
-def _write_report(
-    run: Run,
-    facts: dict[str, Any],
-    metrics: list[dict[str, Any]],
-    result: ProbeResult,
-    views: Views,
-    masks: Tensor,
+def _fill(
+    report: Report, run: Run, trainer: Trainer, facts: dict[str, Any], result: ProbeResult
 ) -> None:
-    from core_mri.plots import curves
-    from core_mri.reports import Report
-
-    steps = np.array([line["step"] for line in metrics])
-
-    def lines(*names: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return {
-            name: (steps, np.array([line[name] for line in metrics], dtype=np.float64))
-            for name in names
-        }
-
-    report = Report(f"Pretraining of {facts['training']['model']}", _verdict(metrics, result))
+    metrics, origin = run.metrics(), _origin(trainer.config)
     report.add_text(
         "Data",
         [
@@ -178,44 +146,70 @@ def _write_report(
         ],
     )
     report.add_table("Sources", facts["sources"], "Training volumes by source and licence.")
+    if trainer.health.history:
+        report.add_table(
+            "Alarms", trainer.health.history,
+            "Figures that were beyond their limits for the patience of an alarm, "
+            f"{trainer.health.alarms.patience} steps.",
+        )  # fmt: skip
+    else:
+        report.add_text("Alarms", "None.")
+    add_curves(report, metrics, (LOSS, *trainer.model.losses))
+    add_probe_curves(report, metrics, origin)
+    encoders = _encoders(trainer)
+    pictures = {"views": views_picture(*trainer.example())}
     report.add_figure(
-        "Losses", curves(lines("loss", "dino", "ibot"), "step", "loss, nats"),
-        "A loss alone tells little: see the health of the teacher.",
-    )  # fmt: skip
-    report.add_figure(
-        "Health of the teacher",
-        curves(lines("dino_information", "ibot_information"), "step", "mutual information, nats"),
-        "Information that the targets hold about the image; near 0 means collapse.",
-    )
-    report.add_figure(
-        "Spread of the features",
-        curves(lines("mean_cosine"), "step", "mean cosine between slices"),
-        "1 would mean that all slices look alike to the teacher.",
-    )
-    report.add_figure(
-        "Views and masks", views_picture(views, masks),
+        "Views and masks", pictures["views"],
         "What the networks see of some slices of the first step; black squares are masked.",
     )  # fmt: skip
+    pictures["patches"] = patches_picture(encoders, trainer.shown_slices())
+    report.add_figure(
+        "Patch features", pictures["patches"],
+        "First three principal components of the patches of all these slices as red, green and "
+        f"blue: of this run, and of the {origin} weights that it began with.",
+    )  # fmt: skip
+    for name, figure in pictures.items():
+        run.log_figure(name, figure, len(metrics))
     if result.summary:
-        report.add_table("Nearest neighbors", result.summary, " ".join(result.notes))
+        report.add_table("Probes", result.summary, " ".join(result.notes))
     else:
-        report.add_text("Nearest neighbors", result.notes)
+        report.add_text("Probes", result.notes)
     report.add_facts("Training", facts["training"])
     report.write(run.out / "report.html")
 
 
-def _verdict(metrics: list[dict[str, Any]], result: ProbeResult) -> str:
-    last = metrics[-1]
-    dead = [name for name in ("dino", "ibot") if last[f"{name}_alarm"]]
-    health = f"the {' and '.join(dead)} head collapsed" if dead else "no head collapsed"
-    means = {(row["task"], row["weights"]): row for row in result.summary}
+def _encoders(trainer: Trainer) -> dict[str, Encoder]:
+    """The released encoder and its twin, as the run began."""
+    torch.manual_seed(trainer.config.seed)
+    twin = create_objective(trainer.config).to(trainer.choice.device).eval().teacher_encoder
+    return {PRETRAINED: trainer.model.teacher_encoder.eval(), _origin(trainer.config): twin}
+
+
+def _origin(config: PretrainConfig) -> str:
+    """What the weights were at the beginning."""
+    return "initial" if config.start else "random"
+
+
+def _overlap(run: Run) -> str:
+    return (run.out / OVERLAP_FILE).read_text(encoding="utf-8").strip()
+
+
+def _verdict(
+    metrics: list[dict[str, Any]],
+    result: ProbeResult,
+    history: list[dict[str, Any]],
+    origin: str,
+) -> str:
+    figures = sorted({alarm["figure"] for alarm in history})
+    health = f"alarms of {', '.join(figures)}" if figures else "no alarm"
+    knn = {(row["task"], row["weights"]): row for row in result.summary if row["method"] == "knn"}
     scores = "; ".join(
-        f"{task} by nearest neighbors {row['mean']:.0%} against {means[task, TWIN]['mean']:.0%} "
-        f"with random weights ({row['n']} patients, {_evidence(row)})"
-        for (task, name), row in means.items()
+        f"{task} by nearest neighbors {row['mean']:.0%} against {knn[task, origin]['mean']:.0%} "
+        f"with {origin} weights ({row['n']} patients, {_evidence(row)})"
+        for (task, name), row in knn.items()
         if name == PRETRAINED
     )
-    return f"{last['step'] + 1} steps, {health}. {scores or 'Nothing was probed'}."
+    return f"{metrics[-1]['step'] + 1} steps, {health}. {scores or 'Nothing was probed'}."
 
 
 def _evidence(row: Row) -> str:

@@ -20,7 +20,7 @@ from core_mri.errors import ConfigError, DataError
 
 Indices = npt.NDArray[np.int64]
 
-ORDER, OFFSETS, VIEWS, MASKS, NOISE, DROP_PATH = range(6)
+ORDER, OFFSETS, VIEWS, MASKS, ADJACENT, DROP_PATH = range(6)
 """Streams of random numbers that share no draws."""
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -69,8 +69,12 @@ class SliceOrder:
 
     def __call__(self, step: int, batch_size: int) -> Indices:
         """The slices of one step, over all workers: [batch_size] indices in [0, num_slices)."""
-        rounds, positions = np.divmod(sample_numbers(step, batch_size), self._share.sum())
-        volumes, visits = np.empty((2, batch_size), dtype=np.int64)
+        return self.at(sample_numbers(step, batch_size))
+
+    def at(self, numbers: Indices) -> Indices:
+        """The slices of global sample indices [N]: indices in [0, num_slices)."""
+        rounds, positions = np.divmod(numbers, self._share.sum())
+        volumes, visits = np.empty((2, len(numbers)), dtype=np.int64)
         for number in np.unique(rounds):
             here = rounds == number
             volumes[here], visits[here] = self._round(int(number))[:, positions[here]]
@@ -114,6 +118,34 @@ def rank_slice(indices: Indices, rank: int, world_size: int) -> Indices:
     """The contiguous share of one worker, so that KoLeo groups stay whole."""
     share = len(indices) // world_size
     return indices[rank * share : (rank + 1) * share]
+
+
+def adjacent_positions(
+    positions: Indices,
+    samples: Indices,
+    volume_numbers: npt.NDArray[np.integer],
+    reach: int,
+    *,
+    seed: int,
+) -> Indices:
+    """For each sample another slice of its volume, at most `reach` slices away.
+
+    Args:
+        positions: [B], the slice of each sample.
+        samples: [B], global sample indices, on which the draw depends.
+        volume_numbers: [slices of the data set], the volume of each, ascending.
+        reach: At least 1.
+        seed: Of the run.
+
+    Returns:
+        [B]; the slice itself where its volume has no other.
+    """
+    owners = volume_numbers[positions]
+    first = np.maximum(np.searchsorted(volume_numbers, owners, "left"), positions - reach)
+    last = np.minimum(np.searchsorted(volume_numbers, owners, "right") - 1, positions + reach)
+    draws = np.array([random_stream(seed, int(s), ADJACENT).random() for s in samples])
+    found = first + (draws * (last - first)).astype(np.int64)
+    return np.asarray(np.where((found >= positions) & (last > first), found + 1, found))
 
 
 def check_batch(num_slices: int, batch_size: int, world_size: int, group: int) -> None:

@@ -7,30 +7,36 @@ patches, N masked patches, D width, K prototypes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from core_mri.models import create_model
 from core_mri.models.encoder import Encoder
 from core_mri.training.ema import update_ema
+from core_mri.training.schedules import warmup_cosine
 from pretrain.config import PretrainConfig
+from pretrain.gram import REFRESH, WEIGHT, gram_loss, gram_schedules
 from pretrain.heads import ProjectionHead
-from pretrain.health import head_statistics, mean_cosine
-from pretrain.losses import (
-    SoftmaxCentering,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    mask_weights,
-    sinkhorn_knopp,
-)
+from pretrain.health import head_statistics
+from pretrain.losses import koleo_loss, mask_weights
+from pretrain.masking import sample_masks
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
+from pretrain.packed import Crops, encode_packed
+from pretrain.prototypes import Spread, TargetSums, cross_views, prototype_loss, same_rows
+from pretrain.start import build_encoder
+from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp, softmax_targets
 
-ENCODER, DINO, IBOT = "encoder", "dino", "ibot"
+DINO, IBOT, KOLEO, GRAM = "dino", "ibot", "koleo", "gram"
 
 
-class StudentTeacher(nn.Module):
+class StudentTeacher(Objective):
     """DINO on class tokens, iBOT on masked patches, KoLeo, with separate heads (DINOv2).
+
+    With ``gram_weight`` also Gram anchoring (DINOv3); the anchor is an encoder of its own.
 
     The student learns by gradients; the teacher follows as a moving average and never has
     gradients, nor stochastic depth. Wrap it in DistributedDataParallel as it is: every parameter of
@@ -40,16 +46,13 @@ class StudentTeacher(nn.Module):
         config: Of the run; weights are random from torch's global generator.
     """
 
+    losses: tuple[str, ...] = (DINO, IBOT, KOLEO)
+    heads = (DINO, IBOT)
+
     def __init__(self, config: PretrainConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         objective = config.objective
-        self.objective = objective
-        encoder = create_model(
-            config.model,
-            image_size=config.views.global_size,
-            drop_path=config.drop_path,
-            layer_scale=config.layer_scale,
-        )
+        encoder = build_encoder(config, drop_path=config.drop_path)
         heads = {
             name: ProjectionHead(
                 encoder.embed_dim,
@@ -60,11 +63,7 @@ class StudentTeacher(nn.Module):
             for name in (DINO, IBOT)
         }
         self.student = nn.ModuleDict({ENCODER: encoder, **heads})
-        calm = create_model(
-            config.model,
-            image_size=config.views.global_size,
-            layer_scale=config.layer_scale,
-        )
+        calm = Encoder(replace(encoder.config, drop_path=0.0))
         calm.load_state_dict(encoder.state_dict())
         self.teacher = nn.ModuleDict({ENCODER: calm, **copy.deepcopy(heads)})
         self.teacher.requires_grad_(False).eval()
@@ -76,17 +75,14 @@ class StudentTeacher(nn.Module):
             if objective.centering == "softmax"
             else {}
         )
+        self.anchor = copy.deepcopy(calm) if objective.gram_weight else None
+        if self.anchor is not None:
+            self.losses = (*self.losses, GRAM)
 
     @property
     def teacher_encoder(self) -> Encoder:
         """The encoder that is released."""
-        encoder = self.teacher[ENCODER]
-        assert isinstance(encoder, Encoder)
-        return encoder
-
-    def prototypes(self) -> list[nn.Parameter]:
-        """The last layers of the student's heads."""
-        return [self.student.get_parameter(f"{head}.prototypes.weight") for head in (DINO, IBOT)]
+        return self._encoder(self.teacher)
 
     def train(self, mode: bool = True) -> StudentTeacher:
         """Training mode for the student alone."""
@@ -94,83 +90,187 @@ class StudentTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(
-        self,
-        global_views: Tensor,
-        local_views: Tensor,
-        masks: Tensor,
-        *,
-        teacher_temperature: float,
-        koleo_weight: float,
-    ) -> dict[str, Tensor]:
+    def sample_masks(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Block masks [B, 2, h, w] of the global views: patches that the student does not see."""
+        side = self.config.views.global_size // self.teacher_encoder.patch_size
+        return sample_masks(numbers, (side, side), self.config.masking, seed=self.config.seed)
+
+    def schedules(self) -> dict[str, Array]:
+        """Momentum and temperature of the teacher, and the weight of KoLeo, which grows."""
+        objective, steps = self.config.objective, self.config.steps
+        cold, warm = objective.teacher_temperature
+        warmup, koleo = self.config.optimizer.warmup_steps, objective.koleo_weight
+        return {
+            "teacher_momentum": warmup_cosine(
+                0.0, *self.config.optimizer.teacher_momentum, 0, steps
+            ),
+            "teacher_temperature": warmup_cosine(
+                cold, warm, warm, objective.teacher_temperature_warmup, steps
+            ),
+            "koleo_weight": warmup_cosine(0.0, koleo, koleo, warmup, steps),
+            **(gram_schedules(objective, steps) if self.anchor is not None else {}),
+        }
+
+    def frozen(self, step: int) -> list[nn.Parameter]:
+        """The prototypes of the student's heads, at the start."""
+        if step >= self.config.optimizer.freeze_prototypes_steps:
+            return []
+        return [self.student.get_parameter(f"{head}.prototypes.weight") for head in self.heads]
+
+    def forward(self, batch: Batch, now: Mapping[str, float]) -> dict[str, Tensor]:
         """Losses of a batch.
 
         Args:
-            global_views: [B, 2, 1, S, S] in [0, 1].
-            local_views: [B, L, 1, s, s] in [0, 1]; L may be 0.
-            masks: Bool [B, 2, h, w], patches of the global views that the student does not see.
-            teacher_temperature: Of this step.
-            koleo_weight: Of this step.
+            batch: Views and masks, M = 2: those of the global views.
+            now: ``teacher_temperature`` and ``koleo_weight`` of this step; with an anchor also
+                `gram.WEIGHT` and `gram.REFRESH`.
 
         Returns:
             Scalars: ``loss`` (weighted sum, the only one with a gradient), ``dino``, ``ibot``,
-            ``koleo``, and the statistics of `pretrain.health`, named by head.
+            ``koleo``, ``gram`` where there is an anchor, and the statistics of `pretrain.health`,
+            named by head; and `FEATURES`.
         """
-        objective = self.objective
+        objective = self.config.objective
+        num_images, device = len(batch.global_views), batch.global_views.device
         # Views come first from here on, so that a loss can leave out pairs: [2 * B, ...].
-        globals_ = global_views.transpose(0, 1).flatten(0, 1)
-        locals_ = local_views.transpose(0, 1).flatten(0, 1)
-        masks = masks.transpose(0, 1).flatten(0, 1)
-        num_images = len(global_views)
+        globals_ = batch.global_views.transpose(0, 1).flatten(0, 1)
+        locals_ = batch.local_views.transpose(0, 1).flatten(0, 1)
+        masks = batch.masks.transpose(0, 1).flatten(0, 1)
+        masked = masks.flatten().nonzero()[:, 0]  # on the processor: no waiting for the device
+        weights = mask_weights(masks).to(device, non_blocking=True)
 
-        targets, patch_targets, teacher_cls = self._targets(globals_, masks, teacher_temperature)
-        seen = self.student[ENCODER](globals_, masks)
-        cls = [seen.cls]
+        teacher_cls, targets = self._targets(globals_, masked, now["teacher_temperature"])
+        anchored = self.anchor is not None and now[WEIGHT] > 0
+        wanted = torch.arange(masks.numel()) if anchored else masked
+        crops = [Crops(globals_, masks.to(device, non_blocking=True), wanted)]
         if len(locals_):
-            cls.append(self.student[ENCODER](locals_).cls)
-        logits = self.student[DINO](torch.cat(cls)).unflatten(0, (-1, num_images))  # [2 + L, B, K]
-        patch_logits = self.student[IBOT](seen.patches[masks])  # [N, K]
-
-        dino = dino_loss(
-            logits, targets.unflatten(0, (2, num_images)), objective.student_temperature
+            crops.append(Crops(locals_))
+        seen, *small = encode_packed(
+            self._encoder(self.student),
+            crops,
+            drop_path=self.config.drop_path * self.training,
+            compiled=self.config.compile,
         )
-        ibot = ibot_loss(patch_logits, patch_targets, masks, objective.student_temperature)
+        cls = torch.cat([seen.cls, *(part.cls for part in small)])  # [(2 + L) * B, D]
+        dino, dino_sums = self._head_loss(
+            DINO, cls, targets[DINO], cross_views(num_images, len(cls) // num_images, device)
+        )
+        patches = seen.patches
+        if anchored:
+            patches = patches.index_select(0, masked.to(device, non_blocking=True))
+        ibot, ibot_sums = self._head_loss(
+            IBOT, patches, targets[IBOT], same_rows(weights / len(masks))
+        )
         koleo = torch.stack(
             [koleo_loss(view, objective.koleo_group) for view in seen.cls.chunk(2)]
         ).mean()
-        loss = objective.dino_weight * dino + objective.ibot_weight * ibot + koleo_weight * koleo
+        loss = objective.dino_weight * dino + objective.ibot_weight * ibot
+        loss = loss + now["koleo_weight"] * koleo
+        gram = torch.zeros_like(loss)
+        if anchored:
+            gram = self._gram_loss(globals_, seen.patches, renew=bool(now[REFRESH]))
+            loss = loss + now[WEIGHT] * gram
         return {
-            "loss": loss,
-            "dino": dino.detach(),
-            "ibot": ibot.detach(),
-            "koleo": koleo.detach(),
-            **_named(DINO, head_statistics(targets, dino * len(targets))),
-            **_named(IBOT, head_statistics(patch_targets, ibot * len(masks), mask_weights(masks))),
-            "mean_cosine": mean_cosine(teacher_cls[:num_images]),
+            LOSS: loss,
+            DINO: dino.detach(),
+            IBOT: ibot.detach(),
+            KOLEO: koleo.detach(),
+            **({GRAM: gram.detach()} if self.anchor is not None else {}),
+            **_named(DINO, head_statistics(dino_sums, dino * 2 * num_images)),
+            **_named(IBOT, head_statistics(ibot_sums, ibot * len(masks), weights)),
+            FEATURES: teacher_cls[:num_images],
         }
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """``teacher <- momentum * teacher + (1 - momentum) * student``."""
-        update_ema(self.teacher, self.student, momentum)
+    def update(self, now: Mapping[str, float]) -> None:
+        """``teacher <- m * teacher + (1 - m) * student``, m the ``teacher_momentum``."""
+        update_ema(self.teacher, self.student, now["teacher_momentum"])
+
+    def head_pass(self) -> Tensor:
+        """The loss of both heads on random features of as many rows as the first step has.
+
+        What `pretrain.bench` times; centers move.
+        """
+        config, device = self.config, self.teacher_encoder.mask_token.device
+        masks = torch.from_numpy(self.sample_masks(np.arange(config.batch_size))).flatten(0, 1)
+        weights = mask_weights(masks).to(device)
+        views = 2 + config.views.num_local
+        student = {DINO: views * config.batch_size, IBOT: len(weights)}
+        teacher = {DINO: 2 * config.batch_size, IBOT: len(weights)}
+        spreads = {
+            DINO: cross_views(config.batch_size, views, device),
+            IBOT: same_rows(weights / len(masks)),
+        }
+        losses = []
+        for head in self.heads:
+            own, kept = (
+                torch.randn(rows[head], self.teacher_encoder.embed_dim, device=device)
+                for rows in (student, teacher)
+            )
+            logits = self._head(self.teacher, head)(kept)
+            targets = self._sharpen(head, logits, config.objective.teacher_temperature[0])
+            losses.append(self._head_loss(head, own.requires_grad_(), targets, spreads[head])[0])
+        return torch.stack(losses).sum()
+
+    def _head_loss(
+        self, head: str, features: Tensor, targets: Targets, how: Spread
+    ) -> tuple[Tensor, TargetSums]:
+        projection = self._head(self.student, head)
+        return prototype_loss(
+            projection.codes(features),
+            projection.prototypes.weight,
+            targets,
+            how,
+            self.config.objective.student_temperature,
+        )
+
+    def _gram_loss(self, globals_: Tensor, patches: Tensor, *, renew: bool) -> Tensor:
+        """Of all patches [2 * B * h * w, D] of the global views [2 * B, 1, S, S]."""
+        assert self.anchor is not None
+        if renew:
+            self.anchor.load_state_dict(self.teacher_encoder.state_dict())
+        with torch.no_grad():
+            (kept,) = encode_packed(
+                self.anchor, [Crops(globals_, wanted=torch.arange(len(patches)))]
+            )
+        own, anchor = (x.unflatten(0, (len(globals_), -1)) for x in (patches, kept.patches))
+        return gram_loss(own, anchor)
 
     @torch.no_grad()
     def _targets(
-        self, globals_: Tensor, masks: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets of class tokens [2 * B, K] and masked patches [N, K]; class tokens [2 * B, D]."""
-        cls, patches = self.teacher[ENCODER](globals_)
-        return (
-            self._sharpen(DINO, self.teacher[DINO](cls), temperature),
-            self._sharpen(IBOT, self.teacher[IBOT](patches[masks]), temperature),
-            cls,
+        self, globals_: Tensor, masked: Tensor, temperature: float
+    ) -> tuple[Tensor, dict[str, Targets]]:
+        """Class tokens [2 * B, D], and targets of class tokens and of masked patches."""
+        (seen,) = encode_packed(
+            self._encoder(self.teacher),
+            [Crops(globals_, wanted=masked)],
+            compiled=self.config.compile,
         )
+        rows = {DINO: seen.cls, IBOT: seen.patches}
+        logits = {head: self._head(self.teacher, head)(rows[head]) for head in rows}
+        return seen.cls, {
+            head: self._sharpen(head, rows, temperature) for head, rows in logits.items()
+        }
 
-    def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Tensor:
-        if self.objective.centering == "sinkhorn":
-            return sinkhorn_knopp(logits, temperature, self.objective.sinkhorn_iterations)
-        probs: Tensor = self.centers[head](logits, temperature)
-        return probs
+    def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Targets:
+        if self.config.objective.centering == "sinkhorn":
+            return sinkhorn_knopp(logits, temperature, self.config.objective.sinkhorn_iterations)
+        if self.config.objective.centering == "none":
+            return softmax_targets(logits, temperature)
+        targets: Targets = self.centers[head](logits, temperature)
+        return targets
+
+    @staticmethod
+    def _encoder(network: nn.ModuleDict) -> Encoder:
+        encoder = network[ENCODER]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    @staticmethod
+    def _head(network: nn.ModuleDict, name: str) -> ProjectionHead:
+        head = network[name]
+        assert isinstance(head, ProjectionHead)
+        return head
 
 
 def _named(head: str, numbers: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,31 +20,41 @@ from torch import Tensor, nn
 
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
+from core_mri.errors import RunError
 from core_mri.launch import Launcher, launch
-from core_mri.runs import Run, write_atomically
+from core_mri.runs import Run, write_atomically, writing
+from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
-from core_mri.training.schedules import warmup_cosine
-from data_registry.slices import SliceSample
 from pretrain.config import PretrainConfig
-from pretrain.data import Slices, batches, open_slices, open_validation
-from pretrain.health import HealthMonitor
+from pretrain.data import Sample, Slices, batches, open_slices, open_validation
+from pretrain.health.alarms import Alarm
+from pretrain.health.anchor import Anchor
+from pretrain.health.monitor import HealthMonitor
+from pretrain.health.responder import Responder
 from pretrain.losses import reduce_sum
-from pretrain.masking import sample_masks
+from pretrain.memory import advises_batch
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Batch, create_objective
+from pretrain.optimization import Optimization, schedules
 from pretrain.overlap import OVERLAP_FILE, check_overlap
-from pretrain.report import finish
+from pretrain.probe import probe_set, whole_slices
+from pretrain.report import finish, report_stopped
 from pretrain.sampler import (
     DROP_PATH,
     check_batch,
     random_stream,
     rank_slice,
-    sample_numbers,
 )
-from pretrain.student_teacher import StudentTeacher
+from pretrain.stages import Stage, resize, samples_at, stage_at, stages_of
+from pretrain.start import HeadWarmup
+from pretrain.upload import upload
 from pretrain.views import Views, make_views
 
 log = logging.getLogger(__name__)
 
-LOSSES = ("loss", "dino", "ibot", "koleo")
+STOPPED = ("RUN-01", "RUN-06", "RUN-07")
+"""Errors of all workers at the same step, after which a report is written."""
+_SHOWN = 4
+"""Slices on pictures."""
 
 
 def train(
@@ -71,7 +81,9 @@ def train(
         ConfigError: CONFIG-03 or -04 for the output folder, CONFIG-05 for a batch that data or
             workers cannot fill, or for test patients in the training data.
         DataError: DATA-08 or -09 when there is no registry or no slice.
-        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies.
+        WeightsError: When `start` cannot be loaded or does not fit the model.
+        RunError: RUN-01 when the loss is not finite, RUN-02 when a worker dies, RUN-04 when a step
+            runs out of memory, RUN-06 and -07 when an alarm of health stops it.
         Interrupted: After Ctrl-C or SIGTERM, with a checkpoint.
     """
     config = replace(
@@ -81,7 +93,8 @@ def train(
         test_sets=tuple(path.absolute() for path in config.test_sets),
     )
     slices = open_slices(config)
-    check_batch(len(slices), config.batch_size, num_workers, config.objective.koleo_group)
+    for stage in stages_of(config):
+        check_batch(len(slices), stage.config.batch_size, num_workers, config.objective.koleo_group)
     overlap = check_overlap(config, slices.volumes)
     Run.open(config.out, config, resume=resume)  # wrong folders are refused before workers start
     write_atomically(config.out / OVERLAP_FILE, f"{overlap}\n".encode())
@@ -103,25 +116,39 @@ def run_worker(payload: Mapping[str, Any]) -> None:
         payload: ``config``, the plain mapping of a `PretrainConfig` with absolute paths.
     """
     config = load_config(PretrainConfig, payload["config"])
-    dataset = open_slices(config)
-    check_batch(len(dataset), config.batch_size, world_size(), config.objective.koleo_group)
-    trainer = Trainer(config, dataset)
+    dataset, validation = open_slices(config), open_validation(config)
+    with advises_batch(config, world_size()):
+        trainer = Trainer(config, dataset)
+    if is_main() and config.health.probe_every:
+        trainer.health.watch(Anchor(probe_set(config, dataset, validation, online=True)))
     with Run.open(config.out, config, main=is_main()) as run:
         _record_workers(run)
+        if run.main:
+            with writing(run.out):
+                np.savez(run.out / "schedules.npz", allow_pickle=False, **trainer.schedules)
         log.info("%s", trainer.choice.reason)
-        fit(
-            trainer.step,
-            run=run,
-            steps=config.steps,
-            state=trainer.state,
-            restore=trainer.restore,
-            checkpoint_every=config.checkpoint_every,
-            description="pretraining",
-            interrupted=_any_worker(run, trainer.choice.device),
-        )
+        try:
+            fit(
+                trainer.step,
+                run=run,
+                steps=config.steps,
+                state=trainer.state,
+                restore=trainer.restore,
+                checkpoint_every=config.checkpoint_every,
+                description="pretraining",
+                interrupted=_any_worker(run, trainer.choice.device),
+                late=trainer.choice.device.type == "cuda",
+                after=Responder(run, trainer),
+            )
+        except RunError as error:
+            if error.code in STOPPED:
+                if is_main():
+                    report_stopped(run, trainer, error)
+                if world_size() > 1:  # launchers end all workers when one has left
+                    dist.barrier()
+            raise
         if is_main():
-            example = trainer.views_of(trainer.samples_of(0)[:4], sample_numbers(0, 4))
-            finish(run, config, trainer.model, dataset, open_validation(config), *example)
+            finish(run, trainer, probe_set(config, dataset, validation))
 
 
 class Trainer:
@@ -137,71 +164,106 @@ class Trainer:
         self.dataset = dataset
         self.choice: Choice = select_precision(select_device(config.device), config.precision)
         torch.manual_seed(config.seed)
-        self.model = StudentTeacher(config).to(self.choice.device).train()
+        self.model = create_objective(config).to(self.choice.device).train()
         self.parallel: nn.Module = self.model
         if world_size() > 1:
             self.parallel = nn.parallel.DistributedDataParallel(self.model)
-        self.schedules = schedules(config)
-        self.optimizer = _optimizer(self.model.student)
-        self.health = HealthMonitor(config.objective.num_prototypes, config.steps)
-        self._batches: Iterator[list[SliceSample]] | None = None
+        self.schedules = schedules(config) | self.model.schedules()
+        self.optimization = Optimization(self.model, config.optimizer)
+        self.health = HealthMonitor(config, judged_features=self.model.judged_features)
+        self.warmup = HeadWarmup(config.start_freeze_steps)
+        self.alarms: list[Alarm] = []
+        """Those of the newest step whose numbers have arrived."""
+        self.stage = stages_of(config)[0]
+        self._finished = 0.0
+        self._batches: Iterator[list[Sample]] | None = None
 
-    def step(self, step: int) -> dict[str, float]:
-        """Do step `step` (0-based) and return its numbers; a bad loss leaves the weights alone."""
+    def step(self, step: int) -> Mapping[str, float]:
+        """Do step `step` (0-based) and return its numbers, which are fetched when looked at.
+
+        A loss or gradient that is not finite leaves the weights alone.
+
+        Raises:
+            RunError: RUN-04 when it runs out of memory.
+        """
+        with advises_batch(stage_at(self.config, step).config, world_size()):
+            return self._step(step)
+
+    def _step(self, step: int) -> Mapping[str, float]:
         config, now = self.config, {name: float(v[step]) for name, v in self.schedules.items()}
+        probed = self._probe(0) if step == 0 else {}
+        self._enter(stage_at(config, step))
         started = time.perf_counter()
         samples = self._next(step)
         waited = time.perf_counter() - started
-        numbers = rank_slice(sample_numbers(step, config.batch_size), rank(), world_size())
+        numbers = rank_slice(samples_at(config, step), rank(), world_size())
         views, masks = self.views_of(samples, numbers)
-        for group in self.optimizer.param_groups:
-            group["lr"] = now["learning_rate"]
-            group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
         # Stochastic depth draws from the global generator: a function of the step, not of history.
         draws = random_stream(config.seed, step * world_size() + rank(), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
-        with torch.autocast(
-            self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
-        ):
-            out = self.parallel(
-                views.global_views,
-                views.local_views,
-                masks,
-                teacher_temperature=now["teacher_temperature"],
-                koleo_weight=now["koleo_weight"],
+        with self._autocast():
+            out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
+        features = out.pop(FEATURES)
+        student = self.model.student
+        frozen = student[ENCODER].parameters() if self.warmup.frozen(step) else ()
+        norm = self.optimization.update(out[LOSS], step, now, frozen)
+        out |= self.health.measure(
+            step, features, student, samples, scale=self.optimization.clipped_by(norm)
+        )
+        if self.health.probe_due(step + 1):
+            probed = self._probe(step + 1)
+        names = (LOSS, *self.model.losses)
+        shared = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
+        out |= dict(zip(names, shared, strict=True))
+        out[LOSS] = torch.where(norm.isfinite(), out[LOSS], torch.nan)
+
+        def finish(results: Mapping[str, float]) -> dict[str, float]:
+            seconds = time.perf_counter() - max(started, self._finished)
+            self._finished = time.perf_counter()
+            self.warmup.update(step, results[LOSS])
+            self.alarms = self.health.judge(
+                step, {**results, **probed}, skipped=not math.isfinite(results[LOSS])
             )
-        losses = reduce_sum(torch.stack([out[name].detach() for name in LOSSES])) / world_size()
-        results = dict(zip(LOSSES, losses.tolist(), strict=True))
-        norm = math.nan
-        if math.isfinite(results["loss"]):
-            norm = self._update(out["loss"], step, now["teacher_momentum"])
-        if not math.isfinite(norm):
-            results["loss"] = math.nan
-        results |= {name: float(value) for name, value in out.items() if name not in LOSSES}
-        results |= self.health.update(step, results)
-        return results | {
-            "grad_norm": norm,
-            **now,
-            "upsampled": float(views.num_upsampled),
-            "wait_seconds": waited,
-            "images_per_second": config.batch_size / (time.perf_counter() - started),
-        }
+            return {
+                **probed,
+                **now,
+                "alarms": float(len(self.health.alarms.raised)),
+                "upsampled": float(views.num_upsampled),
+                "wait_seconds": waited,
+                "images_per_second": len(samples) * world_size() / seconds,
+            }
+
+        return LateNumbers(out | {"grad_norm": norm}, finish)
 
     def state(self) -> dict[str, Any]:
         """Weights of student and teacher, optimizer, alarms: with the seed enough to continue."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimization.adamw.state_dict(),
             "health": self.health.state(),
+            "warmup": self.warmup.state(),
+            "stage": self.stage.number,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave."""
+        self._enter(stages_of(self.config)[state["stage"]])
+        self.warmup.restore(state["warmup"])
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimization.adamw.load_state_dict(state["optimizer"])
         self.health.restore(state["health"])
 
-    def samples_of(self, step: int) -> list[SliceSample]:
+    def example(self) -> tuple[Views, Tensor]:
+        """Views and masks of some slices of the first step, for a picture."""
+        return self.views_of(self.samples_of(0)[:_SHOWN], samples_at(self.config, 0)[:_SHOWN])
+
+    def shown_slices(self) -> Tensor:
+        """Some whole slices [N, 1, S, S] in [0, 1], for pictures of patches."""
+        stored = [sample.own for sample in self.samples_of(0)[:_SHOWN]]
+        images = [upload([item], torch.device("cpu"))[0].numpy() for item in stored]
+        return whole_slices(images, self.config.views.global_size).float()
+
+    def samples_of(self, step: int) -> list[Sample]:
         """This worker's slices of a step, read now."""
         stream = batches(
             self.dataset, self.config, start=step, rank=rank(), world_size=world_size()
@@ -209,76 +271,46 @@ class Trainer:
         return next(stream)
 
     def views_of(
-        self, samples: list[SliceSample], numbers: npt.NDArray[np.int64]
+        self, samples: list[Sample], numbers: npt.NDArray[np.int64]
     ) -> tuple[Views, Tensor]:
         """Views and masks (bool [B, 2, h, w]) of slices with the given global sample indices."""
-        config, device = self.config, self.choice.device
+        config, device = self.stage.config, self.choice.device
+        near = [sample.adjacent for sample in samples if sample.adjacent is not None]
         views = make_views(
-            [sample.image for sample in samples],
+            [sample.own for sample in samples],
             numbers,
             config.views,
-            names=[f"volume {sample.volume_id}, slice {sample.index}" for sample in samples],
             seed=config.seed,
             device=device,
+            adjacent=near or None,
         )
-        side = config.views.global_size // self.model.teacher_encoder.patch_size
-        masks = sample_masks(numbers, (side, side), config.masking, seed=config.seed)
-        return views, torch.from_numpy(masks).to(device)
+        return views, torch.from_numpy(self.model.sample_masks(numbers))
 
-    def _next(self, step: int) -> list[SliceSample]:
+    def _next(self, step: int) -> list[Sample]:
         if self._batches is None:
             self._batches = batches(
                 self.dataset, self.config, start=step, rank=rank(), world_size=world_size()
             )
         return next(self._batches)
 
-    def _update(self, loss: Tensor, step: int, momentum: float) -> float:
-        """Backward, clip, step, teacher; the gradient norm, not finite when nothing was changed."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if step < self.config.optimizer.freeze_prototypes_steps:
-            for prototypes in self.model.prototypes():
-                prototypes.grad = None
-        parameters = self.model.student.parameters()
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.optimizer.clip_norm))
-        if math.isfinite(norm):
-            self.optimizer.step()
-            self.model.update_teacher(momentum)
-        return norm
+    def _enter(self, stage: Stage) -> None:
+        """Go on with the sizes of a stage; nothing when it is the present one."""
+        if stage.number == self.stage.number:
+            return
+        self.stage = stage
+        self.model.config = stage.config
+        resize(self.model, self.optimization.adamw, stage.config.views.global_size)
+        if world_size() > 1:  # its buffers have the sizes of the old tables
+            self.parallel = nn.parallel.DistributedDataParallel(self.model)
 
+    def _probe(self, finished: int) -> dict[str, float]:
+        with self._autocast():
+            return self.health.probe(finished, self.model.teacher_encoder)
 
-def schedules(config: PretrainConfig) -> dict[str, npt.NDArray[np.float64]]:
-    """Every schedule of a run as an array [steps]."""
-    steps, objective, optimizer = config.steps, config.objective, config.optimizer
-    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
-    cold, warm = objective.teacher_temperature
-    decay, momentum = optimizer.weight_decay, optimizer.teacher_momentum
-    return {
-        "learning_rate": warmup_cosine(
-            peak / max(warmup, 1), peak, optimizer.final_learning_rate, warmup, steps
-        ),
-        "weight_decay": warmup_cosine(0.0, *decay, 0, steps),
-        "teacher_momentum": warmup_cosine(0.0, *momentum, 0, steps),
-        "teacher_temperature": warmup_cosine(
-            cold, warm, warm, objective.teacher_temperature_warmup, steps
-        ),
-        "koleo_weight": warmup_cosine(
-            0.0, objective.koleo_weight, objective.koleo_weight, warmup, steps
-        ),
-    }
-
-
-def _optimizer(student: nn.Module) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.999); matrices decay, biases, norms and single vectors do not."""
-    parameters = list(student.parameters())
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.squeeze().ndim > 1], "decays": True},
-            {"params": [p for p in parameters if p.squeeze().ndim <= 1], "decays": False},
-        ],
-        lr=0.0,
-        fused=True,
-    )
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
+        )
 
 
 def _any_worker(run: Run, device: torch.device) -> Callable[[], bool]:

@@ -72,7 +72,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Mapping[str, Any]) -> str:
         """Save `state` as the checkpoint after `step` steps.
 
         Tensors are copied before this returns; the rest happens in the background.
@@ -80,7 +80,11 @@ class Checkpoints:
         Args:
             step: Number of finished steps.
             state: Mappings, lists and tuples of tensors, numbers, strings, booleans and None; of
-                the same structure in every worker. Of replicated tensors one worker's are written.
+                a tensor that all workers have under one name is the same in all of them, or a
+                DTensor; of the others, and of what is no tensor, those of worker 0 count.
+
+        Returns:
+            The name of its folder.
 
         Raises:
             DataError: DATA-07 when the storage cannot be written, here or for the one before; what
@@ -89,16 +93,19 @@ class Checkpoints:
                 writes to the same place.
         """
         self.wait()
+        folder = f"step_{step:08d}-{self._token}"
         if step == self._saved:
-            return
+            return folder
         self._saved = step
         tree, tensors = split(state)
-        chunks = chunks_of(tensors, self._rank, self._world_size)
-        arguments = (step, tree, sorted(tensors), chunks)
+        shared = _in_all_workers(list(tensors))
+        chunks = chunks_of(tensors, shared, self._rank, self._world_size)
+        arguments = (folder, step, tree, sorted(tensors), chunks)
         self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
         self._thread.start()
         if not self.background:
             self.wait()
+        return folder
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is complete.
@@ -186,9 +193,8 @@ class Checkpoints:
             self._error = error
 
     def _write(
-        self, step: int, tree: object, names: list[str], chunks: Mapping[str, Chunk]
+        self, folder: str, step: int, tree: object, names: list[str], chunks: Mapping[str, Chunk]
     ) -> None:
-        folder = f"step_{step:08d}-{self._token}"
         try:
             self._write_part(folder, chunks)
             if self._rank:
@@ -301,6 +307,14 @@ def _check_whole(names: list[str], files: Mapping[str, Any]) -> None:
             f"workers hold different states: nobody wrote {', '.join(missing[:5])}.",
             fix="Report this with your versions (core-mri info).",
         )
+
+
+def _in_all_workers(names: list[str]) -> set[str]:
+    if world_size() == 1:
+        return set(names)
+    found: list[list[str]] = [[]] * world_size()
+    dist.all_gather_object(found, names)
+    return set(names).intersection(*found)
 
 
 def _shared(value: str) -> str:

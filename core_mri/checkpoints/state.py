@@ -67,25 +67,28 @@ def join(tree: object, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(entries) if kind == "tuple" else entries
 
 
-def chunks_of(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Chunk]:
+def chunks_of(
+    tensors: Mapping[str, Tensor], shared: set[str], rank: int, world_size: int
+) -> dict[str, Chunk]:
     """Copies of what this worker writes.
 
     Args:
-        tensors: The same names and shapes in every worker, in the same order.
+        tensors: Of this worker.
+        shared: Names that all workers have; the others are written by worker 0.
         rank: Of this worker.
         world_size: Number of workers.
     """
     loads = [0] * world_size
     mine: dict[str, Chunk] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         shape = tuple(tensor.shape)
         if isinstance(tensor, DTensor):
             part = _local_part(tensor)
             if part is not None:
                 mine[name] = part
             continue
-        writer = loads.index(min(loads))
-        loads[writer] += tensor.nbytes
+        writer = loads.index(min(loads)) if name in shared else 0
+        loads[writer] += tensor.nbytes * (name in shared)
         if writer == rank:
             mine[name] = Chunk(_copy(tensor), shape, (0,) * len(shape))
     return mine

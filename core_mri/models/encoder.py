@@ -67,8 +67,11 @@ class Encoder(nn.Module):
 
         Raises:
             ConfigError: CONFIG-05 when a side is no multiple of the patch size.
-            DataError: DATA-03 when there are neither 1 nor 3 channels.
+            DataError: DATA-03 when there are neither 1 nor 3 channels, WEIGHTS-07 when intensities
+                are far outside [0, 1] (in evaluation mode, on the CPU).
         """
+        if not self.training:
+            check_range(images)
         tokens, grid = self.embed(images, mask)
         arguments = self._block_arguments(grid)
         for block in self.vit.blocks:
@@ -82,6 +85,8 @@ class Encoder(nn.Module):
             ConfigError: CONFIG-05 when a depth does not exist.
         """
         wanted = check_depths(depths, self.depth)
+        if not self.training:
+            check_range(images)
         tokens, grid = self.embed(images, None)
         arguments = self._block_arguments(grid)
         kept: dict[int, Tensor] = {}
@@ -101,7 +106,7 @@ class Encoder(nn.Module):
         Returns:
             The tokens and the grid (h, w); N = prefix tokens + h * w.
         """
-        images = check_images(images, self.patch_size, in_unit_range=not self.training)
+        images = check_images(images, self.patch_size)
         patches = self.vit.patch_embed(
             (images - self.config.mean) / self.config.std
         )  # [B, h, w, D]
@@ -186,19 +191,16 @@ SLACK = 0.25
 """How far intensities may leave [0, 1]: interpolation overshoots, other units leave by far more."""
 
 
-def check_images(images: Tensor, patch_size: int, *, in_unit_range: bool) -> Tensor:
+def check_images(images: Tensor, patch_size: int) -> Tensor:
     """Images [B, 1 or 3, H, W] as one channel [B, 1, H, W], three channels averaged.
 
     Args:
         images: What a user gave.
         patch_size: Must divide H and W.
-        in_unit_range: Look at the intensities too. On a GPU that would wait for the device at every
-            call, so it is done on the CPU only.
 
     Raises:
         ConfigError: CONFIG-05 when a side is no multiple of the patch size.
-        DataError: DATA-03 when there are neither 1 nor 3 channels, WEIGHTS-07 when intensities are
-            far outside [0, 1] or not finite.
+        DataError: DATA-03 when there are neither 1 nor 3 channels.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(
@@ -212,15 +214,24 @@ def check_images(images: Tensor, patch_size: int, *, in_unit_range: bool) -> Ten
             f"image sides must be multiples of the patch size {patch_size}, got {height}x{width}.",
             fix="Pad or resize first (core_mri.preprocess does).",
         )
-    if in_unit_range and images.device.type == "cpu" and images.numel() and not _is_captured():
-        low, high = (float(bound) for bound in images.detach().aminmax())
-        if not (low >= -SLACK and high <= 1 + SLACK):
-            raise DataError(
-                "WEIGHTS-07",
-                f"images must be in [0, 1], got [{low:.4g}, {high:.4g}].",
-                fix="Scale them first: core_mri.preprocess.Preprocess does, `Predictor` calls it.",
-            )
     return images.mean(1, keepdim=True) if images.shape[1] == 3 else images
+
+
+def check_range(images: Tensor) -> None:
+    """Look at the intensities; on the CPU only, as on a GPU every call would wait for the device.
+
+    Raises:
+        DataError: WEIGHTS-07 when they are far outside [0, 1] or not finite.
+    """
+    if images.device.type != "cpu" or not images.numel() or _is_captured():
+        return
+    low, high = (float(bound) for bound in images.detach().aminmax())
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise DataError(
+            "WEIGHTS-07",
+            f"images must be in [0, 1], got [{low:.4g}, {high:.4g}].",
+            fix="Scale them first: core_mri.preprocess.Preprocess does, `Predictor` calls it.",
+        )
 
 
 def _is_captured() -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from core_mri.errors import ConfigError
-from core_mri.models.encoder import Features, check_depths, check_images
+from core_mri.models.encoder import Features, check_depths, check_images, check_range
 from core_mri.models.linear import Linear, onednn_fits, product
 from core_mri.models.registry import SamConfig
 
@@ -111,7 +111,9 @@ class SamEncoder(nn.Module):
         """Patch tokens with positions, [B, h, w, D]."""
         from timm.layers import resample_abs_pos_embed_nhwc
 
-        images = check_images(images, self.patch_size, in_unit_range=not self.training)
+        images = check_images(images, self.patch_size)
+        if not self.training:
+            check_range(images)
         tokens = self.patch_embed["proj"](images).permute(0, 2, 3, 1)
         return tokens + resample_abs_pos_embed_nhwc(self.pos_embed, list(tokens.shape[1:3]))
 

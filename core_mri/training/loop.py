@@ -24,6 +24,8 @@ def fit(
     checkpoint_every: int,
     description: str = "training",
     interrupted: Callable[[], bool] | None = None,
+    late: bool = False,
+    after: Callable[[int], None] | None = None,
 ) -> None:
     """Call ``step(i)`` for every step that is not done yet, and keep the run safe around it.
 
@@ -38,6 +40,9 @@ def fit(
         description: For the progress bar.
         interrupted: Whether any worker was asked to stop; must give the same answer in all workers
             at the same step. Default: this process's own signals.
+        late: Look at the numbers of a step only after the next one was started, or before a
+            checkpoint: the device never waits for the processor.
+        after: Called with the step when its numbers were written down; may raise to end the run.
 
     Raises:
         RunError: RUN-01 after `MAX_BAD_STEPS` consecutive losses that are not finite; the last good
@@ -49,25 +54,61 @@ def fit(
     if found is not None:
         done, saved = found
         restore(saved)
-    bad = 0
+    watch = _Watch(run, after)
     with run.progress(steps, description) as update:
         for index in range(done, steps):
-            started = time.perf_counter()
-            numbers = dict(step(index))
-            run.log_metrics(index, **numbers, seconds=time.perf_counter() - started)
-            bad = 0 if math.isfinite(numbers["loss"]) else bad + 1
-            if bad == MAX_BAD_STEPS:
-                raise RunError(
-                    "RUN-01",
-                    f"the loss was not finite for {bad} steps, up to step {index}; "
-                    f"the last checkpoint is in {run.out / 'checkpoints'}.",
-                    fix="Lower the learning rate, or look at the data with `core-mri data ls`.",
-                )
-            update(index + 1, f"loss {numbers['loss']:.4f}")
+            numbers = step(index)
             finished = index + 1
-            if bad == 0 and (finished % checkpoint_every == 0 or finished == steps):
+            saves = finished % checkpoint_every == 0 or finished == steps
+            watch.take(index, numbers, wait=not late or saves or run.stop_requested)
+            update(finished, watch.text)
+            if saves and watch.bad == 0:
                 run.save_checkpoint(finished, state())
             if interrupted is not None and interrupted():
                 run.request_stop()
-            if finished < steps:
+            if finished < steps and run.stop_requested:
+                watch.settle()
                 run.check_interrupt(finished, state)
+
+
+class _Watch:
+    """Writes down the numbers of steps, and stops a run that diverges."""
+
+    def __init__(self, run: Run, after: Callable[[int], None] | None) -> None:
+        self.run = run
+        self.after = after
+        self.bad = 0
+        self.text = ""
+        self._waiting: list[tuple[int, Mapping[str, float]]] = []
+        self._since = time.perf_counter()
+
+    def take(self, index: int, numbers: Mapping[str, float], *, wait: bool) -> None:
+        """Settle the step before, whose numbers have arrived meanwhile; this one too to `wait`."""
+        self.settle()
+        self._waiting.append((index, numbers))
+        if wait:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at the numbers that are waiting.
+
+        Raises:
+            RunError: RUN-01.
+        """
+        while self._waiting:
+            index, late = self._waiting.pop()
+            numbers = dict(late)
+            now = time.perf_counter()
+            self.run.log_metrics(index, **numbers, seconds=now - self._since)
+            self._since = now
+            self.text = f"loss {numbers['loss']:.4f}"
+            self.bad = 0 if math.isfinite(numbers["loss"]) else self.bad + 1
+            if self.bad == MAX_BAD_STEPS:
+                raise RunError(
+                    "RUN-01",
+                    f"the loss was not finite for {self.bad} steps, up to step {index}; "
+                    f"the last checkpoint is in {self.run.out / 'checkpoints'}.",
+                    fix="Lower the learning rate, or look at the data with `core-mri data ls`.",
+                )
+            if self.after is not None:
+                self.after(index)

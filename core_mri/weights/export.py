@@ -86,7 +86,7 @@ def _write_sam(model: nn.Module, path: Path, image_size: int, *, safe: bool) -> 
     import torch
     from safetensors.torch import save_file
 
-    from core_mri.weights.sam_layout import sam_layout
+    from core_mri.weights.sam_export import sam_layout
 
     layout = sam_layout(model, image_size)
     tensors = {name: tensor.contiguous() for name, tensor in layout.tensors.items()}

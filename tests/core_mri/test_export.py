@@ -17,7 +17,7 @@ from core_mri.models.registry import SamConfig
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.weights.export import export
-from core_mri.weights.sam_layout import PIXEL_MEAN, PIXEL_STD, sam_layout
+from core_mri.weights.sam_export import PIXEL_MEAN, PIXEL_STD, sam_layout
 
 SMALL_SAM = SamConfig(
     embed_dim=64, depth=4, num_heads=2, global_blocks=(1, 3), image_size=128, window_size=3

@@ -53,7 +53,6 @@ class TestFolder:
     def test_other_workers_write_nothing(self, tmp_path: Path) -> None:
         with open_run(tmp_path, main=False) as run:
             run.log_metrics(0, loss=1.0)
-            run.save_checkpoint(1, {})
         assert not run.out.exists()
 
 
@@ -83,44 +82,37 @@ class TestCheckpoints:
             step, state = run.load_checkpoint() or (0, {})
             assert step == 4
             assert torch.equal(state["x"], torch.full((2,), 4.0))
-            assert len(list((run.out / "checkpoints").iterdir())) == KEPT_CHECKPOINTS
+            kept = list((run.out / "checkpoints").glob("step_*"))
+            assert len(kept) == KEPT_CHECKPOINTS
             assert [line["step"] for line in run.metrics()] == [0, 1, 2, 3]
 
     def test_none_at_the_start(self, tmp_path: Path) -> None:
         assert open_run(tmp_path).load_checkpoint() is None
 
-    def test_a_damaged_one_gives_way_to_the_one_before(self, tmp_path: Path) -> None:
+    def test_only_one_process_writes_at_a_time(self, tmp_path: Path) -> None:
+        with open_run(tmp_path):
+            with pytest.raises(RunError, match="another process") as caught, open_run(tmp_path):
+                pass
+            assert caught.value.code == "RUN-09"
+        with open_run(tmp_path):
+            pass
+
+    def test_one_that_cannot_be_completed_is_said_at_the_end(self, tmp_path: Path) -> None:
         run = open_run(tmp_path)
-        for step in (1, 2):
-            run.save_checkpoint(step, {"step": step})
-        broken = run.out / "checkpoints" / "step_00000002" / "state.pt"
-        broken.write_bytes(broken.read_bytes()[:-10])
-        assert (run.load_checkpoint() or (0, {}))[0] == 1
-        (run.out / "checkpoints" / "step_00000001" / "manifest.json").unlink()
-        with pytest.raises(RunError) as caught:
-            run.load_checkpoint()
-        assert caught.value.code == "RUN-03"
-
-    def test_what_a_killed_writer_left_is_no_checkpoint(self, tmp_path: Path) -> None:
-        run = open_run(tmp_path)
-        run.save_checkpoint(1, {"step": 1})
-        (run.out / "checkpoints" / ".partial_00000002").mkdir()
-        assert (run.load_checkpoint() or (0, {}))[0] == 1
-
-    def test_a_full_disk_keeps_the_one_before(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        run = open_run(tmp_path)
-        run.save_checkpoint(1, {"step": 1})
-
-        def no_space(*_: object) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(torch, "save", no_space)
-        with pytest.raises(DataError, match="No space left") as caught:
-            run.save_checkpoint(2, {"step": 2})
+        run.__enter__()
+        (run.out / "checkpoints").write_text("in the way")
+        run.save_checkpoint(1, {"x": torch.ones(1)})
+        with pytest.raises(DataError, match="cannot be written") as caught:
+            run.__exit__(None, None, None)
         assert caught.value.code == "DATA-07"
-        assert (run.load_checkpoint() or (0, {}))[0] == 1
+
+    def test_snapshots_all_stay(self, tmp_path: Path) -> None:
+        with open_run(tmp_path) as run:
+            for step in (1, 2, 3, 4):
+                folder = run.keep_checkpoint("alarms", step, {"step": step})
+                assert (folder / "manifest.json").is_file()
+            assert len(list((run.out / "alarms").glob("step_*"))) == 4
+            assert run.load_checkpoint() is None
 
 
 class TestInterrupt:

@@ -16,6 +16,8 @@ from torch import nn
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
 from core_mri.runs import Run
 from core_mri.training.ema import update_ema
+from core_mri.training.late import LateNumbers
+from core_mri.training.layer_decay import layer_multiplier
 from core_mri.training.loop import fit
 from core_mri.training.probes import knn_probe, linear_probe
 from core_mri.training.schedules import warmup_cosine
@@ -36,6 +38,38 @@ class TestWarmupCosine:
         assert len(warmup_cosine(0.0, 1.0, 0.5, 3, 3)) == 3
         with pytest.raises(ConfigError):
             warmup_cosine(0.0, 1.0, 0.5, 4, 3)
+
+
+class TestLayerDecay:
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("vit.patch_embed.proj.weight", 0.2 * 0.9**13),  # DINOv2's ViT-B: layer 0 of 13
+            ("vit.pos_embed", 0.9**13),
+            ("vit.cls_token", 0.9**13),
+            ("mask_token", 0.9**13),
+            ("vit.blocks.0.attn.qkv.weight", 0.9**12),
+            ("vit.blocks.11.mlp.fc2.bias", 0.9),
+            ("vit.norm.weight", 1.0),
+        ],
+    )
+    def test_falls_from_the_last_norm_to_the_patches(self, name: str, expected: float) -> None:
+        found = layer_multiplier(name, depth=12, decay=0.9, patch_embed=0.2)
+        assert found == pytest.approx(expected)
+
+
+class TestLateNumbers:
+    def test_are_fetched_once_and_finished_once(self) -> None:
+        seen: list[dict[str, float]] = []
+        numbers = LateNumbers(
+            {"loss": torch.tensor(1.5), "norm": torch.tensor(2.0)},
+            lambda found: (seen.append(dict(found)), {"twice": 2 * found["loss"]})[1],
+        )
+        assert seen == []
+        assert dict(numbers) == {"loss": 1.5, "norm": 2.0, "twice": 3.0}
+        assert numbers["loss"] == 1.5
+        assert len(numbers) == 3
+        assert seen == [{"loss": 1.5, "norm": 2.0}]
 
 
 class TestEma:
@@ -124,11 +158,11 @@ class Walk:
         self.weight = state["weight"]
 
 
-def run_walk(folder: Path, walk: Walk, steps: int = 20) -> list[str]:
+def run_walk(folder: Path, walk: Walk, steps: int = 20, late: bool = False) -> list[str]:
     with Run.open(folder, Config()) as run:
         fit(
             walk.step, run=run, steps=steps, state=walk.state, restore=walk.restore,
-            checkpoint_every=6,
+            checkpoint_every=6, late=late,
         )  # fmt: skip
     return [line["loss_hex"] for line in run.metrics()]
 
@@ -140,6 +174,35 @@ class TestFit:
             run_walk(tmp_path / "cut", Walk(stop_at=8))
         assert run_walk(tmp_path / "cut", Walk()) == whole
         assert len(whole) == 20
+
+    def test_late_numbers_are_the_same_numbers(self, tmp_path: Path) -> None:
+        whole = run_walk(tmp_path / "whole", Walk())
+        assert run_walk(tmp_path / "late", Walk(), late=True) == whole
+        with pytest.raises(Interrupted):
+            run_walk(tmp_path / "cut", Walk(stop_at=8), late=True)
+        assert run_walk(tmp_path / "cut", Walk(), late=True) == whole
+
+    def test_late_numbers_are_looked_at_after_the_next_step(self, tmp_path: Path) -> None:
+        walk, events = Walk(), []
+
+        def step(index: int) -> Mapping[str, float]:
+            events.append(f"step {index}")
+            loss = torch.tensor(1.0)
+            return LateNumbers(
+                {"loss": loss}, lambda _found: (events.append(f"look {index}"), {})[1]
+            )
+
+        with Run.open(tmp_path / "run", Config()) as run:
+            fit(step, run=run, steps=4, state=walk.state, restore=walk.restore,
+                checkpoint_every=4, late=True)  # fmt: skip
+        assert events == [
+            "step 0", "step 1", "look 0", "step 2", "look 1", "step 3", "look 2", "look 3",
+        ]  # fmt: skip
+
+    def test_late_divergence_stops_too(self, tmp_path: Path) -> None:
+        with pytest.raises(RunError) as caught:
+            run_walk(tmp_path / "run", Walk(bad_from=13), late=True)
+        assert caught.value.code == "RUN-01"
 
     def test_a_finished_run_does_nothing(self, tmp_path: Path) -> None:
         walk = Walk()

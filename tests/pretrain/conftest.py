@@ -12,7 +12,7 @@ import pretrain.train
 from core_mri.config import load_config
 from core_mri.physics.phantoms import phantom_volume
 from data_registry.governance.propagation import RegisteredSource, mixture_of
-from data_registry.slices import SliceSample
+from data_registry.slices import SliceSample, StoredSlice
 from data_registry.source_cards import CardFacts
 from pretrain.config import CONFIGS, PretrainConfig
 
@@ -53,6 +53,11 @@ class MemorySlices:
         return SliceSample(
             image, row.volume_id, index, row.subject_id, row.region, row.sequence, row.plane
         )
+
+    def stored(self, position):
+        number, index, image = self._slices[position]
+        row = self.volumes[number]
+        return StoredSlice(image, 0.0, 1.0, row.volume_id, index, row.region, row.plane)
 
     def volume_of(self, position):
         return self.volumes[self._slices[position][0]]
@@ -96,6 +101,7 @@ def tiny_config(folder, **changes) -> PretrainConfig:
             "layer_scale": 0.0,
             "checkpoint_every": 2,
             "probe_slices": 16,
+            "health": {"every": 2, "probe_every": 3, "probe_slices": 16},
             "device": "cpu",
             "views": views,
             "objective": objective,

@@ -28,9 +28,12 @@ def flat(mapping, prefix=""):
 
 
 class TestPackaged:
-    def test_there_are_three(self, packaged_configs):
+    def test_there_is_one_for_each_purpose(self, packaged_configs):
         names = [path.stem for path in packaged_configs]
-        assert names == ["base_8gpu", "small_1gpu", "tiny_cpu"]
+        assert names == [
+            *("base_8gpu", "real_cpu", "small_1gpu"),
+            *("tiny_cpu", "tiny_cpu_ijepa", "tiny_cpu_mae"),
+        ]
 
     def test_each_loads_and_names_every_key(self, packaged_configs):
         for path in packaged_configs:
@@ -57,7 +60,18 @@ class TestChecks:
             ({"views": {"local_size": 8}}, "at least two patches"),
             ({"views": {"global_scale": [0.9, 0.2]}}, "low <= high"),
             ({"views": {"flip_rows": 1.5}}, "probability"),
+            ({"views": {"bias_ratio": [0.5, 2.0]}}, "bias_ratio must be 1 <= low"),
+            ({"views": {"ringing_kept": [0.0, 0.5]}}, "ringing_kept must be 0 < low"),
+            ({"views": {"undersampling_center": 0.5}}, "undersampling_center"),
+            ({"views": {"contrast": 1.0}}, "contrast"),
+            ({"views": {"adjacent_slices": -1}}, "adjacent_slices must not be negative"),
+            ({"views": {"num_global": 1}}, "distillation needs views.num_global: 2"),
             ({"masking": {"ratio": [0.0, 0.5]}}, "masking.ratio"),
+            ({"objective": {"name": "ijepa"}}, "ijepa needs views.num_global: 1"),
+            ({"mae": {"mask_ratio": 1.0}}, "mae.mask_ratio"),
+            ({"mae": {"decoder_dim": 30}}, "multiple of 4 and of mae.decoder_heads"),
+            ({"ijepa": {"predictor_heads": 5}}, "multiple of 4 and of ijepa.predictor_heads"),
+            ({"ijepa": {"num_targets": 6}}, "may hide the whole view"),
             ({"objective": {"koleo_group": 1}}, "koleo_group must be at least 2"),
             ({"objective": {"student_temperature": 0.0}}, "temperatures must be positive"),
             ({"optimizer": {"clip_norm": 0.0}}, "clip_norm must be positive"),

@@ -11,14 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pretrain.heads import ProjectionHead
-from pretrain.losses import (
-    SoftmaxCentering,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    mask_weights,
-    sinkhorn_knopp,
-)
+from pretrain.losses import koleo_loss, mask_weights
+from pretrain.prototypes import TargetSums, cross_views, prototype_loss, same_rows
+from pretrain.targets import SoftmaxCentering, sinkhorn_knopp
 
 T_STUDENT, T_TEACHER = 0.1, 0.04
 
@@ -47,6 +42,25 @@ def assert_equal_losses(ours, theirs, x):
     assert (grad_a - grad_b).abs().max() <= 1e-6 * grad_b.abs().max()
 
 
+def targets_of(teacher_logits, temperature=T_TEACHER):
+    """Softmax targets, as lightly's center of zero gives them."""
+    return SoftmaxCentering(teacher_logits.shape[-1])(teacher_logits, temperature)
+
+
+def loss_of_logits(student, targets, how):
+    """The fused loss with the identity for prototypes: codes are logits."""
+    return prototype_loss(student, torch.eye(student.shape[-1]), targets, how, T_STUDENT)[0]
+
+
+def dino_loss(student, targets):
+    how = cross_views(student.shape[1], len(student), student.device)
+    return loss_of_logits(student.flatten(0, 1), targets, how)
+
+
+def ibot_loss(student, targets, masks):
+    return loss_of_logits(student, targets, same_rows(mask_weights(masks) / len(masks)))
+
+
 def sinkhorn_float64(scores, temperature, iterations=3):
     """The loop of SwAV and DINOv2 on exp(), rewritten with logsumexp in float64."""
     q = scores.double() / temperature
@@ -63,28 +77,26 @@ class TestDino:
             50, teacher_temp=T_TEACHER, student_temp=T_STUDENT, warmup_teacher_temp=T_TEACHER
         )
         teacher = logits(2, 8, 50, seed=1)
-        probs = torch.softmax(teacher / T_TEACHER, -1)  # lightly's center starts at zero
+        targets = targets_of(teacher.flatten(0, 1))
         assert_equal_losses(
-            lambda x: dino_loss(x, probs, T_STUDENT),
+            lambda x: dino_loss(x, targets),
             lambda x: (loss.center.zero_(), loss(list(teacher), list(x)))[1],
             logits(2 + num_local, 8, 50, seed=2),
         )
 
     def test_order_of_images_does_not_matter(self):
-        student, probs = logits(5, 8, 20), torch.softmax(logits(2, 8, 20, seed=1), -1)
+        student, teacher = logits(5, 8, 20), logits(2, 8, 20, seed=1)
         order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-        expected = dino_loss(student, probs, T_STUDENT)
-        got = dino_loss(student[:, order], probs[:, order], T_STUDENT)
+        expected = dino_loss(student, targets_of(teacher.flatten(0, 1)))
+        got = dino_loss(student[:, order], targets_of(teacher[:, order].flatten(0, 1)))
         torch.testing.assert_close(got, expected)
 
     def test_perfect_student_reaches_the_entropy_of_the_targets(self):
-        probs = torch.softmax(logits(1, 8, 20).expand(2, 8, 20), -1)
-        entropy = -(probs[0] * probs[0].log()).sum(-1).mean()
-        torch.testing.assert_close(dino_loss(probs.log() * T_STUDENT, probs, T_STUDENT), entropy)
-
-    def test_single_view_is_refused(self):
-        with pytest.raises(ValueError, match="two views"):
-            dino_loss(logits(1, 4, 8), torch.softmax(logits(1, 4, 8), -1), T_STUDENT)
+        targets = targets_of(logits(1, 8, 20).expand(2, 8, 20).flatten(0, 1))
+        logs = targets.logs(slice(None))
+        entropy = -(logs.exp() * logs).sum(-1).mean()
+        perfect = (logs * T_STUDENT).unflatten(0, (2, 8))
+        torch.testing.assert_close(dino_loss(perfect, targets), entropy)
 
 
 class TestIbot:
@@ -98,9 +110,9 @@ class TestIbot:
         masks = self.masks()
         teacher = logits(int(masks.sum()), 50, seed=1)
         loss = lightly_loss().IBOTPatchLoss(50, teacher_temp=T_TEACHER, student_temp=T_STUDENT)
-        probs = torch.softmax(teacher / T_TEACHER, -1)
+        targets = targets_of(teacher)
         assert_equal_losses(
-            lambda x: ibot_loss(x, probs, masks, T_STUDENT),
+            lambda x: ibot_loss(x, targets, masks),
             lambda x: (loss.center.center.zero_(), loss(teacher, x, masks))[1],
             logits(int(masks.sum()), 50, seed=2),
         )
@@ -112,10 +124,83 @@ class TestIbot:
     def test_no_masked_token_gives_zero_with_a_gradient(self):
         student = torch.zeros(0, 50, requires_grad=True)
         masks = torch.zeros(4, 2, 2, dtype=torch.bool)
-        loss = ibot_loss(student, torch.zeros(0, 50), masks, T_STUDENT)
+        loss = ibot_loss(student, targets_of(torch.zeros(0, 50)), masks)
         loss.backward()
         assert loss == 0
         assert student.grad is not None
+
+
+class TestPrototypeLoss:
+    """The fused loss and its hand-made gradients against autograd on whole arrays."""
+
+    @staticmethod
+    def plain(codes, prototypes, targets, how):
+        unit = torch.nn.functional.normalize(prototypes, dim=-1)
+        logs = torch.log_softmax(codes @ unit.mT / T_STUDENT, -1)
+        return -((how.spread(targets.dense()) * logs).sum(-1) * how.weights).sum()
+
+    @staticmethod
+    def parts(seed=0, num_prototypes=700):
+        codes = torch.nn.functional.normalize(logits(40, 16, seed=seed), dim=-1)
+        return codes, logits(num_prototypes, 16, seed=seed + 1), targets_of(
+            logits(16, num_prototypes, seed=seed + 2)
+        )  # fmt: skip
+
+    @staticmethod
+    def gradients(loss, codes, prototypes):
+        leaves = codes.double().requires_grad_(), prototypes.double().requires_grad_()
+        leaves = [x.to(codes.dtype).detach().requires_grad_() for x in leaves]
+        value = loss(*leaves)
+        value.backward()
+        return value.detach(), *(x.grad for x in leaves)
+
+    @pytest.mark.parametrize("chunk", [64, 699, 4096])
+    @pytest.mark.parametrize("kept", [0, 2**26])
+    def test_chunks_change_nothing(self, monkeypatch, chunk, kept):
+        monkeypatch.setattr("pretrain.targets.CHUNK", chunk)
+        monkeypatch.setattr("pretrain.prototypes.KEPT_LOGITS", kept)
+        codes, prototypes, targets = self.parts()
+        how = cross_views(8, 5, codes.device)
+        expected = self.gradients(lambda x, w: self.plain(x, w, targets, how), codes, prototypes)
+        got = self.gradients(
+            lambda x, w: prototype_loss(x, w, targets, how, T_STUDENT)[0], codes, prototypes
+        )
+        for ours, theirs in zip(got, expected, strict=True):
+            assert (ours - theirs).abs().max() <= 2e-6 * theirs.abs().max()
+
+    def test_sums_are_those_of_the_dense_targets(self):
+        codes, prototypes, targets = self.parts()
+        how = cross_views(8, 5, codes.device)
+        _, got = prototype_loss(codes, prototypes, targets, how, T_STUDENT)
+        expected = TargetSums.of(targets.dense())
+        torch.testing.assert_close(got.entropy, expected.entropy, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got.total, expected.total)
+        assert torch.equal(got.largest, expected.largest)
+
+    def test_length_of_prototypes_does_not_matter(self):
+        codes, prototypes, targets = self.parts()
+        how = cross_views(8, 5, codes.device)
+        losses = [
+            prototype_loss(codes, factor * prototypes, targets, how, T_STUDENT)[0]
+            for factor in (1.0, 7.0)
+        ]
+        torch.testing.assert_close(*losses)
+
+    def test_bfloat16_autocast_keeps_value_and_direction(self):
+        codes, prototypes, targets = self.parts()
+        how = cross_views(8, 5, codes.device)
+        expected = self.gradients(
+            lambda x, w: prototype_loss(x, w, targets, how, T_STUDENT)[0], codes, prototypes
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            got = self.gradients(
+                lambda x, w: prototype_loss(x, w, targets, how, T_STUDENT)[0], codes, prototypes
+            )
+        assert got[0] == pytest.approx(expected[0].item(), rel=1e-2)
+        for ours, theirs in zip(got[1:], expected[1:], strict=True):
+            assert ours.dtype == torch.float32
+            cosine = torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+            assert cosine > 0.999
 
 
 class TestKoleo:
@@ -171,24 +256,24 @@ class TestSinkhorn:
     @pytest.mark.parametrize("std", [0.3, 1.0, 4.0])
     def test_equals_a_float64_loop_and_stays_finite(self, std):
         scores = logits(128, 512, std=std)
-        got = sinkhorn_knopp(scores, T_TEACHER)
+        got = sinkhorn_knopp(scores, T_TEACHER).dense()
         assert got.isfinite().all()
         assert (got - sinkhorn_float64(scores, T_TEACHER)).abs().max() <= 1e-5
 
     def test_rows_sum_to_one_and_columns_share_the_rows(self):
-        probs = sinkhorn_knopp(logits(64, 16), 0.1, iterations=50)
+        probs = sinkhorn_knopp(logits(64, 16), 0.1, iterations=50).dense()
         torch.testing.assert_close(probs.sum(1), torch.ones(64))
         torch.testing.assert_close(probs.sum(0), torch.full((16,), 4.0), atol=1e-3, rtol=0)
 
     def test_order_of_rows_and_of_prototypes_does_not_matter(self):
         scores = logits(32, 16)
         rows, columns = torch.randperm(32), torch.randperm(16)
-        expected = sinkhorn_knopp(scores, T_TEACHER)[rows][:, columns]
-        got = sinkhorn_knopp(scores[rows][:, columns], T_TEACHER)
+        expected = sinkhorn_knopp(scores, T_TEACHER).dense()[rows][:, columns]
+        got = sinkhorn_knopp(scores[rows][:, columns], T_TEACHER).dense()
         torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
 
     def test_no_rows_give_no_rows(self):
-        assert sinkhorn_knopp(torch.zeros(0, 16), T_TEACHER).shape == (0, 16)
+        assert sinkhorn_knopp(torch.zeros(0, 16), T_TEACHER).dense().shape == (0, 16)
 
 
 class TestSoftmaxCentering:
@@ -199,9 +284,9 @@ class TestSoftmaxCentering:
         centering = SoftmaxCentering(50, momentum=0.9)
         for seed in range(4):
             teacher, student = logits(2, 8, 50, seed=seed), logits(4, 8, 50, seed=seed + 10)
-            probs = centering(teacher.flatten(0, 1), T_TEACHER).unflatten(0, (2, 8))
+            targets = centering(teacher.flatten(0, 1), T_TEACHER)
             expected = loss(list(teacher), list(student))
-            got = dino_loss(student, probs, T_STUDENT)
+            got = dino_loss(student, targets)
             assert abs(got - expected) <= 1e-6 * abs(expected)
         torch.testing.assert_close(centering.center, loss.center[0, 0])
 
@@ -212,6 +297,11 @@ class TestSoftmaxCentering:
         centering(torch.zeros(0, 5), T_TEACHER)
         assert torch.equal(centering.center, before)
 
+    def test_a_diverged_teacher_leaves_the_center(self):
+        centering = SoftmaxCentering(5)
+        centering(torch.full((4, 5), math.nan), T_TEACHER)
+        assert torch.equal(centering.center, torch.zeros(5))
+
 
 class TestWorkers:
     """Targets of two processes equal those of one on the concatenated batch."""
@@ -221,13 +311,14 @@ class TestWorkers:
     def test_targets_equal_those_of_one_process(self, tmp_path):
         scores = logits(32, 24, std=1.0)
         centering = SoftmaxCentering(24)
-        expected = centering(scores, T_TEACHER)
+        expected = centering(scores, T_TEACHER).dense()
         arguments = (self.SPLITS, scores, tmp_path)
         mp.start_processes(_targets_of_a_share, arguments, nprocs=2, start_method="fork")
         found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+        whole = sinkhorn_knopp(scores, T_TEACHER).dense()
         for parts in zip(*found, strict=True):
             got = torch.cat([part["sinkhorn"] for part in parts])
-            torch.testing.assert_close(got, sinkhorn_knopp(scores, T_TEACHER), atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(got, whole, atol=1e-6, rtol=1e-4)
             torch.testing.assert_close(torch.cat([part["softmax"] for part in parts]), expected)
             for part in parts:
                 torch.testing.assert_close(part["center"], centering.center)
@@ -241,8 +332,8 @@ def _targets_of_a_share(rank, splits, scores, folder):
         centering = SoftmaxCentering(scores.shape[1])
         results.append(
             {
-                "sinkhorn": sinkhorn_knopp(share, T_TEACHER),
-                "softmax": centering(share, T_TEACHER),
+                "sinkhorn": sinkhorn_knopp(share, T_TEACHER).dense(),
+                "softmax": centering(share, T_TEACHER).dense(),
                 "center": centering.center,
             }
         )
@@ -282,5 +373,9 @@ class TestHead:
 
     def test_no_rows_still_give_every_parameter_a_gradient(self):
         head = ProjectionHead(16, 32, hidden=24, bottleneck=8)
-        head(torch.zeros(0, 16)).sum().backward()
+        loss, _ = prototype_loss(
+            head.codes(torch.zeros(0, 16)), head.prototypes.weight, targets_of(torch.zeros(0, 32)),
+            same_rows(torch.zeros(0)), T_STUDENT,
+        )  # fmt: skip
+        loss.backward()
         assert all(np.all(p.grad.numpy() == 0) for p in head.parameters())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pretrain.config import MaskingConfig
-from pretrain.masking import block_mask, sample_masks
+from pretrain.masking import block_mask, inverse_mask, sample_masks
 from pretrain.sampler import MASKS, random_stream
 
 
@@ -30,8 +30,9 @@ class TestRatio:
         size = grid[0] * grid[1]
         expected = min(max(round(ratio * size), 1), size - 1)
         for sample in range(20):
-            mask = block_mask(grid, ratio, MaskingConfig(), random_stream(0, sample, MASKS))
-            assert mask.sum() == expected
+            random = random_stream(0, sample, MASKS)
+            assert block_mask(grid, ratio, MaskingConfig(), random).sum() == expected
+            assert inverse_mask(grid, ratio, random).sum() == expected
 
     def test_a_chosen_view_hides_something_and_shows_something(self):
         masks = sample_masks(np.arange(200), (2, 2), MaskingConfig(probability=1.0), seed=0)
@@ -52,3 +53,11 @@ class TestBlocks:
         masks = sample_masks(np.arange(100), (14, 14), config, seed=0).astype(float)
         together = (masks[..., 1:] * masks[..., :-1]).mean() / masks.mean()
         assert together > 0.5  # 0.3 when masked patches are independent
+
+    def test_an_inverse_mask_shows_one_block_anywhere(self):
+        config = MaskingConfig(kind="inverse", probability=1.0, ratio=(0.65, 0.65))
+        seen = ~sample_masks(np.arange(1000), (14, 14), config, seed=0)[:, 0]
+        together = (seen & np.roll(seen, 1, 2)).mean() / seen.mean()
+        assert together > 0.7  # 0.35 when patches are independent
+        assert seen.mean(0).min() > 0.28  # corners too: 0.35 each
+        assert seen.mean(0).max() < 0.42

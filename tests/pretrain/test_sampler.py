@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from core_mri.errors import ConfigError, DataError
-from pretrain.sampler import SliceOrder, check_batch, random_stream, rank_slice
+from pretrain.sampler import (
+    SliceOrder,
+    adjacent_positions,
+    check_batch,
+    random_stream,
+    rank_slice,
+)
 
 
 def order(num_slices, *, steps, batch_size, seed=0, **options):
@@ -135,6 +141,35 @@ class TestShares:
         batch = SliceOrder(50, 0)(3, 16)
         shares = [rank_slice(batch, rank, world_size) for rank in range(world_size)]
         assert np.array_equal(np.concatenate(shares), batch)
+
+
+class TestAdjacent:
+    VOLUMES = np.repeat(np.arange(5), [1, 2, 5, 40, 3])
+
+    def near(self, positions, samples, reach=2, seed=0):
+        return adjacent_positions(
+            np.asarray(positions), np.asarray(samples), self.VOLUMES, reach, seed=seed
+        )
+
+    def test_another_slice_of_the_same_volume_within_reach(self):
+        positions = np.repeat(np.arange(len(self.VOLUMES)), 50)
+        found = self.near(positions, np.arange(len(positions)))
+        assert np.array_equal(self.VOLUMES[found], self.VOLUMES[positions])
+        distance = np.abs(found - positions)
+        assert distance.max() == 2
+        assert ((distance == 0) == (positions == 0)).all()  # the volume of one slice
+
+    def test_all_neighbors_alike(self):
+        found = self.near(np.full(4000, 20), np.arange(4000)) - 20
+        values, counts = np.unique(found, return_counts=True)
+        assert values.tolist() == [-2, -1, 1, 2]
+        assert counts.min() > 900
+
+    def test_depends_on_seed_and_sample_alone(self):
+        positions, samples = np.arange(20), np.arange(100, 120)
+        whole = self.near(positions, samples)
+        assert np.array_equal(self.near(positions[7:9], samples[7:9]), whole[7:9])
+        assert not np.array_equal(self.near(positions, samples, seed=1), whole)
 
 
 class TestRefusals:

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from pretrain.losses import sinkhorn_knopp
+from pretrain.objectives import FEATURES, Batch
 from pretrain.student_teacher import StudentTeacher
+from pretrain.targets import sinkhorn_knopp
 
 
 def batch(num_images=8, num_local=2, masked=True):
@@ -25,7 +26,7 @@ def model_of(config, seed=0):
 
 
 def losses(model, *inputs):
-    return model(*inputs, teacher_temperature=0.04, koleo_weight=0.1)
+    return model(Batch(*inputs), {"teacher_temperature": 0.04, "koleo_weight": 0.1})
 
 
 class TestForward:
@@ -34,6 +35,7 @@ class TestForward:
         out = losses(model_of(config), *batch())
         expected = 0.7 * out["dino"] + 0.3 * out["ibot"] + 0.1 * out["koleo"]
         torch.testing.assert_close(out["loss"].detach(), expected)
+        assert out.pop(FEATURES).shape == (8, 128)
         assert all(value.ndim == 0 and math.isfinite(value.detach()) for value in out.values())
 
     def test_order_of_whole_groups_does_not_matter(self, tiny):
@@ -52,7 +54,7 @@ class TestForward:
         with torch.no_grad():
             flat = globals_.transpose(0, 1).flatten(0, 1)
             logits = model.student["dino"](model.student["encoder"](flat).cls)
-            probs = sinkhorn_knopp(logits, 0.04)  # teacher and student start alike
+            probs = sinkhorn_knopp(logits, 0.04).dense()  # teacher and student start alike
             logs = torch.log_softmax(logits / config.objective.student_temperature, -1)
             crossed = -(probs * logs.roll(8, 0)).sum(-1).mean()
         torch.testing.assert_close(out["dino"], crossed)
@@ -93,7 +95,7 @@ class TestTeacher:
         with torch.no_grad():
             for parameter in model.student.parameters():
                 parameter += 1
-        model.update_teacher(0.9)
+        model.update({"teacher_momentum": 0.9})
         moved = model.teacher["encoder"].mask_token - before
         torch.testing.assert_close(moved, torch.full_like(moved, 0.1))
 

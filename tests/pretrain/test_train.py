@@ -16,12 +16,15 @@ import torch.multiprocessing as mp
 
 import core_mri
 import pretrain
+from core_mri.checkpoints import Checkpoints
 from core_mri.config import save_config, to_mapping
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
 from data_registry.governance.uses import uses_of
 from pretrain.cli import main
 from pretrain.dry_run import dry_run
-from pretrain.train import Trainer, run_worker, schedules, train
+from pretrain.objectives import create_objective
+from pretrain.optimization import parameter_groups, schedules
+from pretrain.train import Trainer, run_worker, train
 
 
 def lines(config):
@@ -45,6 +48,7 @@ class TestRun:
         assert {(row["task"], row["weights"]) for row in rows} == {
             ("region", "pretrained"),
             ("region", "random"),
+            ("region", "pretrained minus random"),
         }
         assert all(row["n"] == 4 and row["p"] is None for row in rows)
         assert "too few for a test" in (config.out / "report.html").read_text()
@@ -115,7 +119,7 @@ class TestResume:
         train(broken, resume=True)
         assert hexes(broken) == hexes(whole)
         ours, theirs = (
-            torch.load(config.out / "checkpoints/step_00000006/state.pt")["model"]
+            (Checkpoints(config.out / "checkpoints").load() or (0, {}))[1]["model"]
             for config in (whole, broken)
         )
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -201,7 +205,8 @@ class TestBadInput:
         with pytest.raises(RunError, match="checkpoint") as caught:
             train(config)
         assert caught.value.code == "RUN-01"
-        assert [path.name for path in (config.out / "checkpoints").iterdir()] == ["step_00000002"]
+        kept = [path.name[:13] for path in (config.out / "checkpoints").glob("step_*")]
+        assert kept == ["step_00000002"]
 
     def test_a_bad_loss_leaves_student_and_teacher_as_they_were(
         self, tiny, only_losses, monkeypatch
@@ -211,8 +216,8 @@ class TestBadInput:
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         original = trainer.model.forward
 
-        def diverged(*views, **schedule):
-            out = original(*views, **schedule)
+        def diverged(batch, now):
+            out = original(batch, now)
             return out | {"loss": out["loss"] * float("nan")}
 
         monkeypatch.setattr(trainer.model, "forward", diverged)
@@ -249,7 +254,7 @@ class TestSchedules:
             objective={"teacher_temperature": [0.02, 0.07], "teacher_temperature_warmup": 50},
             optimizer={"warmup_steps": 10, "learning_rate": 0.01, "weight_decay": [0.04, 0.4]},
         )
-        found = schedules(config)
+        found = schedules(config) | create_objective(config).schedules()
         assert {len(values) for values in found.values()} == {100}
         assert found["learning_rate"].max() == found["learning_rate"][10] == 0.01
         assert found["learning_rate"][-1] == pytest.approx(1e-6)
@@ -259,6 +264,69 @@ class TestSchedules:
             [0.02, 0.045, 0.07, 0.07]
         )
         assert found["koleo_weight"][[0, 5, 10, -1]] == pytest.approx([0, 0.05, 0.1, 0.1])
+
+    @pytest.mark.usefixtures("only_losses")
+    def test_a_run_keeps_its_schedules(self, tiny):
+        config = tiny(steps=4)
+        train(config)
+        with np.load(config.out / "schedules.npz") as saved:
+            expected = schedules(config) | create_objective(config).schedules()
+            assert set(saved) == set(expected)
+            for name, values in expected.items():
+                np.testing.assert_array_equal(saved[name], values)
+
+    def test_equal_ends_are_constant(self, tiny):
+        config = tiny(
+            optimizer={
+                "learning_rate": 1e-4, "final_learning_rate": 1e-4, "warmup_steps": 0,
+                "weight_decay": [0.04, 0.04], "teacher_momentum": [0.99, 0.99],
+            }
+        )  # fmt: skip
+        found = schedules(config) | create_objective(config).schedules()
+        for name in ("learning_rate", "weight_decay", "teacher_momentum"):
+            assert np.ptp(found[name]) == pytest.approx(0, abs=1e-12)
+
+
+class TestOptimization:
+    def test_groups_hold_every_parameter_once_and_matrices_decay(self, tiny):
+        config = tiny(layer_scale=1e-5)
+        student = create_objective(config).student
+        groups = parameter_groups(student, config.optimizer)
+        of = {id(p): group for group in groups for p in group["params"]}
+        assert sum(len(group["params"]) for group in groups) == len(of)
+        assert set(of) == {id(p) for p in student.parameters()}
+        found = {name: of[id(p)] for name, p in student.named_parameters()}
+        for name in ("encoder.vit.blocks.0.attn.qkv.weight", "dino.prototypes.weight"):
+            assert found[name]["decays"]
+        for name in (
+            "encoder.mask_token", "encoder.vit.cls_token", "encoder.vit.blocks.0.norm1.weight",
+            "encoder.vit.blocks.0.attn.qkv.bias", "encoder.vit.blocks.0.ls1.gamma",
+        ):  # fmt: skip
+            assert not found[name]["decays"], name
+        assert found["dino.mlp.0.weight"]["multiplier"] == 1
+        assert found["encoder.vit.blocks.3.mlp.fc1.weight"]["multiplier"] == pytest.approx(0.9)
+        patches = found["encoder.vit.patch_embed.proj.weight"]["multiplier"]
+        assert patches == pytest.approx(0.2 * 0.9**5)
+
+    def test_clipping_is_that_of_torch(self, tiny, only_losses):
+        """Folded into the fused step, it gives what clipping the gradients first would."""
+        results = []
+        for fold in (True, False):
+            trainer = Trainer(tiny(optimizer={"clip_norm": 0.05, "warmup_steps": 0}), only_losses)
+            if not fold:
+                adamw, step = trainer.optimization.adamw, trainer.optimization.adamw.step
+
+                def clipped(adamw=adamw, step=step, trainer=trainer):
+                    del adamw.grad_scale, adamw.found_inf
+                    torch.nn.utils.clip_grad_norm_(trainer.model.student.parameters(), 0.05)
+                    step()
+
+                adamw.step = clipped
+            norms = [trainer.step(index)["grad_norm"] for index in range(2)]
+            assert min(norms) > 0.05
+            results.append(trainer.model.student.state_dict())
+        for name, value in results[0].items():
+            torch.testing.assert_close(value, results[1][name], atol=1e-6, rtol=1e-4)
 
 
 class TestCommand:

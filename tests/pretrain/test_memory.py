@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from core_mri.errors import RunError
+from pretrain.memory import advises_batch, smaller_batch
+
+TESTS = Path(__file__).parent
+STARVED = """
+import resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from conftest import MemorySlices, tiny_config
+from core_mri.errors import RunError
+from pretrain.train import Trainer
+trainer = Trainer(
+    tiny_config(Path("."), batch_size=48, objective={"num_prototypes": 200_000}), MemorySlices()
+)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, resource.getrlimit(resource.RLIMIT_AS)[1]))
+try:
+    trainer.step(0)
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory by RLIMIT_AS and /proc")
+def test_a_step_without_memory_says_which_batch_to_try():
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(TESTS)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("RUN-04: out of memory with batch_size 48 on 1 worker(s): ")
+    assert "Try batch_size 24, with optimizer.learning_rate times 0.71" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_each_kind_of_it_is_known(tiny, error):
+    with pytest.raises(RunError, match="RUN-04") as caught, advises_batch(tiny(), 1):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_pass(tiny):
+    with pytest.raises(RuntimeError, match="shapes differ"), advises_batch(tiny(), 1):
+        raise RuntimeError("shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "expected"), [(48, 1, 24), (24, 2, 8), (24, 1, 12), (4, 1, 0)]
+)
+def test_next_batch_holds_whole_groups_for_each_worker(tiny, batch_size, workers, expected):
+    assert smaller_batch(tiny(batch_size=batch_size), workers) == expected
+
+
+def test_smallest_batch_names_other_ways(tiny):
+    with pytest.raises(RunError, match="koleo_group allows"), advises_batch(tiny(batch_size=4), 1):
+        raise MemoryError
