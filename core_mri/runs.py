@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 KEPT_CHECKPOINTS = 2
-RESUMABLE = ("out", "steps_per_log", "checkpoint_every")
-"""Keys of a configuration that may differ when a run resumes: they change no result."""
+RESUMABLE = ("out", "steps_per_log", "checkpoint_every", "micro_batch")
+"""Keys of a configuration that may differ when a run resumes: they change no result (`micro_batch`
+the order of summation alone)."""
 
 
 class Run:

@@ -175,6 +175,9 @@ class PretrainConfig:
     """Optimizer steps."""
     batch_size: int = 1024
     """Slices of a step, over all workers."""
+    micro_batch: int = 0
+    """Slices that a worker holds at once, a multiple of ``objective.koleo_group``: its share of the
+    batch is computed in parts, to the same gradients. 0 computes it at once."""
     model: str = "vit_base_patch16"
     """Encoder; `core_mri.list_models()` names them."""
     drop_path: float = 0.3
@@ -223,6 +226,9 @@ class PretrainConfig:
     """Figures of health and their alarms."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    checkpoints: str = ""
+    """Where checkpoints go: a folder that all workers see, or a URL such as ``s3://bucket/name``
+    (extra ``store``); empty is the run folder."""
     probe_slices: int = 1024
     """Slices at most, on each side, for the nearest-neighbor probe at the end; 0 leaves it out."""
     loader_workers: int = 0
@@ -243,6 +249,13 @@ class PretrainConfig:
         for name in ("steps", "batch_size", "checkpoint_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be positive, got {value}.")
+        group = self.objective.koleo_group
+        require(
+            self.micro_batch >= 0 and self.micro_batch % group == 0,
+            f"micro_batch must be 0 or a multiple of objective.koleo_group {group}, got "
+            f"{self.micro_batch}.",
+            fix=f"Try {max(self.micro_batch // group, 1) * group}.",
+        )
         require(
             self.model in MODELS,
             f"no model {self.model!r}; choose one of {', '.join(sorted(MODELS))}.",

@@ -119,14 +119,15 @@ def batches(
     order = slice_order(
         dataset, config.seed, group=config.objective.koleo_group, balance=config.balance
     )
+    group = config.objective.koleo_group
     reach, volumes = config.views.adjacent_slices, dataset.volume_numbers()
 
     def positions() -> Iterator[list[tuple[int, ...]]]:
         for step in range(start, config.steps):
             samples = samples_at(config, step)
-            chosen = [rank_slice(order.at(samples), rank, world_size)]
+            chosen = [rank_slice(order.at(samples), rank, world_size, group)]
             if reach:
-                numbers = rank_slice(samples, rank, world_size)
+                numbers = rank_slice(samples, rank, world_size, group)
                 near = adjacent_positions(chosen[0], numbers, volumes, reach, seed=config.seed)
                 chosen.append(near)
             yield list(zip(*(own.tolist() for own in chosen), strict=True))

@@ -1,4 +1,4 @@
-"""Out of memory: the error that says which batch to try."""
+"""Out of memory: the error that says how many slices at once to try."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXTS = ("DefaultCPUAllocator", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
 @contextmanager
 def advises_batch(config: PretrainConfig, num_workers: int) -> Iterator[None]:
-    """Steps inside that run out of memory end with the next `batch_size` to try.
+    """Steps inside that run out of memory end with the next `micro_batch` to try.
 
     Args:
         config: Of the run.
@@ -30,26 +30,27 @@ def advises_batch(config: PretrainConfig, num_workers: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        smaller = smaller_batch(config, num_workers)
+        held, smaller = smaller_part(config, num_workers)
         raise RunError(
             "RUN-04",
-            f"out of memory with batch_size {config.batch_size} on {num_workers} worker(s): "
+            f"out of memory with {held} slices at once on each of {num_workers} worker(s): "
             f"{str(error).partition(chr(10))[0].rstrip('.') or 'nothing left'}.",
-            fix=f"Try batch_size {smaller}, with optimizer.learning_rate times "
-            f"{(smaller / config.batch_size) ** 0.5:.2f} and another `out`."
+            fix=f"Try --micro-batch {smaller}: the same batch and the same gradients, in parts."
             if smaller
-            else "The batch is as small as objective.koleo_group allows: fewer views.num_local, "
+            else "That is as few as objective.koleo_group allows: fewer views.num_local, "
             "fewer objective.num_prototypes or a smaller model need less.",
         ) from error
 
 
-def smaller_batch(config: PretrainConfig, num_workers: int) -> int:
-    """The largest batch of whole KoLeo groups for each worker up to half of the present one.
+def smaller_part(config: PretrainConfig, num_workers: int) -> tuple[int, int]:
+    """Slices that a worker holds at once, and the next smaller number of whole KoLeo groups.
 
-    0 when there is none.
+    The second one is at most half of the first; 0 when there is none.
     """
-    unit = num_workers * config.objective.koleo_group
-    return config.batch_size // 2 // unit * unit
+    group = config.objective.koleo_group
+    share = -(-config.batch_size // group // num_workers) * group
+    held = min(share, config.micro_batch or share)
+    return held, held // 2 // group * group
 
 
 def _out_of_memory(error: BaseException) -> bool:

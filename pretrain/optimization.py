@@ -46,17 +46,19 @@ class Optimization:
             parameter_groups(objective.student, config), lr=0.0, fused=True
         )
 
+    def clear(self) -> None:
+        """Forget the gradients of the step before."""
+        self.adamw.zero_grad(set_to_none=True)
+
     def update(
         self,
-        loss: Tensor,
         step: int,
         now: Mapping[str, float],
         frozen: Iterable[nn.Parameter] = (),
     ) -> Tensor:
-        """Backward, clip, step, teacher.
+        """Clip the gradients, step, move the teacher.
 
         Args:
-            loss: Scalar with a gradient.
             step: 0-based.
             now: Every schedule at this step.
             frozen: Parameters that stay as they are, besides those the objective freezes.
@@ -65,8 +67,6 @@ class Optimization:
             Norm of the whole gradient before clipping, on the device; not finite when the step was
             skipped.
         """
-        self.adamw.zero_grad(set_to_none=True)
-        loss.backward()
         for parameter in (*self.objective.frozen(step), *frozen):
             parameter.grad = None
         for group in self.adamw.param_groups:

@@ -35,6 +35,10 @@ class Crops(NamedTuple):
     wanted: Tensor | None = None
     """[P] positions in B * h * w of the patches whose output is needed, ascending, on the
     processor; without it the class tokens alone are."""
+    draws: Tensor | None = None
+    """[2 * depth, V, U, B / V / U] uniform numbers on the processor, for stochastic depth: of the
+    crops of V views of U units, each unit loses the same number. Without it the crops are one unit
+    and the numbers come from torch's global generator."""
 
 
 class Encoded(NamedTuple):
@@ -71,8 +75,8 @@ def encode_packed(
     Args:
         encoder: A plain ViT.
         groups: One for each resolution.
-        drop_path: Share of the crops of a group that each residual branch leaves out, drawn from
-            torch's global generator of the processor; what is computed is scaled up.
+        drop_path: Share of the crops of a group that each residual branch leaves out; what is
+            computed is scaled up.
         compiled: Compile the blocks but the last one, whose number of tokens changes.
     """
     embedded = [encoder.embed(group.images, group.mask)[0] for group in groups]
@@ -80,12 +84,13 @@ def encode_packed(
     x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
     wanted = _wanted_rows(groups, shapes, encoder.vit.num_prefix_tokens)
     *early, last = encoder.vit.blocks
-    branches = _draw_branches(shapes, 2 * len(early), drop_path, x.device)
+    kept = _draw_kept(groups, 2 * len(encoder.vit.blocks), drop_path)
+    branches = _draw_branches(shapes, [part[:-2] for part in kept], x.device)
     run_block = _compiled_block() if compiled else transform_block
     for depth, block in enumerate(early):
         x = run_block(block, x, shapes, branches[2 * depth], branches[2 * depth + 1])
     x = transform_block(
-        last, x, shapes, *_last_branches(shapes, wanted, drop_path, x.device),
+        last, x, shapes, *_last_branches(shapes, [part[-2:] for part in kept], wanted, x.device),
         wanted=wanted.to(x.device, non_blocking=True),
     )  # fmt: skip
     sizes = [
@@ -188,22 +193,29 @@ def _wanted_rows(groups: Sequence[Crops], shapes: Shapes, num_prefix: int) -> Te
     return torch.cat(rows)
 
 
-def _draw_kept(shapes: Shapes, number: int, rate: float) -> list[Tensor]:
-    """For each group [number, kept crops]: which crops remain, ascending."""
+def _draw_kept(groups: Sequence[Crops], number: int, rate: float) -> list[Tensor]:
+    """For each group [number, kept crops]: which crops remain, ascending; all without a rate."""
     kept = []
-    for crops, _ in shapes:
-        remain = max(round(crops * (1 - rate)), 1)
-        kept.append(torch.rand(number, crops).argsort(1)[:, :remain].sort(1).values)
+    for group in groups:
+        crops = len(group.images)
+        if rate == 0:
+            kept.append(torch.arange(crops).expand(number, -1))
+            continue
+        draws = torch.rand(number, 1, 1, crops) if group.draws is None else group.draws
+        _, views, units, size = draws.shape
+        remain = max(round(views * size * (1 - rate)), 1)
+        order = draws.transpose(1, 2).flatten(2).argsort(2)[..., :remain]  # [number, U, remain]
+        view, place = order // size, order % size
+        rows = (view * units + torch.arange(units)[:, None]) * size + place
+        kept.append(rows.flatten(1).sort(1).values)
     return kept
 
 
-def _draw_branches(
-    shapes: Shapes, number: int, rate: float, device: torch.device
-) -> list[Branch | None]:
+def _draw_branches(shapes: Shapes, kept: list[Tensor], device: torch.device) -> list[Branch | None]:
     """Branches that leave out whole crops; their rows go to the device in one transfer."""
-    if rate == 0:
+    number = len(kept[0])
+    if all(part.shape[1] == crops for part, (crops, _) in zip(kept, shapes, strict=True)):
         return [None] * number
-    kept = _draw_kept(shapes, number, rate)
     rows = _token_rows(kept, shapes).to(device, non_blocking=True)
     left = [(part.shape[1], tokens) for part, (_, tokens) in zip(kept, shapes, strict=True)]
     scales = [crops / few for (crops, _), (few, _) in zip(shapes, left, strict=True)]
@@ -212,17 +224,15 @@ def _draw_branches(
 
 
 def _last_branches(
-    shapes: Shapes, wanted: Tensor, rate: float, device: torch.device
+    shapes: Shapes, kept: list[Tensor], wanted: Tensor, device: torch.device
 ) -> tuple[Branch | None, Branch | None]:
     """Branches of the last block, of which only the wanted tokens go on."""
-    if rate == 0:
-        return None, None
+    whole = _draw_branches(shapes, kept, torch.device("cpu"))
     ends = torch.tensor([crops * tokens for crops, tokens in shapes]).cumsum(0)
-    first, second = (
-        _among(branch, wanted, ends)
-        for branch in _draw_branches(shapes, 2, rate, torch.device("cpu"))
-        if branch is not None
-    )
+    few = [_among(branch, wanted, ends) for branch in whole if branch is not None]
+    if not few:
+        return None, None
+    first, second = few
     # The MLP comes after the choice: its rows are among the wanted ones.
     return _to(first, device), _to(second._replace(rows=second.targets, chosen=None), device)
 

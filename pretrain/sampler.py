@@ -114,10 +114,30 @@ def sample_numbers(step: int, batch_size: int) -> Indices:
     return np.arange(step * batch_size, (step + 1) * batch_size)
 
 
-def rank_slice(indices: Indices, rank: int, world_size: int) -> Indices:
-    """The contiguous share of one worker, so that KoLeo groups stay whole."""
-    share = len(indices) // world_size
-    return indices[rank * share : (rank + 1) * share]
+def rank_slice(indices: Indices, rank: int, world_size: int, group: int = 1) -> Indices:
+    """The contiguous share of one worker, of whole KoLeo groups.
+
+    Where the groups do not divide, the first workers have one more than the others.
+    """
+    return np.array_split(indices.reshape(-1, group), world_size)[rank].ravel()
+
+
+def micro_batches(batch_size: int, world_size: int, group: int, most: int) -> int:
+    """Parts in which every worker computes its share of a batch, one after the other.
+
+    The same number for all, as they meet in each part: ``ceil(largest share / most)``, in groups.
+
+    Args:
+        batch_size: Of all workers.
+        world_size: Number of workers.
+        group: Of KoLeo, which stays whole.
+        most: Slices that a worker holds at once, at least one group; 0 is no limit.
+    """
+    if not most:
+        return 1
+    groups = batch_size // group
+    largest, smallest = -(-groups // world_size), groups // world_size
+    return min(-(-largest // (most // group)), smallest)
 
 
 def adjacent_positions(
@@ -153,8 +173,8 @@ def check_batch(num_slices: int, batch_size: int, world_size: int, group: int) -
 
     Raises:
         DataError: DATA-09 when there is no slice at all.
-        ConfigError: CONFIG-05 when the batch is larger than the data, or does not give every worker
-            the same number of whole KoLeo groups; with the next value to try.
+        ConfigError: CONFIG-05 when the batch is larger than the data, holds no whole number of
+            KoLeo groups, or fewer of them than there are workers; with the next value to try.
     """
     if num_slices == 0:
         raise DataError(
@@ -162,15 +182,14 @@ def check_batch(num_slices: int, batch_size: int, world_size: int, group: int) -
             "the registry holds no training slice for this configuration.",
             fix="Ingest more data, or loosen `where` and `min_foreground`.",
         )
-    unit = world_size * group
-    fitting = min(batch_size, num_slices) // unit * unit
-    if fitting == 0:
+    fitting = min(batch_size, num_slices) // group * group
+    if fitting < world_size * group:
         raise ConfigError(
             "CONFIG-05",
             f"{num_slices} slices and batch_size {batch_size} do not give {world_size} worker(s) "
             f"one group of objective.koleo_group = {group} each.",
-            fix=f"Ingest more slices, take a multiple of {unit} as batch_size, or use fewer "
-            "workers or a smaller koleo_group.",
+            fix=f"Ingest more slices, take a multiple of {group} from {world_size * group} on as "
+            "batch_size, or use fewer workers or a smaller koleo_group.",
         )
     if batch_size > num_slices:
         raise ConfigError(
@@ -178,11 +197,10 @@ def check_batch(num_slices: int, batch_size: int, world_size: int, group: int) -
             f"batch_size {batch_size} is larger than the data, {num_slices} slices.",
             fix=f"Try batch_size {fitting}.",
         )
-    if batch_size % unit:
+    if batch_size % group:
         raise ConfigError(
             "CONFIG-05",
-            f"batch_size {batch_size} is no multiple of {world_size} worker(s) x "
-            f"objective.koleo_group {group}.",
+            f"batch_size {batch_size} is no multiple of objective.koleo_group {group}.",
             fix=f"Try batch_size {fitting}.",
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +25,39 @@ from pretrain.heads import ProjectionHead
 from pretrain.health import head_statistics
 from pretrain.losses import koleo_loss, mask_weights
 from pretrain.masking import sample_masks
-from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Lesson, Objective
 from pretrain.packed import Crops, encode_packed
 from pretrain.prototypes import Spread, TargetSums, cross_views, prototype_loss, same_rows
+from pretrain.sampler import DROP_PATH, random_stream
 from pretrain.start import build_encoder
 from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp, softmax_targets
 
 DINO, IBOT, KOLEO, GRAM = "dino", "ibot", "koleo", "gram"
+
+
+class Targeted(NamedTuple):
+    """What the teacher says of B images."""
+
+    cls: Tensor
+    """[2 * B, D], the first views before the second ones."""
+    targets: dict[str, Targets]
+    """Of the class tokens, and of the masked patches in the order of `masks`."""
+    masks: Tensor
+    """Bool [2 * B, h, w], on the processor."""
+
+    def part(self, images: slice) -> Targeted:
+        """What it says of some of the images."""
+        views = torch.arange(len(self.cls)).unflatten(0, (2, -1))[:, images].flatten()
+        chosen = torch.zeros(len(self.cls), dtype=torch.bool)
+        chosen[views] = True
+        image = self.masks.flatten(1).nonzero()[:, 0]
+        rows = {DINO: views, IBOT: chosen[image].nonzero()[:, 0]}
+        device = self.cls.device
+        return Targeted(
+            self.cls[views.to(device)],
+            {head: part.take(rows[head].to(device)) for head, part in self.targets.items()},
+            self.masks[views],
+        )
 
 
 class StudentTeacher(Objective):
@@ -117,13 +144,35 @@ class StudentTeacher(Objective):
             return []
         return [self.student.get_parameter(f"{head}.prototypes.weight") for head in self.heads]
 
-    def forward(self, batch: Batch, now: Mapping[str, float]) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def teach(self, batch: Batch, now: Mapping[str, float]) -> Targeted:
+        """Class tokens and targets of the global views of a batch."""
+        globals_ = batch.global_views.transpose(0, 1).flatten(0, 1)
+        masks = batch.masks.transpose(0, 1).flatten(0, 1)
+        masked = masks.flatten().nonzero()[:, 0]
+        (seen,) = encode_packed(
+            self._encoder(self.teacher),
+            [Crops(globals_, wanted=masked)],
+            compiled=self.config.compile,
+        )
+        rows = {DINO: seen.cls, IBOT: seen.patches}
+        logits = {head: self._head(self.teacher, head)(rows[head]) for head in rows}
+        targets = {
+            head: self._sharpen(head, part, now["teacher_temperature"])
+            for head, part in logits.items()
+        }
+        return Targeted(seen.cls, targets, masks)
+
+    def forward(
+        self, batch: Batch, now: Mapping[str, float], lesson: Lesson | None = None
+    ) -> dict[str, Tensor]:
         """Losses of a batch.
 
         Args:
             batch: Views and masks, M = 2: those of the global views.
             now: ``teacher_temperature`` and ``koleo_weight`` of this step; with an anchor also
                 `gram.WEIGHT` and `gram.REFRESH`.
+            lesson: As `teach` gives it.
 
         Returns:
             Scalars: ``loss`` (weighted sum, the only one with a gradient), ``dino``, ``ibot``,
@@ -139,12 +188,14 @@ class StudentTeacher(Objective):
         masked = masks.flatten().nonzero()[:, 0]  # on the processor: no waiting for the device
         weights = mask_weights(masks).to(device, non_blocking=True)
 
-        teacher_cls, targets = self._targets(globals_, masked, now["teacher_temperature"])
+        taught = self.teach(batch, now) if lesson is None else cast("Targeted", lesson)
+        targets = taught.targets
         anchored = self.anchor is not None and now[WEIGHT] > 0
         wanted = torch.arange(masks.numel()) if anchored else masked
-        crops = [Crops(globals_, masks.to(device, non_blocking=True), wanted)]
+        draws = self._draws(batch)
+        crops = [Crops(globals_, masks.to(device, non_blocking=True), wanted, draws[0])]
         if len(locals_):
-            crops.append(Crops(locals_))
+            crops.append(Crops(locals_, draws=draws[1]))
         seen, *small = encode_packed(
             self._encoder(self.student),
             crops,
@@ -178,7 +229,7 @@ class StudentTeacher(Objective):
             **({GRAM: gram.detach()} if self.anchor is not None else {}),
             **_named(DINO, head_statistics(dino_sums, dino * 2 * num_images)),
             **_named(IBOT, head_statistics(ibot_sums, ibot * len(masks), weights)),
-            FEATURES: teacher_cls[:num_images],
+            FEATURES: taught.cls[:num_images],
         }
 
     @torch.no_grad()
@@ -236,21 +287,26 @@ class StudentTeacher(Objective):
         own, anchor = (x.unflatten(0, (len(globals_), -1)) for x in (patches, kept.patches))
         return gram_loss(own, anchor)
 
-    @torch.no_grad()
-    def _targets(
-        self, globals_: Tensor, masked: Tensor, temperature: float
-    ) -> tuple[Tensor, dict[str, Targets]]:
-        """Class tokens [2 * B, D], and targets of class tokens and of masked patches."""
-        (seen,) = encode_packed(
-            self._encoder(self.teacher),
-            [Crops(globals_, wanted=masked)],
-            compiled=self.config.compile,
+    def _draws(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Numbers for stochastic depth of global and local views: see `Crops.draws`.
+
+        Those of a KoLeo group depend on its first sample alone, not on the worker or the batch.
+        """
+        if batch.numbers is None or not self.config.drop_path:
+            return None, None
+        number, group = 2 * self._encoder(self.student).depth, self.config.objective.koleo_group
+        views = (batch.global_views.shape[1], batch.local_views.shape[1])
+        drawn = np.stack(
+            [
+                random_stream(self.config.seed, int(first), DROP_PATH).random(
+                    (number, sum(views), group), dtype=np.float32
+                )
+                for first in batch.numbers[::group]
+            ],
+            2,
         )
-        rows = {DINO: seen.cls, IBOT: seen.patches}
-        logits = {head: self._head(self.teacher, head)(rows[head]) for head in rows}
-        return seen.cls, {
-            head: self._sharpen(head, rows, temperature) for head, rows in logits.items()
-        }
+        parts = torch.from_numpy(drawn).split(views, 1)
+        return parts[0], parts[1]
 
     def _sharpen(self, head: str, logits: Tensor, temperature: float) -> Targets:
         if self.config.objective.centering == "sinkhorn":

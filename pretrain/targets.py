@@ -38,6 +38,12 @@ class Targets(NamedTuple):
         scores = self.logits[:, chunk].float() / self.temperature
         return scores.sub_(self.columns[chunk]).sub_(self.rows[:, None])
 
+    def take(self, rows: Tensor) -> Targets:
+        """Some of the rows."""
+        return self._replace(
+            logits=self.logits.index_select(0, rows), rows=self.rows.index_select(0, rows)
+        )
+
     def dense(self) -> Tensor:
         """All probabilities, float32 [M, K]; rows sum to one."""
         return self.logs(slice(None)).exp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import math
@@ -41,6 +43,7 @@ from pretrain.report import finish, report_stopped
 from pretrain.sampler import (
     DROP_PATH,
     check_batch,
+    micro_batches,
     random_stream,
     rank_slice,
 )
@@ -121,7 +124,7 @@ def run_worker(payload: Mapping[str, Any]) -> None:
         trainer = Trainer(config, dataset)
     if is_main() and config.health.probe_every:
         trainer.health.watch(Anchor(probe_set(config, dataset, validation, online=True)))
-    with Run.open(config.out, config, main=is_main()) as run:
+    with Run.open(config.out, config, main=is_main(), checkpoints=config.checkpoints) as run:
         _record_workers(run)
         if run.main:
             with writing(run.out):
@@ -196,24 +199,28 @@ class Trainer:
         started = time.perf_counter()
         samples = self._next(step)
         waited = time.perf_counter() - started
-        numbers = rank_slice(samples_at(config, step), rank(), world_size())
+        everything = samples_at(config, step)
+        group = config.objective.koleo_group
+        numbers = rank_slice(everything, rank(), world_size(), group)
         views, masks = self.views_of(samples, numbers)
-        # Stochastic depth draws from the global generator: a function of the step, not of history.
-        draws = random_stream(config.seed, step * world_size() + rank(), DROP_PATH)
+        # timm's stochastic depth draws from the global generator: a function of the samples.
+        draws = random_stream(config.seed, int(numbers[0]), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
-        with self._autocast():
-            out = self.parallel(Batch(views.global_views, views.local_views, masks), now)
+        self.optimization.clear()
+        batch = Batch(views.global_views, views.local_views, masks, numbers)
+        out = self._gradients(batch, now, len(everything))
         features = out.pop(FEATURES)
         student = self.model.student
         frozen = student[ENCODER].parameters() if self.warmup.frozen(step) else ()
-        norm = self.optimization.update(out[LOSS], step, now, frozen)
+        norm = self.optimization.update(step, now, frozen)
         out |= self.health.measure(
             step, features, student, samples, scale=self.optimization.clipped_by(norm)
         )
         if self.health.probe_due(step + 1):
             probed = self._probe(step + 1)
         names = (LOSS, *self.model.losses)
-        shared = reduce_sum(torch.stack([out[name].detach() for name in names])) / world_size()
+        share = len(samples) / len(everything)
+        shared = reduce_sum(torch.stack([out[name] for name in names]) * share)
         out |= dict(zip(names, shared, strict=True))
         out[LOSS] = torch.where(norm.isfinite(), out[LOSS], torch.nan)
 
@@ -230,10 +237,50 @@ class Trainer:
                 "alarms": float(len(self.health.alarms.raised)),
                 "upsampled": float(views.num_upsampled),
                 "wait_seconds": waited,
-                "images_per_second": len(samples) * world_size() / seconds,
+                "images_per_second": len(everything) / seconds,
             }
 
         return LateNumbers(out | {"grad_norm": norm}, finish)
+
+    def _gradients(
+        self, batch: Batch, now: Mapping[str, float], batch_size: int
+    ) -> dict[str, Tensor]:
+        """Add up the gradients of the share of this worker, part by part.
+
+        Workers are averaged, so a part of n images counts ``n * workers / batch_size``.
+        """
+        images, group = len(batch.global_views), self.config.objective.koleo_group
+        num_parts = micro_batches(batch_size, world_size(), group, self.config.micro_batch)
+        ends = (np.linspace(0, images // group, num_parts + 1).round().astype(int) * group).tolist()
+        lesson, found = None, []
+        if num_parts > 1:
+            with self._autocast():
+                lesson = self.model.teach(batch, now)
+        for begin, end in itertools.pairwise(ends):
+            images_of_part, is_last = slice(begin, end), end == images
+            with self._together(is_last):
+                with self._autocast():
+                    taught = None if lesson is None else lesson.part(images_of_part)
+                    out = self.parallel(batch.part(images_of_part), now, taught)
+                (out[LOSS] * ((end - begin) * world_size() / batch_size)).backward()
+            found.append({name: value.detach() for name, value in out.items()})
+        if num_parts == 1:
+            return found[0]
+        shares = [(end - begin) / images for begin, end in itertools.pairwise(ends)]
+        mean = {
+            name: torch.stack([out[name] * share for out, share in zip(found, shares, strict=True)])
+            for name in found[0]
+            if name != FEATURES
+        }
+        return {name: parts.sum(0) for name, parts in mean.items()} | {
+            FEATURES: torch.cat([out[FEATURES] for out in found])
+        }
+
+    def _together(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Workers average their gradients with those of the last part."""
+        if is_last or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.parallel.no_sync()
 
     def state(self) -> dict[str, Any]:
         """Weights of student and teacher, optimizer, alarms: with the seed enough to continue."""

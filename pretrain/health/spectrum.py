@@ -91,16 +91,22 @@ class FeatureQueue:
         own = self.rows if self._full else self.rows[: self._place]
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return own
-        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, own.contiguous())
-        return torch.cat(everyone)
+        # Shares of workers differ by a group, so their rows are padded on the way.
+        sizes = own.new_zeros(dist.get_world_size(), dtype=torch.int64)
+        sizes[dist.get_rank()] = len(own)
+        lengths = reduce_sum(sizes).tolist()
+        padded = functional.pad(own, (0, 0, 0, max(lengths) - len(own)))
+        everyone = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(everyone, padded)
+        return torch.cat([rows[:size] for rows, size in zip(everyone, lengths, strict=True)])
 
     def state(self) -> dict[str, Tensor | int | bool | None]:
         """What a checkpoint must hold."""
         return {"rows": self.rows, "place": self._place, "full": self._full}
 
     def restore(self, state: dict[str, Tensor | int | bool | None]) -> None:
-        """Continue from `state`."""
-        rows = state["rows"]
-        self.rows = rows if isinstance(rows, Tensor) else None
-        self._place, self._full = int(state["place"] or 0), bool(state["full"])
+        """Continue from `state`, also with another length."""
+        self.rows, self._place, self._full = None, 0, False
+        rows, place = state["rows"], int(state["place"] or 0)
+        if isinstance(rows, Tensor):
+            self.push(torch.cat([rows[place:], rows[:place]]) if state["full"] else rows[:place])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,23 @@ class Batch(NamedTuple):
     masks: Tensor
     """Bool [B, M, h, w] over the patches of global views, as `Objective.sample_masks` made them;
     on the processor. The first G say what the student does not see of each global view."""
+    numbers: npt.NDArray[np.int64] | None = None
+    """[B], global sample indices, of which stochastic depth is a function; without them it draws
+    from torch's global generator."""
+
+    def part(self, images: slice) -> Batch:
+        """Some of the images."""
+        numbers = None if self.numbers is None else self.numbers[images]
+        return Batch(
+            self.global_views[images], self.local_views[images], self.masks[images], numbers
+        )
+
+
+class Lesson(Protocol):
+    """What a teacher says of the whole share of a worker."""
+
+    def part(self, images: slice) -> Lesson:
+        """What it says of some of the images."""
 
 
 class Objective(nn.Module, ABC):
@@ -84,13 +101,22 @@ class Objective(nn.Module, ABC):
     def schedules(self) -> dict[str, Array]:
         """The method's own schedules, each an array [steps]."""
 
+    def teach(self, batch: Batch, now: Mapping[str, float]) -> Lesson | None:
+        """What depends on the whole share of a worker, when `forward` sees it part by part."""
+        del batch, now
+        return None
+
     @abstractmethod
-    def forward(self, batch: Batch, now: Mapping[str, float]) -> dict[str, Tensor]:
-        """Losses of a batch.
+    def forward(
+        self, batch: Batch, now: Mapping[str, float], lesson: Lesson | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of a batch, each a mean over its images.
 
         Args:
             batch: Views and masks.
             now: Every schedule at this step.
+            lesson: The part of what `teach` gave that belongs to these images; without it they
+                are the whole share.
 
         Returns:
             ``loss`` (scalar, the only one with a gradient), each of `losses`, `FEATURES` and any

@@ -19,7 +19,7 @@ from core_mri.training.ema import update_ema
 from core_mri.training.schedules import warmup_cosine
 from pretrain.config import PretrainConfig
 from pretrain.config_masked import IjepaConfig
-from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Lesson, Objective
 from pretrain.objectives.masked import (
     SmallTransformer,
     calm,
@@ -90,7 +90,9 @@ class JointEmbedding(Objective):
         """``teacher <- m * teacher + (1 - m) * student``, m the ``teacher_momentum``."""
         update_ema(self.teacher, self._encoder, now["teacher_momentum"])
 
-    def forward(self, batch: Batch, now: Mapping[str, float]) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, now: Mapping[str, float], lesson: Lesson | None = None
+    ) -> dict[str, Tensor]:
         """Mean distance between predicted and given features of the target blocks.
 
         Patches of a block count alike, blocks count alike, so an image weighs the same in any
@@ -99,11 +101,12 @@ class JointEmbedding(Objective):
         Args:
             batch: One global view, and masks as `sample_masks` gives them.
             now: Not used.
+            lesson: Not used: images do not meet.
 
         Returns:
             ``loss`` and each of `losses`; as `FEATURES` what the teacher says of each image.
         """
-        del now
+        del now, lesson
         images = batch.global_views[:, 0]
         num_targets = batch.masks.shape[1] - 1
         grid = (int(batch.masks.shape[2]), int(batch.masks.shape[3]))

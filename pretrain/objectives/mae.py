@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core_mri.models.encoder import Encoder
 from pretrain.config import PretrainConfig
-from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Objective
+from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Lesson, Objective
 from pretrain.objectives.masked import (
     SmallTransformer,
     calm,
@@ -80,18 +80,21 @@ class MaskedAutoencoder(Objective):
         """Nothing follows the student."""
         del now
 
-    def forward(self, batch: Batch, now: Mapping[str, float]) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, now: Mapping[str, float], lesson: Lesson | None = None
+    ) -> dict[str, Tensor]:
         """Mean squared error on the hidden patches of all global views.
 
         Args:
             batch: Views and masks, M = G.
             now: Not used.
+            lesson: Not used: images do not meet.
 
         Returns:
             ``loss``, ``mae``, ``mae_constant``; as `FEATURES` the class tokens of the first views,
             of what the encoder saw of them.
         """
-        del now
+        del now, lesson
         images = batch.global_views.flatten(0, 1)
         hidden = batch.masks.flatten(0, 1)
         device = images.device

@@ -140,7 +140,9 @@ class Ours:
             return self.model(batch, NOW | changes)
 
     def step(self, batch: Batch) -> None:
-        self.optimization.update(self.losses(batch)["loss"], self.steps, NOW)
+        self.optimization.clear()
+        self.losses(batch)["loss"].backward()
+        self.optimization.update(self.steps, NOW)
         self.steps += 1
 
 

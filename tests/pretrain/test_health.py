@@ -115,6 +115,16 @@ class TestSpectrum:
             tuple(row.tolist()) for row in rows[2:]
         }
 
+    @pytest.mark.parametrize("length", [2, 5, 8])
+    def test_another_length_keeps_the_newest(self, length):
+        queue, other = FeatureQueue(5), FeatureQueue(length)
+        for first in (0, 3, 6):
+            queue.push(torch.arange(first, first + 3.0)[:, None])
+        other.restore(queue.state())
+        other.push(torch.tensor([[9.0]]))
+        kept = sorted(other.features()[:, 0].tolist())
+        assert kept == [4.0, 5.0, 6.0, 7.0, 8.0, 9.0][-min(length, 6) :]
+
     def test_queue_continues_from_its_state(self):
         first, second = FeatureQueue(5), FeatureQueue(5)
         first.push(torch.randn(4, 2))

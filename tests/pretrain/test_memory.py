@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from core_mri.errors import RunError
-from pretrain.memory import advises_batch, smaller_batch
+from pretrain.memory import advises_batch, smaller_part
 
 TESTS = Path(__file__).parent
 STARVED = """
@@ -37,8 +37,10 @@ def test_a_step_without_memory_says_which_batch_to_try():
     done = subprocess.run(
         [sys.executable, "-c", STARVED, str(TESTS)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("RUN-04: out of memory with batch_size 48 on 1 worker(s): ")
-    assert "Try batch_size 24, with optimizer.learning_rate times 0.71" in done.stdout
+    assert done.stdout.startswith(
+        "RUN-04: out of memory with 48 slices at once on each of 1 worker(s): "
+    )
+    assert "Try --micro-batch 24" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -61,10 +63,18 @@ def test_other_errors_pass(tiny):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "workers", "expected"), [(48, 1, 24), (24, 2, 8), (24, 1, 12), (4, 1, 0)]
+    ("batch_size", "micro", "workers", "expected"),
+    [
+        (48, 0, 1, (48, 24)),
+        (24, 0, 2, (12, 4)),
+        (24, 0, 1, (24, 12)),
+        (4, 0, 1, (4, 0)),
+        (48, 16, 1, (16, 8)),
+        (20, 0, 2, (12, 4)),
+    ],
 )
-def test_next_batch_holds_whole_groups_for_each_worker(tiny, batch_size, workers, expected):
-    assert smaller_batch(tiny(batch_size=batch_size), workers) == expected
+def test_next_part_holds_whole_groups(tiny, batch_size, micro, workers, expected):
+    assert smaller_part(tiny(batch_size=batch_size, micro_batch=micro), workers) == expected
 
 
 def test_smallest_batch_names_other_ways(tiny):

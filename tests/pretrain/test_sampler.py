@@ -8,6 +8,7 @@ from pretrain.sampler import (
     SliceOrder,
     adjacent_positions,
     check_batch,
+    micro_batches,
     random_stream,
     rank_slice,
 )
@@ -142,6 +143,20 @@ class TestShares:
         shares = [rank_slice(batch, rank, world_size) for rank in range(world_size)]
         assert np.array_equal(np.concatenate(shares), batch)
 
+    @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 6])
+    def test_groups_stay_whole_where_they_do_not_divide(self, world_size):
+        batch = np.arange(24)
+        shares = [rank_slice(batch, rank, world_size, 4) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(shares), batch)
+        assert all(len(share) % 4 == 0 and len(share) for share in shares)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 4
+
+    @pytest.mark.parametrize(
+        ("world_size", "most", "parts"), [(1, 0, 1), (1, 8, 3), (1, 16, 2), (2, 8, 2), (5, 4, 1)]
+    )
+    def test_parts_are_as_few_as_fit(self, world_size, most, parts):
+        assert micro_batches(24, world_size, 4, most) == parts
+
 
 class TestAdjacent:
     VOLUMES = np.repeat(np.arange(5), [1, 2, 5, 40, 3])
@@ -180,8 +195,8 @@ class TestRefusals:
         ("num_slices", "batch_size", "world_size", "group", "advice"),
         [
             (20, 32, 1, 8, "Try batch_size 16"),
-            (64, 30, 2, 4, "Try batch_size 24"),
-            (64, 32, 3, 4, "Try batch_size 24"),
+            (64, 30, 2, 4, "Try batch_size 28"),
+            (64, 32, 9, 4, "from 36 on"),
             (6, 32, 1, 8, "multiple of 8"),
         ],
     )

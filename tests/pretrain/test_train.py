@@ -152,22 +152,52 @@ class TestResume:
         assert caught.value.code == "CONFIG-04"
 
 
+class TestParts:
+    @pytest.mark.parametrize(("centering", "drop_path"), [("sinkhorn", 0.3), ("softmax", 0.0)])
+    def test_parts_give_the_gradients_of_the_whole(self, tiny, memory_slices, centering, drop_path):
+        numbers, weights = [], []
+        for micro_batch in (0, 4, 8):
+            config = tiny(
+                batch_size=16, micro_batch=micro_batch, drop_path=drop_path,
+                objective={"centering": centering},
+            )  # fmt: skip
+            trainer = Trainer(config, memory_slices)
+            numbers.append([dict(trainer.step(step)) for step in range(3)])
+            weights.append(trainer.model.state_dict())
+        for other in (1, 2):
+            for name in ("loss", "dino", "ibot", "koleo", "grad_norm"):
+                one, two = ([line[name] for line in numbers[i]] for i in (0, other))
+                np.testing.assert_allclose(two, one, rtol=2e-5)
+            for name, tensor in weights[0].items():
+                torch.testing.assert_close(weights[other][name], tensor, rtol=1e-3, atol=1e-5)
+
+    def test_a_size_that_cuts_groups_is_refused(self, tiny):
+        with pytest.raises(ConfigError, match=r"micro_batch .* Try 4"):
+            tiny(micro_batch=6)
+
+
 class TestWorkers:
     @pytest.mark.usefixtures("only_losses")
-    @pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
-    def test_two_processes_have_the_losses_of_one(self, tiny, centering):
-        alone = tiny(objective={"centering": centering})
+    @pytest.mark.parametrize(
+        ("centering", "num_workers", "drop_path"),
+        [("sinkhorn", 2, 0.3), ("softmax", 2, 0.0), ("sinkhorn", 3, 0.3)],
+    )
+    def test_processes_have_the_losses_of_one(self, tiny, centering, num_workers, drop_path):
+        """Three share four groups: one of them has two."""
+        alone = tiny(batch_size=16, drop_path=drop_path, objective={"centering": centering})
         train(alone)
         shared = replace(alone, out=alone.out.with_name("shared"))
         payload = {"config": to_mapping(shared)}
         store = str(shared.out.with_name("store"))
-        mp.start_processes(_worker, (payload, store), nprocs=2, start_method="fork")
+        mp.start_processes(
+            _worker, (payload, store, num_workers), nprocs=num_workers, start_method="fork"
+        )
         for name in ("loss", "dino", "ibot", "koleo", "grad_norm", "ibot_information"):
             one, two = ([line[name] for line in lines(config)] for config in (alone, shared))
             np.testing.assert_allclose(two, one, rtol=1e-4)
         workers = json.loads((shared.out / "environment.json").read_text())["workers"]
-        assert [worker["rank"] for worker in workers] == [0, 1]
-        assert len({worker["pid"] for worker in workers}) == 2
+        assert [worker["rank"] for worker in workers] == list(range(num_workers))
+        assert len({worker["pid"] for worker in workers}) == num_workers
 
     @pytest.mark.ray
     @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
@@ -183,8 +213,8 @@ class TestWorkers:
         assert (shared.out / "weights" / "model.safetensors").exists()
 
 
-def _worker(rank, payload, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _worker(rank, payload, store, world_size):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     run_worker(payload)
     dist.destroy_process_group()
 
