@@ -3,6 +3,9 @@
 The function is named ``"module:function"``, is imported in every worker and called with the same
 JSON-able payload; it knows nothing of launchers. With more than one worker a process group is ready
 when it starts (nccl with CUDA, else gloo).
+
+A lost worker (killed, its node taken away) makes the launcher start all workers again, and the
+function goes on from its own newest checkpoint. An error of ours is no loss: it ends the run.
 """
 
 from __future__ import annotations
@@ -17,74 +20,121 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from core_mri.devices import available_cores
 from core_mri.errors import ConfigError, CoreMRIError, Interrupted, RunError
+from core_mri.runs import writing
 
 log = logging.getLogger(__name__)
 
 Launcher = Literal["local", "torchrun", "ray"]
 CONNECT_TIMEOUT_S = 5.0
-_ERROR_FILE = "CORE_MRI_ERROR_FILE"
+ERROR_FILE = "error.json"
+"""In the storage of a launch: the error of ours that ended it."""
+_on_ray = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where a training runs, on how many workers, and how often lost ones are replaced."""
+
+    launcher: Launcher = "local"
+    """Where the workers run: this process, processes of this machine, or Ray."""
+    num_workers: int = 1
+    """Worker processes that share the batch."""
+    min_workers: int = 0
+    """Ray: with fewer than `num_workers`, down to this number, the run goes on, and takes back what
+    becomes free; 0 waits for all."""
+    max_failures: int = 3
+    """How often all workers are started again after one was lost. Nodes that a cluster takes away
+    with notice do not count."""
+    ray: str | None = None
+    """Address of a running Ray cluster (implies launcher ray); without it a cluster of this machine
+    is started for the run."""
+
+    def __post_init__(self) -> None:
+        if self.ray:
+            object.__setattr__(self, "launcher", "ray")
+        if self.num_workers < 1 or (self.launcher == "local" and self.num_workers > 1):
+            raise ConfigError(
+                "CONFIG-05",
+                f"launcher {self.launcher} cannot run {self.num_workers} workers.",
+                fix="Use one worker, or --launcher torchrun or ray.",
+            )
+        if not 0 <= self.min_workers <= self.num_workers or (
+            self.min_workers and self.launcher != "ray"
+        ):
+            raise ConfigError(
+                "CONFIG-05",
+                f"min_workers {self.min_workers} does not fit launcher {self.launcher} with "
+                f"{self.num_workers} workers.",
+                fix="It lies between 1 and num_workers, and needs --launcher ray.",
+            )
+        if self.max_failures < 0:
+            raise ConfigError(
+                "CONFIG-05", f"max_failures is {self.max_failures}, must be 0 or more."
+            )
 
 
 def launch(
-    entry: str,
-    payload: Mapping[str, Any],
-    *,
-    launcher: Launcher = "local",
-    num_workers: int = 1,
-    ray_address: str | None = None,
-    storage: Path,
+    entry: str, payload: Mapping[str, Any], workers: Workers | None = None, *, storage: Path
 ) -> None:
     """Run ``entry(payload)`` in every worker and wait.
 
     Args:
         entry: ``"module:function"``, importable in every worker.
         payload: What the function gets; JSON-able, paths absolute.
-        launcher: ``local`` calls it here, ``torchrun`` starts processes on this machine, ``ray``
-            starts workers on a Ray cluster.
-        num_workers: Worker processes; ``local`` allows one.
-        ray_address: Address of a running cluster; None starts one on this machine for this run.
+        workers: Where, how many; this process without it.
         storage: Folder that all workers see, for what torchrun and Ray Train themselves write.
 
     Raises:
-        ConfigError: CONFIG-05 for several workers in one process.
-        RunError: RUN-02 when a worker dies or the cluster cannot be reached.
+        RunError: RUN-02 when workers die too often or the cluster cannot be reached.
         CoreMRIError: Whatever the function raised in a worker, as it was.
         Interrupted: After Ctrl-C or SIGTERM.
     """
-    if num_workers < 1 or (launcher == "local" and num_workers > 1):
-        raise ConfigError(
-            "CONFIG-05",
-            f"launcher {launcher} cannot run {num_workers} workers.",
-            fix="Use one worker, or --launcher torchrun or ray.",
-        )
-    if launcher == "local":
+    workers = workers or Workers()
+    if workers.launcher == "local":
         _resolve(entry)(payload)
-    elif launcher == "torchrun":
-        _launch_torchrun(entry, payload, num_workers, storage)
+        return
+    with writing(storage):
+        storage.mkdir(parents=True, exist_ok=True)
+        (storage / ERROR_FILE).unlink(missing_ok=True)
+    if workers.launcher == "torchrun":
+        _launch_torchrun(entry, payload, workers, storage)
     else:
-        _launch_ray(entry, payload, num_workers, ray_address, storage)
+        _launch_ray(entry, payload, workers, storage)
+
+
+def preemption_ahead() -> bool:
+    """Whether the cluster is about to take a node of this run away.
+
+    All workers must ask after the same steps; on Ray they wait for each other.
+    """
+    if not _on_ray:
+        return False
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 def _launch_torchrun(
-    entry: str, payload: Mapping[str, Any], num_workers: int, storage: Path
+    entry: str, payload: Mapping[str, Any], workers: Workers, storage: Path
 ) -> None:
     """Processes of this machine; what they and torchrun print goes to ``torchrun.log``."""
-    storage.mkdir(parents=True, exist_ok=True)
     printed = storage / "torchrun.log"
     with tempfile.TemporaryDirectory(prefix="core-mri-") as folder:
-        payload_file, error_file = Path(folder, "payload.json"), Path(folder, "error.json")
-        payload_file.write_text(json.dumps(dict(payload)), encoding="utf-8")
+        job_file = Path(folder, "job.json")
+        job_file.write_text(json.dumps(_job(entry, payload, storage)), encoding="utf-8")
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc-per-node={num_workers}", "-m", "core_mri.launch", entry, str(payload_file)),
+            *(f"--nproc-per-node={workers.num_workers}", f"--max-restarts={workers.max_failures}"),
+            *("-m", "core_mri.launch", str(job_file)),
         ]
-        threads = os.environ.get("OMP_NUM_THREADS", str(_threads_per_worker(num_workers)))
-        variables = os.environ | {"OMP_NUM_THREADS": threads, _ERROR_FILE: str(error_file)}
+        own = str(_threads_per_worker(workers.num_workers))
+        variables = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", own)}
         with printed.open("ab") as stream:
             process = subprocess.Popen(command, env=variables, stdout=stream, stderr=stream)
             try:
@@ -93,36 +143,35 @@ def _launch_torchrun(
                 process.terminate()
                 process.wait()
                 raise _interrupted() from None
-        if error_file.exists():
-            raise _error_from(json.loads(error_file.read_text(encoding="utf-8")))
+        _raise_error_in(storage)
         if code:
             raise RunError(
                 "RUN-02", f"a torchrun worker ended with exit code {code}; see {printed}."
             )
 
 
-def _launch_ray(
-    entry: str,
-    payload: Mapping[str, Any],
-    num_workers: int,
-    ray_address: str | None,
-    storage: Path,
-) -> None:
-    with ray_cluster(ray_address, num_workers):
+def _launch_ray(entry: str, payload: Mapping[str, Any], workers: Workers, storage: Path) -> None:
+    with ray_cluster(workers.ray, workers.num_workers):
         import torch
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"entry": entry, "payload": dict(payload), "workers": num_workers},
+            train_loop_config={
+                **_job(entry, payload, storage),
+                "threads": _threads_per_worker(workers.num_workers),
+            },
             scaling_config=ScalingConfig(
-                num_workers=num_workers, use_gpu=torch.cuda.is_available()
+                num_workers=(workers.min_workers, workers.num_workers)
+                if workers.min_workers
+                else workers.num_workers,
+                use_gpu=torch.cuda.is_available(),
             ),
             run_config=RunConfig(
                 name="ray_train",
                 storage_path=str(storage.resolve()),
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=workers.max_failures),
             ),
         )
         try:
@@ -130,7 +179,9 @@ def _launch_ray(
         except KeyboardInterrupt:
             raise _interrupted() from None
         except Exception as error:
-            raise _cause_in_worker(error) from error
+            _raise_error_in(storage)
+            raise RunError("RUN-02", f"a Ray worker failed: {_told(error)}") from error
+        _raise_error_in(storage)
 
 
 @contextlib.contextmanager
@@ -190,24 +241,49 @@ def _unreachable(address: str, error: Exception) -> RunError:
     )
 
 
+def _job(entry: str, payload: Mapping[str, Any], storage: Path) -> dict[str, Any]:
+    error_file = str((storage / ERROR_FILE).resolve())
+    return {"entry": entry, "payload": dict(payload), "error_file": error_file}
+
+
 def _ray_worker(job: Mapping[str, Any]) -> None:
+    global _on_ray
     import torch
 
-    torch.set_num_threads(_threads_per_worker(int(job["workers"])))
-    _resolve(job["entry"])(job["payload"])
+    _on_ray = True
+    torch.set_num_threads(int(job["threads"]))
+    _run(job)
 
 
-def _cause_in_worker(error: BaseException) -> CoreMRIError:
-    """The error of ours inside what Ray Train raises, else RUN-02 with the rank's message."""
+def _run(job: Mapping[str, Any]) -> None:
+    """The body of a worker. An error of ours is written down, and keeps others from starting again.
+
+    It is raised too: workers that wait for this one must be ended.
+    """
+    error_file = Path(job["error_file"])
+    if error_file.exists():
+        return
+    try:
+        _resolve(job["entry"])(job["payload"])
+    except CoreMRIError as error:
+        facts = {"type": type(error).__name__, "code": error.code}
+        facts |= {"message": error.message, "fix": error.fix}
+        with contextlib.suppress(FileExistsError), error_file.open("x") as file:
+            json.dump(facts, file)
+        raise
+
+
+def _told(error: BaseException) -> str:
+    """What the ranks said, of an error of Ray Train."""
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        inner: BaseException | None = failure
-        while inner is not None:
-            if isinstance(inner, CoreMRIError):
-                return inner
-            inner = getattr(inner, "cause", None) or inner.__cause__
-    text = "; ".join(f"rank {rank}: {failure}" for rank, failure in failures.items()) or str(error)
-    return RunError("RUN-02", f"a Ray worker failed: {text}")
+    return "; ".join(f"rank {rank}: {failure}" for rank, failure in failures.items()) or str(error)
+
+
+def _raise_error_in(storage: Path) -> None:
+    """Raise what a worker wrote down, if one did."""
+    path = storage / ERROR_FILE
+    if path.exists():
+        raise _error_from(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _error_from(facts: Mapping[str, str]) -> CoreMRIError:
@@ -236,8 +312,8 @@ def _resolve(entry: str) -> Callable[[Mapping[str, Any]], None]:
     return getattr(importlib.import_module(module), name)
 
 
-def _torchrun_worker(entry: str, payload_file: str) -> int:
-    """Body of one torchrun process; its error, if ours, is written down for the parent."""
+def _torchrun_worker(job_file: str) -> int:
+    """Body of one torchrun process."""
     import torch
     import torch.distributed as dist
 
@@ -246,12 +322,8 @@ def _torchrun_worker(entry: str, payload_file: str) -> int:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        _resolve(entry)(json.loads(Path(payload_file).read_text(encoding="utf-8")))
+        _run(json.loads(Path(job_file).read_text(encoding="utf-8")))
     except CoreMRIError as error:
-        facts = {"type": type(error).__name__, "code": error.code}
-        facts |= {"message": error.message, "fix": error.fix}
-        with contextlib.suppress(FileExistsError), open(os.environ[_ERROR_FILE], "x") as file:  # noqa: PTH123
-            json.dump(facts, file)
         return error.exit_code
     finally:
         dist.destroy_process_group()
@@ -259,4 +331,4 @@ def _torchrun_worker(entry: str, payload_file: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_torchrun_worker(sys.argv[1], sys.argv[2]))
+    sys.exit(_torchrun_worker(sys.argv[1]))

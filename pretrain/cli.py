@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+
+import tyro
 
 from core_mri.config import parse_command
 from core_mri.errors import ConfigError
+from core_mri.launch import Workers
 from pretrain.config import CONFIGS, OBJECTIVES, PretrainConfig
 
 USAGE = """usage: core-mri pretrain run CONFIG [--dry-run | --resume] [flags]
@@ -28,12 +30,8 @@ class RunOptions:
     """Do one batch, say what the run would need, write a picture of the views."""
     resume: bool = False
     """Demand that there is a run in `out` and continue it."""
-    launcher: Literal["local", "torchrun", "ray"] = "local"
-    """Where the workers run: this process, processes of this machine, or Ray."""
-    num_workers: int = 1
-    """Worker processes that share the batch."""
-    ray: str | None = None
-    """Address of a running Ray cluster (implies `--launcher ray`)."""
+    workers: tyro.conf.OmitArgPrefixes[Workers] = field(default_factory=Workers)
+    """Where the run takes place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +71,9 @@ def main(arguments: Sequence[str]) -> int:
 def _run(config: PretrainConfig, options: RunOptions) -> int:
     from pretrain.train import train
 
-    launcher = "ray" if options.ray else options.launcher
-    _start_screen(config, f"{options.num_workers} worker(s), {launcher}")
-    weights = train(
-        config,
-        resume=options.resume,
-        launcher=launcher,
-        num_workers=options.num_workers,
-        ray_address=options.ray,
-    )
+    workers = options.workers
+    _start_screen(config, f"{workers.num_workers} worker(s), {workers.launcher}")
+    weights = train(config, resume=options.resume, workers=workers)
     print(f"report   {weights.parent / 'report.html'}")
     print(f"weights  {weights}")
     print("next:")

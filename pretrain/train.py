@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
 from core_mri.errors import RunError
-from core_mri.launch import Launcher, launch
+from core_mri.launch import Workers, launch, preemption_ahead
 from core_mri.runs import Run, write_atomically, writing
 from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 
 STOPPED = ("RUN-01", "RUN-06", "RUN-07")
 """Errors of all workers at the same step, after which a report is written."""
+PREEMPTION_EVERY = 10
+"""Steps between two questions to the cluster whether it will take a node away."""
 _SHOWN = 4
 """Slices on pictures."""
 
@@ -64,18 +66,14 @@ def train(
     config: PretrainConfig,
     *,
     resume: bool = False,
-    launcher: Launcher = "local",
-    num_workers: int = 1,
-    ray_address: str | None = None,
+    workers: Workers | None = None,
 ) -> Path:
     """Pretrain an encoder on the training slices of a registry.
 
     Args:
         config: The run. A run folder of the same configuration is continued.
         resume: Demand that there is a run to continue.
-        launcher: ``local`` (this process), ``torchrun`` or ``ray``.
-        num_workers: Worker processes; the batch is shared among them and the losses stay the same.
-        ray_address: A running Ray cluster; None starts one on this machine.
+        workers: Where it runs; the batch is shared among them and the losses stay the same.
 
     Returns:
         The weights folder (the teacher's encoder), beside ``report.html`` and ``results.json``.
@@ -95,18 +93,19 @@ def train(
         out=config.out.absolute(),
         test_sets=tuple(path.absolute() for path in config.test_sets),
     )
+    workers = workers or Workers()
     slices = open_slices(config)
     for stage in stages_of(config):
-        check_batch(len(slices), stage.config.batch_size, num_workers, config.objective.koleo_group)
+        check_batch(
+            len(slices), stage.config.batch_size, workers.num_workers, config.objective.koleo_group
+        )
     overlap = check_overlap(config, slices.volumes)
     Run.open(config.out, config, resume=resume)  # wrong folders are refused before workers start
     write_atomically(config.out / OVERLAP_FILE, f"{overlap}\n".encode())
     launch(
         "pretrain.train:run_worker",
         {"config": to_mapping(config)},
-        launcher=launcher,
-        num_workers=num_workers,
-        ray_address=ray_address,
+        workers,
         storage=config.out / "launcher",
     )
     return config.out / "weights"
@@ -142,6 +141,7 @@ def run_worker(payload: Mapping[str, Any]) -> None:
                 interrupted=_any_worker(run, trainer.choice.device),
                 late=trainer.choice.device.type == "cuda",
                 after=Responder(run, trainer),
+                urgent=_preemption_ahead,
             )
         except RunError as error:
             if error.code in STOPPED:
@@ -368,6 +368,10 @@ def _any_worker(run: Run, device: torch.device) -> Callable[[], bool]:
         return bool(reduce_sum(flag).item() > 0)
 
     return asked
+
+
+def _preemption_ahead(finished: int) -> bool:
+    return finished % PREEMPTION_EVERY == 0 and preemption_ahead()
 
 
 def _record_workers(run: Run) -> None:

@@ -14,6 +14,7 @@ of steps, never of times: clocks of machines differ, and no list can be out of d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -39,6 +40,8 @@ FORMAT = 1
 MANIFEST, STATE, OWNER = "manifest.json", "state.json", "owner.json"
 PATIENCE_S = 300.0
 """How long worker 0 waits for the files of the others."""
+SETTLING_S = 60.0
+"""How long a network file system may hide a new file from the other workers."""
 _FOLDER = re.compile(r"step_(\d{8,})-([0-9a-f]{8})")
 
 
@@ -119,6 +122,28 @@ class Checkpoints:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def take_over(self) -> None:
+        """Write down whose place this is from now on, and see that all workers can read it.
+
+        Another training that still saves here is refused from then on.
+
+        Raises:
+            RunError: RUN-08.
+        """
+        if self._rank == 0:
+            self._put(OWNER, self._token)
+        self._owned = True
+        if self._world_size == 1:
+            return
+        dist.barrier()
+        seen: list[bool] = [False] * self._world_size
+        dist.all_gather_object(seen, self._sees_owner())
+        if not all(seen):
+            blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+            raise _not_shared(
+                self.storage.name, f"worker(s) {blind} do not see what worker 0 writes"
+            )
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (finished steps, state), None when there is none.
@@ -243,15 +268,20 @@ class Checkpoints:
             if not missing:
                 return parts
             if time.monotonic() > deadline:
-                raise RunError(
-                    "RUN-08",
-                    f"{self.storage.name}: after {self.patience_s:.0f} s nothing of "
-                    f"{', '.join(sorted(missing))} is there.",
-                    fix="All workers must see the same storage: take a shared folder or an object "
-                    "store.",
-                )
+                late = ", ".join(sorted(missing))
+                told = f"after {self.patience_s:.0f} s nothing of {late} is there"
+                raise _not_shared(self.storage.name, told)
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
+
+    def _sees_owner(self) -> bool:
+        deadline = time.monotonic() + min(self.patience_s, SETTLING_S)
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError, DataError):
+                if self._json("", OWNER) == self._token:
+                    return True
+            time.sleep(0.1)
+        return False
 
     def _check_owner(self) -> None:
         """Two runs of one name would take turns in deleting each other's checkpoints.
@@ -307,6 +337,14 @@ def _check_whole(names: list[str], files: Mapping[str, Any]) -> None:
             f"workers hold different states: nobody wrote {', '.join(missing[:5])}.",
             fix="Report this with your versions (core-mri info).",
         )
+
+
+def _not_shared(place: str, told: str) -> RunError:
+    return RunError(
+        "RUN-08",
+        f"{place}: {told}.",
+        fix="All workers must see the same storage: take a shared folder or an object store.",
+    )
 
 
 def _in_all_workers(names: list[str]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 
 from core_mri.errors import RunError
 from core_mri.runs import Run
+
+log = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 3
 """Consecutive losses that are not finite before a run stops (as DINOv3's trainer does)."""
@@ -26,6 +29,7 @@ def fit(
     interrupted: Callable[[], bool] | None = None,
     late: bool = False,
     after: Callable[[int], None] | None = None,
+    urgent: Callable[[int], bool] | None = None,
 ) -> None:
     """Call ``step(i)`` for every step that is not done yet, and keep the run safe around it.
 
@@ -43,6 +47,8 @@ def fit(
         late: Look at the numbers of a step only after the next one was started, or before a
             checkpoint: the device never waits for the processor.
         after: Called with the step when its numbers were written down; may raise to end the run.
+        urgent: Called with the number of finished steps, by all workers alike: whether a checkpoint
+            must be complete before the next step, as one of them may be lost.
 
     Raises:
         RunError: RUN-01 after `MAX_BAD_STEPS` consecutive losses that are not finite; the last good
@@ -54,16 +60,20 @@ def fit(
     if found is not None:
         done, saved = found
         restore(saved)
+        log.info("going on after step %d of %d", done, steps)
     watch = _Watch(run, after)
     with run.progress(steps, description) as update:
         for index in range(done, steps):
             numbers = step(index)
             finished = index + 1
-            saves = finished % checkpoint_every == 0 or finished == steps
+            hurry = urgent is not None and urgent(finished)
+            saves = finished % checkpoint_every == 0 or finished == steps or hurry
             watch.take(index, numbers, wait=not late or saves or run.stop_requested)
             update(finished, watch.text)
             if saves and watch.bad == 0:
                 run.save_checkpoint(finished, state())
+                if hurry:
+                    run.checkpoints.wait()
             if interrupted is not None and interrupted():
                 run.request_stop()
             if finished < steps and run.stop_requested:

@@ -301,6 +301,13 @@ def test_two_workers_share_the_writing_and_any_number_reads(tmp_path: Path) -> N
     assert max(sizes) < 2 * min(sizes)
 
 
+def take_over_apart(folder: Path) -> None:
+    checkpoints = Checkpoints(folder / str(dist.get_rank()), patience_s=1)
+    with pytest.raises(RunError, match=r"worker\(s\) 1") as caught:
+        checkpoints.take_over()
+    assert caught.value.code == "RUN-08"
+
+
 def save_apart(folder: Path) -> None:
     place = folder / str(dist.get_rank())
     checkpoints = Checkpoints(place, patience_s=1)
@@ -314,3 +321,4 @@ def save_apart(folder: Path) -> None:
 
 def test_storage_that_is_not_shared_is_said(tmp_path: Path) -> None:
     run_workers(2, save_apart, tmp_path / "apart")
+    run_workers(2, take_over_apart, tmp_path / "over")

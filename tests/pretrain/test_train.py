@@ -19,6 +19,7 @@ import pretrain
 from core_mri.checkpoints import Checkpoints
 from core_mri.config import save_config, to_mapping
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
+from core_mri.launch import Workers
 from data_registry.governance.uses import uses_of
 from pretrain.cli import main
 from pretrain.dry_run import dry_run
@@ -205,7 +206,7 @@ class TestWorkers:
         alone = tiny(registry=str(registry))
         train(alone)
         shared = replace(alone, out=alone.out.with_name(launcher))
-        train(shared, launcher=launcher, num_workers=2)
+        train(shared, workers=Workers(launcher=launcher, num_workers=2))
         one, two = ([line["loss"] for line in lines(config)] for config in (alone, shared))
         np.testing.assert_allclose(two, one, rtol=1e-4)
         workers = json.loads((shared.out / "environment.json").read_text())["workers"]
