@@ -150,14 +150,14 @@ class FinetuneConfig:
     task: Task
     """What to learn."""
     k: int = 5
-    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation task; a
-    classification task uses every training volume."""
+    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting task;
+    a classification task uses every training volume."""
     draws: int = 1
     """Seeded choices of the k examples; the model and the predictions of the first one are kept."""
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twin."""
     steps: int = 150
-    """Optimiser steps of a segmentation cell."""
+    """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen (a head on features cached once), head (encoder still, every step
     augmented afresh), full (everything)."""
@@ -192,7 +192,7 @@ class SuiteConfig:
     tasks: tuple[Task, ...]
     """Tasks with distinct names."""
     k: tuple[int, ...] = (5,)
-    """Numbers of labelled training volumes or slices for the segmentation tasks."""
+    """Numbers of labelled training volumes or slices for segmentation and prompting tasks."""
     clusters: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     """Numbers of clusters for the clustering tasks; the k of their results."""
     draws: int = 3
@@ -200,7 +200,7 @@ class SuiteConfig:
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twins."""
     steps: int = 150
-    """Optimiser steps of a segmentation cell."""
+    """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head or full, as in FinetuneConfig."""
     recipe: Recipe = field(default_factory=Recipe)

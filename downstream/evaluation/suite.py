@@ -267,13 +267,11 @@ def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> d
     for score in outcome.scores:
         if score.value is not None:
             values.setdefault(score.method, []).append(score.value)
-    per_slice = ", per slice" if cell.task.kind == "prompting" else ""
-    names = ", ".join(training_task(cell.task).labels)
-    what = (
-        f"Segments what boxes and points name, trained on {names}"
-        if per_slice
-        else (f"Segments {names}")
-    )
+    what = f"Segments {', '.join(cell.task.labels)}"
+    per_slice = ""
+    if cell.task.kind == "prompting":
+        names = ", ".join(training_task(cell.task).labels)
+        what, per_slice = f"Segments what boxes and points name, trained on {names}", ", per slice"
     synthetic = " All scans are synthetic." if outcome.synthetic else ""
     seen = contender.pretraining_patients
     return {
@@ -321,7 +319,7 @@ def _log_outcome(outcome: Outcome) -> None:
 
 
 def _step_seconds(cell: Cell, contender: Contender, data: TaskData, registry: Registry) -> float:
-    """Seconds of a training step of a segmentation cell, 0 for the others, which take none."""
+    """Seconds of a training step, 0 for cells that take none."""
     if not isinstance(data.data, Pairs):
         return 0.0
     shots, validation = draw(cell, data.data, registry)
