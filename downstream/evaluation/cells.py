@@ -34,7 +34,7 @@ from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, 
 from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import Slices, picture, save_cases
 from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
-from downstream.prompting.answers import Scores, score_prompts
+from downstream.prompting.answers import Scores, check_shown, score_prompts
 from downstream.prompting.train import PromptTrainer, training_task
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
 from downstream.segmentation.predict import Prediction, predict_pairs, write_prediction
@@ -114,7 +114,8 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     """Select and check the scans of a task.
 
     Raises:
-        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`.
+        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`; DATA-35
+            as `check_shown`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
@@ -127,6 +128,8 @@ def prepare(registry: Registry, task: Task) -> TaskData:
         rows = volumes.train + volumes.val + volumes.test
         return TaskData(task, rows, volumes, fingerprint(rows))
     found = pair_labels(registry, cohort, task)
+    if task.kind == "prompting":
+        check_shown(registry, found.test, task)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
     scans = fingerprint([*rows, *(pair.label for pair in pairs)])
@@ -156,7 +159,7 @@ def run_cell(
             ``predictions/``.
 
     Raises:
-        DataError: DATA-06, DATA-09 from labels and draws, DATA-35 when nothing can be prompted.
+        DataError: DATA-06, DATA-09 from labels and draws.
         RunError: RUN-01 when the training diverges.
         Interrupted: With a checkpoint in the cell's folder.
     """

@@ -117,15 +117,13 @@ def score_prompts(
         Dice per slice, and the scores of all methods.
 
     Raises:
-        DataError: DATA-35 when no volume shows a structure, DATA-06 for other label values.
+        DataError: DATA-06 for other label values.
     """
-    shown = False
     for pair in pairs:
         image, reference = read_image(registry, pair.image), read_mask(registry, pair, task)
         slices = np.flatnonzero(reference.any((1, 2)))
         if not len(slices):
             continue
-        shown = True
         embedding = _embed(model, image[slices])
         estimate = np.zeros_like(reference)
         scores: Scores = {}
@@ -143,7 +141,15 @@ def score_prompts(
                 ]
         means = {name: float(np.mean(v)) for (method, name), v in scores.items() if method == "box"}
         yield Prediction(pair, image, reference, estimate, means), scores
-    if not shown:
+
+
+def check_shown(registry: Registry, pairs: Sequence[Pair], task: Task) -> None:
+    """Look for a volume with something to prompt, before anything is trained.
+
+    Raises:
+        DataError: DATA-35 when there is none, DATA-06 for other label values.
+    """
+    if not any(read_mask(registry, pair, task).any() for pair in pairs):
         raise DataError(
             "DATA-35",
             f"task {task.name}: none of the {len(pairs)} test volumes shows {list(task.labels)}.",
