@@ -348,10 +348,10 @@ class TestTask:
             {c["patient"]: c["value"] for c in cells if c["method"] == "box" and not c["twin"]}
         )
 
-    def test_predictor_gives_what_was_scored(
+    def test_a_slice_alone_is_answered_as_in_its_volume(
         self, finetune_config, prompting, recipe, registry
     ) -> None:
-        """The stored slice, its box and the mask, through the tool a user has."""
+        """The saved model on one stored slice gives the mask that was scored."""
         from downstream.evaluation.cells import prepare
 
         config = finetune_config(
