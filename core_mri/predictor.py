@@ -13,6 +13,7 @@ from torch import Tensor
 from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.encoder import Encoder
+from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
@@ -67,7 +68,9 @@ class Predictor:
         self._prompted: PromptedVolume | None = None
         self.encoder: Encoder | SamEncoder
         if isinstance(model, PromptableSegmenter):
-            self.encoder, trained = cast("SamEncoder", model.image_encoder), model.image_size
+            own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
+            self.encoder = own.encoder if isinstance(own, NeckedEncoder) else own
+            trained = model.image_size
         elif isinstance(model, Segmenter):
             self.encoder, trained = model.encoder, model.image_size
         else:
@@ -135,9 +138,10 @@ class Predictor:
             of the object from 1. An object prompted on one slice only is followed both ways.
 
         Raises:
-            WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head.
-            ConfigError: CONFIG-05 when prompts lie outside the volume, are missing for a promptable
-                model, or are given to one that takes none.
+            WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head,
+                WEIGHTS-08 when prompts are given to a model that takes none.
+            ConfigError: CONFIG-05 when prompts lie outside the volume, or are missing for a
+                promptable model.
             DataError: As :meth:`embed`.
         """
         if isinstance(self.model, PromptableSegmenter):
@@ -145,10 +149,11 @@ class Predictor:
                 self._prompted = PromptedVolume(self.model, volume, self.image_size)
             return self._prompted.segment(boxes, points)
         if len(boxes) or len(points):
-            raise ConfigError(
-                "CONFIG-05",
-                f"these weights ({type(self.model).__name__}) have no prompt decoder.",
-                fix="Leave out boxes and points, or use promptable weights such as SAM's.",
+            raise WeightsError(
+                "WEIGHTS-08",
+                f"{type(self.model).__name__}: these weights have no decoder of prompts.",
+                fix="Train one on labelled scans: core-mri finetune prompting --weights WEIGHTS "
+                "--registry REGISTRY; or use promptable weights such as SAM's.",
             )
         if not isinstance(self.model, Segmenter):
             raise WeightsError(

@@ -17,6 +17,8 @@ from torch import nn
 from core_mri.errors import WeightsError
 from core_mri.models import MODELS
 from core_mri.models.encoder import Encoder
+from core_mri.models.neck import NeckedEncoder
+from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from downstream.config import Adaptation
@@ -30,12 +32,14 @@ def adapt(encoder: Encoder, adaptation: Adaptation) -> Encoder:
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """The encoder of a loaded model; a fine-tuned segmenter gives the one inside it.
+    """The encoder of a loaded model; a segmenter or promptable model gives the one inside it.
 
     Raises:
         WeightsError: WEIGHTS-02 when there is no plain ViT, as in SAM's networks.
     """
-    encoder = model.encoder if isinstance(model, Segmenter) else model
+    if isinstance(model, PromptableSegmenter):
+        model = model.image_encoder
+    encoder = model.encoder if isinstance(model, Segmenter | NeckedEncoder) else model
     if not isinstance(encoder, Encoder):
         raise WeightsError(
             "WEIGHTS-02",

@@ -125,4 +125,7 @@ def _next(config: FinetuneConfig | SuiteConfig, out: Path) -> list[str]:
     if config.task.kind == "segmentation":
         more = f"core-mri finetune {folder}/config.yaml --k {2 * config.k} --out {folder}-more"
         lines = [more, *lines, f"tensorboard --logdir {folder}"]
+    if config.task.kind == "prompting":
+        segment = f"core-mri segment {folder} IMAGE --box i0,j0,k0,i1,j1,k1 --out mask.nii.gz"
+        lines = [segment, *lines, f"tensorboard --logdir {folder}"]
     return lines

@@ -17,21 +17,28 @@ class Task:
 
     name: str
     """Short name for tables and file names: letters, digits, dash, underscore."""
-    kind: Literal["segmentation", "classification", "clustering"]
+    kind: Literal["segmentation", "classification", "clustering", "prompting"]
     """segmentation scores masks per patient and structure; classification scores one class per
-    volume; clustering scores clusters of frozen features as masks, without training."""
+    volume; clustering scores clusters of frozen features as masks, without training; prompting
+    trains a mask decoder and scores its answers to boxes and clicks."""
     where: str = ""
     """SQL condition on the volume columns of the registry, such as "source = 'phantoms' AND region
     = 'abdomen'"; empty takes every image."""
     labels: dict[str, int] = field(default_factory=dict)
-    """Segmentation, clustering: structure name to its value in the label volumes; 0 is background
-    and not listed."""
+    """All but classification: structure name to its value in the label volumes; 0 is background and
+    not listed."""
     label_where: str = ""
-    """Segmentation, clustering: SQL condition that picks the label volume where an image has
+    """All but classification: SQL condition that picks the label volume where an image has
     several."""
     other_labels: Literal["error", "background"] = "error"
-    """Segmentation, clustering: what a label value outside `labels` means; error names the volume
+    """All but classification: what a label value outside `labels` means; error names the volume
     and the value."""
+    train_labels: dict[str, int] = field(default_factory=dict)
+    """Prompting: the structures to train on, where they are not `labels`, which are then the ones
+    to test; with other_labels background this leaves a structure out of the training."""
+    train_where: str = ""
+    """Prompting: condition on the images to train on, where it is not `where`; this leaves an
+    anatomy out of the training."""
     target: Literal["", "sequence", "region"] = ""
     """Classification: the volume column that holds the class."""
 
@@ -41,8 +48,14 @@ class Task:
                 "CONFIG-05",
                 f"task name {self.name!r} must be letters, digits, dash or underscore.",
             )
+        if self.kind != "prompting" and (self.train_labels or self.train_where):
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: only a prompting task has train_labels or train_where.",
+            )
         if self.kind != "classification":
-            self._check_labels()
+            self._check_labels(self.labels)
+            self._check_labels(self.train_labels or self.labels)
         elif not self.target or self.labels or self.label_where:
             raise ConfigError(
                 "CONFIG-05",
@@ -51,13 +64,13 @@ class Task:
                 fix="Set target to sequence or region.",
             )
 
-    def _check_labels(self) -> None:
-        values = list(self.labels.values())
+    def _check_labels(self, labels: dict[str, int]) -> None:
+        values = list(labels.values())
         if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
             raise ConfigError(
                 "CONFIG-05",
                 f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
-                f"values of 1 or more; got {self.labels}.",
+                f"values of 1 or more; got {labels}.",
             )
 
 
@@ -69,7 +82,7 @@ class Recipe:
     """Side in pixels of the slices given to the encoder, a multiple of its patch size; scores are
     always taken on the stored grid."""
     shots_unit: Literal["volumes", "slices"] = "volumes"
-    """What the k labelled examples of a segmentation task are."""
+    """What the k labelled examples of a segmentation or prompting task are."""
     num_validation: int = 5
     """Labelled examples from validation patients, of the same unit; they choose the step that is
     kept. 0 keeps the last step."""
@@ -86,9 +99,13 @@ class Recipe:
     warmup_fraction: float = 0.05
     """Share of the steps spent raising the learning rate from 0."""
     num_levels: int = 4
-    """Depths of the encoder that feed the segmentation head, spread evenly."""
+    """Depths of the encoder that feed the segmentation head or the neck, spread evenly."""
     head_width: int = 32
-    """Channels of the segmentation head at patch resolution."""
+    """Channels of the segmentation head at patch resolution; prompting: of the embedding that the
+    mask decoder reads, a multiple of 16 (256 in SAM)."""
+    prompt_rounds: int = 4
+    """Prompting: answers per training step, the one to the first prompt and those to corrections
+    of it."""
     augmented_copies: int = 2
     """Adaptation frozen: randomly changed copies of each training slice kept beside the original,
     since cached features cannot be augmented afresh at every step. 0 adds none."""
@@ -104,6 +121,7 @@ class Recipe:
             "encoder_learning_rate": self.encoder_learning_rate,
             "num_levels": self.num_levels,
             "head_width": self.head_width,
+            "prompt_rounds": self.prompt_rounds,
         }
         wrong = [f"recipe.{name} = {value}" for name, value in positive.items() if value <= 0]
         if wrong:
@@ -132,14 +150,14 @@ class FinetuneConfig:
     task: Task
     """What to learn."""
     k: int = 5
-    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation task; a
-    classification task uses every training volume."""
+    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting task;
+    a classification task uses every training volume."""
     draws: int = 1
     """Seeded choices of the k examples; the model and the predictions of the first one are kept."""
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twin."""
     steps: int = 150
-    """Optimiser steps of a segmentation cell."""
+    """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen (a head on features cached once), head (encoder still, every step
     augmented afresh), full (everything)."""
@@ -174,7 +192,7 @@ class SuiteConfig:
     tasks: tuple[Task, ...]
     """Tasks with distinct names."""
     k: tuple[int, ...] = (5,)
-    """Numbers of labelled training volumes or slices for the segmentation tasks."""
+    """Numbers of labelled training volumes or slices for segmentation and prompting tasks."""
     clusters: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     """Numbers of clusters for the clustering tasks; the k of their results."""
     draws: int = 3
@@ -182,7 +200,7 @@ class SuiteConfig:
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twins."""
     steps: int = 150
-    """Optimiser steps of a segmentation cell."""
+    """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head or full, as in FinetuneConfig."""
     recipe: Recipe = field(default_factory=Recipe)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from core_mri.errors import ConfigError
 from core_mri.models.encoder import Features, check_depths, check_images, check_range
 from core_mri.models.linear import Linear, onednn_fits, product
+from core_mri.models.neck import sam_neck
 from core_mri.models.registry import SamConfig
 
 ROWS = 256
@@ -37,8 +38,6 @@ class SamEncoder(nn.Module):
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
-        from timm.layers import LayerNorm2d
-
         self.config = config
         width, grid = config.embed_dim, config.image_size // config.patch_size
         self.patch_embed = nn.ModuleDict(
@@ -48,12 +47,7 @@ class SamEncoder(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(_Block(config, index) for index in range(config.depth))
         if config.out_channels:
-            self.neck = nn.Sequential(
-                nn.Conv2d(width, config.out_channels, 1, bias=False),
-                LayerNorm2d(config.out_channels, eps=1e-6),
-                nn.Conv2d(config.out_channels, config.out_channels, 3, padding=1, bias=False),
-                LayerNorm2d(config.out_channels, eps=1e-6),
-            )
+            self.neck = sam_neck(width, config.out_channels)
 
     @property
     def embed_dim(self) -> int:

@@ -72,6 +72,8 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             "Classes: " + ", ".join(f"{k} {v}" for k, v in config["labels"].items()) + ".",
             "",
         ]
+    if config["kind"] == "promptable":
+        parts += ["Boxes, points and rough masks name what is segmented: `core-mri segment`.", ""]
     for key, heading in (
         ("data", "Training data"),
         ("sources", "Sources"),

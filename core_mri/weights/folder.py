@@ -141,6 +141,7 @@ def _find(source: Path) -> Path:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
     from core_mri.models.encoder import Encoder
+    from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.sam import SamEncoder
     from core_mri.models.segmenter import Segmenter
@@ -162,24 +163,38 @@ def _describe(model: nn.Module) -> dict[str, Any]:
             "kind": "promptable",
             "encoder": dataclasses.asdict(model.image_encoder.config),
         }
+    if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, NeckedEncoder):
+        return common | {
+            "kind": "promptable",
+            "encoder": dataclasses.asdict(model.image_encoder.encoder.config),
+            "depths": list(model.image_encoder.depths),
+            "decoder": model.arguments,
+        }
     raise WeightsError(
         "WEIGHTS-02",
-        f"a weights folder holds an Encoder or a Segmenter, got {type(model).__name__}.",
+        "a weights folder holds an Encoder, a Segmenter or a PromptableSegmenter, got "
+        f"{type(model).__name__}.",
     )
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | PromptableSegmenter:
     from core_mri.models.encoder import Encoder
     from core_mri.models.heads import SegmentationHead
+    from core_mri.models.neck import NeckedEncoder
+    from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.segmenter import Segmenter
 
     try:
-        if config["kind"] == "promptable":
+        if config["kind"] == "promptable" and "global_blocks" in config["encoder"]:
             sizes = config["encoder"]
             return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))
         encoder = Encoder(EncoderConfig(**config["encoder"]))
         if config["kind"] == "encoder":
             return encoder
+        if config["kind"] == "promptable":
+            decoder = config["decoder"]
+            necked = NeckedEncoder(encoder, depths=config["depths"], channels=decoder["channels"])
+            return PromptableSegmenter(necked, **decoder)
         if config["kind"] == "segmenter":
             return Segmenter(
                 encoder,

@@ -64,10 +64,14 @@ def sam_layout(model: nn.Module, image_size: int = 1024) -> SamLayout:
         return SamLayout(_three_channels(named, mean=0.0, std=1.0), ())
     if isinstance(model, Encoder):
         return _plain(model, own, image_size)
+    name = type(model).__name__
+    if isinstance(model, PromptableSegmenter):
+        name += f" with a {type(model.image_encoder).__name__}"
     raise WeightsError(
         "WEIGHTS-02",
-        f"{type(model).__name__} has no form in SAM's layout.",
-        fix="Export an encoder or a model with SAM's encoder; a segmenter: export its encoder.",
+        f"{name} has no form in SAM's layout.",
+        fix="Export an encoder or a model with SAM's encoder, or choose torchscript or onnx: that "
+        "layout has no place for the heads and necks of other models.",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from core_mri.config import config_hash
 from core_mri.errors import ConfigError
 from core_mri.metrics import auroc, balanced_accuracy
 from core_mri.models.encoder import Encoder
+from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
 from core_mri.slice_grid import image_to_square, mask_to_square
@@ -29,12 +30,14 @@ from downstream.classification.probe import (
     volume_features,
 )
 from downstream.clustering.scores import ClusterData, Clustering
-from downstream.cohort import fingerprint, load_cohort, read_image, subjects
+from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, read_image, subjects
 from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import Slices, picture, save_cases
 from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
+from downstream.prompting.answers import Scores, check_shown, score_prompts
+from downstream.prompting.train import PromptTrainer, training_task
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
-from downstream.segmentation.predict import predict_pairs, write_prediction
+from downstream.segmentation.predict import Prediction, predict_pairs, write_prediction
 from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
 
 if TYPE_CHECKING:
@@ -111,15 +114,22 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     """Select and check the scans of a task.
 
     Raises:
-        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`.
+        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`; DATA-35
+            as `check_shown`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
+    if task.train_where:
+        trained = load_cohort(registry, replace(task, where=task.train_where))
+        cohort = Cohort(trained.train, trained.val, cohort.test)
+        check_disjoint(cohort.rows, task.name)
     if task.kind == "classification":
         volumes = labelled_volumes(cohort, task)
         rows = volumes.train + volumes.val + volumes.test
         return TaskData(task, rows, volumes, fingerprint(rows))
     found = pair_labels(registry, cohort, task)
+    if task.kind == "prompting":
+        check_shown(registry, found.test, task)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
     scans = fingerprint([*rows, *(pair.label for pair in pairs)])
@@ -134,10 +144,10 @@ def run_cell(
     run: Run,
     *,
     main: bool = False,
-) -> tuple[Outcome, Segmenter | None]:
+) -> tuple[Outcome, Segmenter | PromptableSegmenter | None]:
     """Fit and test; pictures of a segmentation cell go to ``cells/KEY.npz`` of the run.
 
-    The second result is the fitted model of a segmentation cell.
+    The second result is the fitted model of a segmentation or prompting cell.
 
     Args:
         cell: What to do.
@@ -154,6 +164,7 @@ def run_cell(
         Interrupted: With a checkpoint in the cell's folder.
     """
     started = time.process_time()
+    model: Segmenter | PromptableSegmenter | None
     if isinstance(data.data, LabelledVolumes):
         outcome, model = _classify(cell, contender, data.data, registry), None
     elif isinstance(data.data, ClusterData):
@@ -170,7 +181,8 @@ def run_cell(
 
 def _segment(
     cell: Cell, contender: Contender, pairs: Pairs, registry: Registry, run: Run, main: bool
-) -> tuple[Outcome, Segmenter | None]:
+) -> tuple[Outcome, Segmenter | PromptableSegmenter]:
+    """A segmentation or prompting cell."""
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
     trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
@@ -182,13 +194,14 @@ def _segment(
             _train(trainer, own, cell)
         if own.stop_requested:  # a signal during the last step
             run.request_stop()
-    segmenter = trainer.finish()
+    model = trainer.finish()
 
-    scores: dict[tuple[str, str], list[float]] = {}
+    scores: dict[tuple[str, str, str], list[float]] = {}
     pictures: list[tuple[Case, Slices]] = []
-    for prediction in predict_pairs(segmenter, registry, pairs.test, cell.task):
-        for structure, value in prediction.scores.items():
-            scores.setdefault((prediction.pair.image.subject_id, structure), []).append(value)
+    for prediction, found in _tested(model, cell, pairs, registry):
+        patient = prediction.pair.image.subject_id
+        for (method, structure), values in found.items():
+            scores.setdefault((patient, structure, method), []).extend(values)
         pictures.append(picture(prediction))
         if main:
             write_prediction(prediction, cell.task, run.out / "predictions")
@@ -200,6 +213,7 @@ def _segment(
         "val": [shot.pair.image for shot in validation],
         "test": [pair.image for pair in pairs.test],
     }
+    metric = "dice_2d" if cell.task.kind == "prompting" else "dice"
     kept_step = f"step {trainer.best_step} of {cell.steps} kept"
     chosen = (
         f"best of {len(validation)} validation {cell.recipe.shots_unit}"
@@ -211,15 +225,29 @@ def _segment(
             cell,
             used,
             scores=tuple(
-                _score(cell, cell.adaptation, patient, structure, "dice", float(np.mean(values)))
-                for (patient, structure), values in sorted(scores.items())
+                _score(cell, method, patient, structure, metric, float(np.mean(values)))
+                for (patient, structure, method), values in sorted(scores.items())
             ),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
             cases=cases,
             notes=(f"{kept_step}, {chosen}", *_absent(trainer, cell)),
         ),
-        segmenter,
+        model,
     )
+
+
+def _tested(
+    model: Segmenter | PromptableSegmenter, cell: Cell, pairs: Pairs, registry: Registry
+) -> Iterator[tuple[Prediction, Scores]]:
+    """Test volumes with what they score."""
+    if isinstance(model, PromptableSegmenter):
+        yield from score_prompts(model, registry, pairs.test, cell.task)
+        return
+    for prediction in predict_pairs(model, registry, pairs.test, cell.task):
+        yield (
+            prediction,
+            {(cell.adaptation, name): [value] for name, value in prediction.scores.items()},
+        )
 
 
 def _classify(
@@ -300,9 +328,10 @@ def _seed(cell: Cell) -> int:
 
 def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list[Shot]]:
     """Training and validation examples of a cell; an encoder and its twin get the same ones."""
+    task = training_task(cell.task)
 
     def foreground(pair: Pair) -> list[int]:
-        mask = read_mask(registry, pair, cell.task)
+        mask = read_mask(registry, pair, task)
         return np.flatnonzero(mask.any(axis=(1, 2))).tolist()
 
     unit = cell.recipe.shots_unit
@@ -332,36 +361,37 @@ def make_trainer(
     shots: Sequence[Shot],
     validation: Sequence[Shot],
     registry: Registry,
-) -> Trainer:
+) -> Trainer | PromptTrainer:
     """Read the examples and set up their training.
 
     Raises:
         DataError: DATA-06 for a label value outside the list, DATA-09 when no training example
             shows any structure.
     """
+    task = training_task(cell.task)
 
     def read(shot: Shot) -> LabelledSlices:
         image = read_image(registry, shot.pair.image)
-        mask = read_mask(registry, shot.pair, cell.task)
+        mask = read_mask(registry, shot.pair, task)
         if shot.slices is not None:
             image, mask = image[list(shot.slices)], mask[list(shot.slices)]
         size = cell.recipe.image_size
         return LabelledSlices(image_to_square(image, size), mask_to_square(mask, size))
 
-    return Trainer(
-        encoder,
-        [read(shot) for shot in shots],
-        [read(shot) for shot in validation],
-        labels=dict(enumerate(cell.task.labels, start=1)),
-        adaptation=cell.adaptation,
-        recipe=cell.recipe,
-        steps=cell.steps,
-        seed=_seed(cell),
-        name=cell.task.name,
-    )
+    examples = [[read(shot) for shot in part] for part in (shots, validation)]
+    given: dict[str, Any] = {
+        "adaptation": cell.adaptation,
+        "recipe": cell.recipe,
+        "steps": cell.steps,
+        "seed": _seed(cell),
+        "name": cell.task.name,
+    }
+    if cell.task.kind == "prompting":
+        return PromptTrainer(encoder, *examples, **given)
+    return Trainer(encoder, *examples, labels=dict(enumerate(task.labels, start=1)), **given)
 
 
-def _train(trainer: Trainer, run: Run, cell: Cell) -> None:
+def _train(trainer: Trainer | PromptTrainer, run: Run, cell: Cell) -> None:
     """Fit with checkpoints.
 
     Raises:
@@ -421,10 +451,11 @@ def _score(
     )
 
 
-def _absent(trainer: Trainer, cell: Cell) -> list[str]:
+def _absent(trainer: Trainer | PromptTrainer, cell: Cell) -> list[str]:
     """Structures that the training examples do not show."""
     present = set(torch.unique(trainer.masks).tolist())
-    absent = [name for index, name in trainer.segmenter.labels.items() if index not in present]
+    names = enumerate(training_task(cell.task).labels, start=1)
+    absent = [name for index, name in names if index not in present]
     if not absent:
         return []
     log.warning("task %s, draw %d: no training example shows %s", cell.task.name, cell.draw, absent)

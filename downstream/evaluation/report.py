@@ -14,12 +14,13 @@ from downstream.config import SuiteConfig, Task
 from downstream.evaluation.cases import load_case
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
+from downstream.prompting.answers import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched")
-"""The verdict speaks of these; knn and oracles stand in the table."""
+PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched", "box")
+"""The verdict speaks of these; knn, oracles and clicks stand in the table."""
 METRIC_NAMES = {
     "dice": "Dice",
     "dice_2d": "Dice per slice",
@@ -176,7 +177,8 @@ def _add_results(
             "of them. Clustering: per slice, over the slices that show the structure; `oracle` "
             "takes the best cluster of every slice by its reference, `matched` the one that is "
             "best on the training patients; k-means on each test patient alone or on the set of "
-            "training patients.",
+            "training patients. Prompting: per slice too; the box is the tightest one, a click is "
+            "the pixel deepest in what the last answer missed or added.",
         )
 
 
@@ -207,14 +209,22 @@ def _add_curves(
     from core_mri.plots import curves
 
     for task in config.tasks:
-        clustered = [r for r in summary if (r.task, r.metric) == (task.name, "dice_2d")]
+        if task.kind == "prompting":
+            figure = curves(_by_clicks(task, summary, config.k[0]), "clicks", "Dice per slice")
+            caption = f"{task.name}: mean Dice over test patients against the number of clicks."
+            report.add_figure("Curves", figure, caption)
+        clustered = [
+            r
+            for r in summary
+            if (r.task, r.metric, task.kind) == (task.name, "dice_2d", "clustering")
+        ]
         for method in sorted({row.method for row in clustered}):
             series = _by_k(task, summary, "dice_2d", method)
             title = f"{task.name} ({method})"
             figure = curves(series, "clusters", "Dice per slice", title=title)
             caption = f"{title}: mean Dice over test patients against the number of clusters."
             report.add_figure("Curves", figure, caption)
-        if task.kind != "segmentation":
+        if task.kind not in ("segmentation", "prompting"):
             continue
         if len(config.k) > 1:
             series = _by_k(task, summary, "dice")
@@ -248,6 +258,17 @@ def _by_k(task: Task, summary: Sequence[SummaryRow], metric: str, method: str = 
         x, y = series.setdefault(row.weights, ([], []))
         x.append(float(row.k))
         y.append(row.mean)
+    return series
+
+
+def _by_clicks(task: Task, summary: Sequence[SummaryRow], k: int) -> Series:
+    series: Series = {}
+    for count, method in METHODS.items():
+        for row in summary:
+            if (row.task, row.metric, row.method, row.k) == (task.name, "dice_2d", method, k):
+                x, y = series.setdefault(row.weights, ([], []))
+                x.append(float(count))
+                y.append(row.mean)
     return series
 
 

@@ -38,7 +38,8 @@ class Score:
     """Whether this is the random-initialised twin."""
     method: str
     """Segmentation: frozen, head or full; classification: linear probe or knn; clustering:
-    patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`)."""
+    patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`); prompting: box, 1
+    click, 3 clicks or 5 clicks."""
     k: int
     """Labelled training volumes or slices; clustering: number of clusters."""
     draw: int

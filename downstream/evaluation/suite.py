@@ -42,6 +42,7 @@ from downstream.evaluation.setup import (
     prepared,
 )
 from downstream.evaluation.summary import summarize
+from downstream.prompting.train import training_task
 from downstream.segmentation.data import Pairs
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
     """Adapt an encoder to a task and compare it with its random-initialised twin.
 
     The run folder gets ``results.json``, ``results.csv``, ``report.html`` and, for a segmentation
-    task, ``weights/`` (the model of the first draw) and ``predictions/*.nii.gz`` (its masks of the
-    test volumes on their stored grid).
+    or prompting task, ``weights/`` (the model of the first draw) and ``predictions/*.nii.gz`` (its
+    masks of the test volumes on their stored grid; prompting: its answers to boxes).
 
     Args:
         config: What to do.
@@ -261,12 +262,20 @@ def _failure(
 
 
 def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> dict[str, object]:
-    """Facts for the model card of a fine-tuned segmenter."""
-    values = [score.value for score in outcome.scores if score.value is not None]
+    """Facts for the model card of a fine-tuned segmenter or promptable model."""
+    values: dict[str, list[float]] = {}
+    for score in outcome.scores:
+        if score.value is not None:
+            values.setdefault(score.method, []).append(score.value)
+    what = f"Segments {', '.join(cell.task.labels)}"
+    per_slice = ""
+    if cell.task.kind == "prompting":
+        names = ", ".join(training_task(cell.task).labels)
+        what, per_slice = f"Segments what boxes and points name, trained on {names}", ", per slice"
     synthetic = " All scans are synthetic." if outcome.synthetic else ""
     seen = contender.pretraining_patients
     return {
-        "summary": f"Segments {', '.join(cell.task.labels)} (task {cell.task.name}), fine-tuned "
+        "summary": f"{what} (task {cell.task.name}), fine-tuned "
         f"from {cell.weights} with {cell.k} labelled {cell.recipe.shots_unit}.{synthetic}",
         "data": {
             "sources": list(outcome.sources),
@@ -282,10 +291,12 @@ def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> d
         "results": [
             {
                 "task": cell.task.name,
-                "metric": "Dice per patient, mean over structures",
-                "mean": round(sum(values) / len(values), 4),
+                "method": method,
+                "metric": f"Dice per patient{per_slice}, mean over structures",
+                "mean": round(sum(found) / len(found), 4),
                 "test patients": len(outcome.patients["test"]),
             }
+            for method, found in values.items()
         ],
         "label_values": dict(cell.task.labels),
         "subjects": None if seen is None else sorted(seen | _trained_on(outcome)),
@@ -308,7 +319,7 @@ def _log_outcome(outcome: Outcome) -> None:
 
 
 def _step_seconds(cell: Cell, contender: Contender, data: TaskData, registry: Registry) -> float:
-    """Seconds of a training step of a segmentation cell, 0 for the others, which take none."""
+    """Seconds of a training step, 0 for cells that take none."""
     if not isinstance(data.data, Pairs):
         return 0.0
     shots, validation = draw(cell, data.data, registry)

@@ -11,7 +11,7 @@ import torch
 
 from core_mri import Predictor, Volume, create_model, read_volume, save_model, write_volume
 from core_mri.__main__ import main
-from core_mri.errors import ConfigError
+from core_mri.errors import ConfigError, WeightsError
 from core_mri.files.dicom_write import write_dicom_series
 
 BOX = (3, 4, 2, 9, 8, 5)
@@ -105,7 +105,7 @@ def test_each_box_is_an_object_and_prompts_outside_are_named(predictor):
         predictor.segment(volume, points=[(1, 11, 2, 1)])
     with pytest.raises(ConfigError, match="k is 8, allowed is 3 to 7"):
         predictor.segment(volume, boxes=[(3, 4, 2, 9, 8, 8)])
-    with pytest.raises(ConfigError, match="no prompt decoder"):
+    with pytest.raises(WeightsError, match=r"WEIGHTS-08.*core-mri finetune prompting"):
         Predictor(create_model("vit_micro_patch8")).segment(volume, boxes=[BOX])
 
 

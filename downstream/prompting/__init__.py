@@ -1,0 +1,1 @@
+"""Training of a mask decoder by simulated prompts, and scores of its answers."""
