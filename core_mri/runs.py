@@ -252,8 +252,8 @@ class Run:
         ``metrics.jsonl`` are cut off, so that each step is written once.
 
         Raises:
-            RunError: RUN-03 when there are checkpoints and none is whole, RUN-08 when workers do not
-                see the same storage.
+            RunError: RUN-03 when there are checkpoints and none is whole, RUN-08 when workers do
+                not see the same storage.
         """
         self.checkpoints.take_over()
         found = self.checkpoints.load()
