@@ -67,6 +67,12 @@ class Optimization:
         """
         self.adamw.zero_grad(set_to_none=True)
         loss.backward()
+        return self.apply(step, now, frozen)
+
+    def apply(
+        self, step: int, now: Mapping[str, float], frozen: Iterable[nn.Parameter] = ()
+    ) -> Tensor:
+        """What `update` does with the gradients that are there."""
         for parameter in (*self.objective.frozen(step), *frozen):
             parameter.grad = None
         for group in self.adamw.param_groups:
