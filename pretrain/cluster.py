@@ -31,7 +31,7 @@ class Cluster:
     gpus_per_node: int = 8
     """GPUs of a node; `gpus` is fewer, or a multiple."""
     cores: int = 8
-    """Processor cores that read slices, for each GPU."""
+    """Processor cores that read slices, for each GPU; no more than `loader_workers` are used."""
     slices_per_core: float | None = None
     """Slices that a core reads in a second; left out, what `calibration` measured, else 1000."""
     slice_kb: float = 178.0

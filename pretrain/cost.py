@@ -9,11 +9,13 @@ For n GPUs, each with B images of a step:
 - all-reduce of float32 gradients by a ring: ``2 (n - 1) / n x 4 P / link``, link that between GPUs
   of a node, or the network of a node when there are several; DistributedDataParallel hides it
   behind backward, at least half of the compute;
-- data loading: ``B x reads / (cores x slices a second and core)``;
+- data loading: ``B x reads / (readers x slices a second and core)``, readers the smaller of cores
+  and ``loader_workers``;
 - storage: ``B x reads x bytes of a slice x GPUs of a node / throughput of a node``.
 
 Slices are read ahead, so a step takes the longest of ``compute + visible all-reduce``, loading and
-storage. Reads are 2 with adjacent slices, else 1. Checkpoints, probes and restarts are not counted.
+storage; with ``loader_workers: 0`` nothing is read ahead, and loading adds to compute. Reads are 2
+with adjacent slices, else 1. Checkpoints, probes and restarts are not counted.
 """
 
 from __future__ import annotations
@@ -169,7 +171,7 @@ class _Speed:
             bottleneck=longest,
             compute=compute,
             all_reduce=all_reduce,
-            visible_all_reduce=parts[_COMPUTE] - compute,
+            visible_all_reduce=max(0.0, all_reduce - compute / 2),
             loading=parts[_LOADING],
             storage=parts[_STORAGE],
             scaling=alone / seconds,
@@ -183,9 +185,12 @@ class _Speed:
         cluster, compute = self.cluster, self._compute(own)
         reads = own.batch_size * (2 if own.views.adjacent_slices else 1)
         node_bytes = reads * cluster.slice_kb * 1e3 * min(gpus, cluster.gpus_per_node)
+        readers = min(cluster.cores, max(own.loader_workers, 1))
+        loading = reads / (readers * self.slices_per_core)
+        visible = max(0.0, self._all_reduce(own, gpus) - compute / 2)
         return {
-            _COMPUTE: compute + max(0.0, self._all_reduce(own, gpus) - compute / 2),
-            _LOADING: reads / (cluster.cores * self.slices_per_core),
+            _COMPUTE: compute + visible + (0 if own.loader_workers else loading),
+            _LOADING: loading,
             _STORAGE: node_bytes / (cluster.storage_mb_s * 1e6),
         }
 

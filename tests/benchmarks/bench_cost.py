@@ -78,7 +78,7 @@ def settings(registry: Path) -> dict[str, PretrainConfig]:
             **changes,
         )
 
-    tiny = {"model": "vit_tiny_patch8", "batch_size": 16}
+    tiny: dict[str, Any] = {"model": "vit_tiny_patch8", "batch_size": 16}
     return {
         CALIBRATED[0]: run(),
         CALIBRATED[1]: run(prototypes=16384, **tiny),

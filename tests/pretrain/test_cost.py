@@ -34,6 +34,7 @@ BASE = load_config(PretrainConfig, CONFIGS / "base_8gpu.yaml")
 
 def config(model="vit_base_patch16", sides=(224, 96), drop_path=0.0, **changes):
     views = replace(BASE.views, global_size=sides[0], local_size=sides[1])
+    changes = {"loader_workers": 1000} | changes
     return replace(BASE, model=model, views=views, drop_path=drop_path, **changes)
 
 
@@ -122,6 +123,18 @@ class TestFeed:
             for cores in (7, 8)
         ]
         assert told == ["data loading", "compute"]
+
+    def test_no_more_cores_read_than_loader_workers(self):
+        for workers, seconds in ((4, 2.0), (16, 1.0)):
+            run = config(batch_size=8, loader_workers=workers)
+            found = estimate(run, cluster(cores=8, slices_per_core=1.0)).stages[0]
+            assert found.seconds == found.loading == seconds
+
+    def test_without_loader_workers_nothing_is_read_ahead(self):
+        run = config(batch_size=8, loader_workers=0)
+        found = estimate(run, cluster(slices_per_core=8.0)).stages[0]
+        assert found.loading == 1.0
+        assert found.seconds == pytest.approx(found.compute + 1.0)
 
     def test_bytes_of_a_node(self):
         """Section 10: 885 images/s of 102 kB on each of 8 GPUs are 0.72 GB/s."""
