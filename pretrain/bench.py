@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.data import open_slices
 from pretrain.dry_run import highest_memory
-from pretrain.flops import peak_of, step_flops
+from pretrain.flops import step_flops, step_work
+from pretrain.hardware import peak_of
 from pretrain.overlap import check_overlap
 from pretrain.sampler import check_batch
+from pretrain.stages import samples_at
 from pretrain.student_teacher import StudentTeacher
 from pretrain.train import Trainer
 
 WARMUP = 5
 """Steps before the clock starts: memory is allocated, blocks are compiled."""
-_HEAD_PASSES = 5
+_PASSES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,12 @@ class Bench:
     """Mean, waiting for data included."""
     data_wait: float
     """Part of the time in which the step waited for slices."""
+    loader_workers: int
+    """Processes that read slices meanwhile; with 0 the step itself reads them."""
+    views_share: float
+    """Time of the views alone / time of a step."""
+    update_share: float | None
+    """Time of clipping, optimizer and moving average alone / time of a step."""
     head_share: float | None
     """Time of the heads, forward and backward, alone on random features / time of a step; without
     their share of the optimizer. None for an objective without prototypes."""
@@ -49,6 +58,8 @@ class Bench:
     """Model FLOP utilization: nominal operations per second / `peak_flops`."""
     mfu_kept: float | None
     """The same without the operations that stochastic depth leaves out."""
+    work: dict[str, float] | None
+    """`pretrain.flops.StepWork` of a step: with the shares what `pretrain cost` calibrates with."""
     peak_flops: float
     """Operations per second that the device can do."""
     peak_source: str
@@ -59,12 +70,15 @@ class Bench:
     """Of the last step."""
 
 
-def bench(config: PretrainConfig, steps: int = 50) -> Bench:
+def bench(
+    config: PretrainConfig, steps: int = 50, *, clock: Callable[[], float] = time.perf_counter
+) -> Bench:
     """Do the first steps of a run, on this worker alone with the whole batch, and time them.
 
     Args:
         config: Of the run.
         steps: Measured ones, after `WARMUP`.
+        clock: Seconds; `time.process_time` counts what one thread does on a shared machine.
 
     Raises:
         CoreMRIError: As `pretrain.train` for data and batch; RUN-04 when memory runs out.
@@ -77,21 +91,30 @@ def bench(config: PretrainConfig, steps: int = 50) -> Bench:
     device, precision = trainer.choice.device, trainer.choice.precision
     for step in range(WARMUP):
         last = dict(trainer.step(step))
-    waited, started = 0.0, time.perf_counter()
+    waited, started = 0.0, clock()
     newest = trainer.step(WARMUP)
     for step in range(WARMUP + 1, WARMUP + steps):
         # Numbers are looked at one step late, as in a run.
         before, newest = newest, trainer.step(step)
         waited += before["wait_seconds"]
     last = dict(newest)
-    seconds = time.perf_counter() - started
+    seconds = clock() - started
     waited += last["wait_seconds"]
     memory, memory_of = highest_memory(device)
     peak = peak_of(device, precision)
-    flops, head_share, model = None, None, trainer.model
+    samples, numbers = trainer.samples_of(0), samples_at(config, 0)
+
+    def alone(part: Callable[[], object]) -> float:
+        return _alone(part, device, clock) * steps / seconds
+
+    views_share = alone(lambda: trainer.views_of(samples, numbers))
+    flops, work, head_share, update_share, model = None, None, None, None, trainer.model
     if isinstance(model, StudentTeacher):
-        flops = step_flops(config, model.teacher_encoder)
-        head_share = _head_seconds(trainer, model) * steps / seconds
+        flops = step_flops(config)
+        work = asdict(step_work(config, attention_matrix=device.type == "cpu"))
+        head_share = alone(lambda: _head_pass(trainer, model))
+        now = {name: float(values[0]) for name, values in trainer.schedules.items()}
+        update_share = alone(lambda: trainer.optimization.update(0, now))
     return Bench(
         model=config.model,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -102,10 +125,14 @@ def bench(config: PretrainConfig, steps: int = 50) -> Bench:
         images_per_second=config.batch_size * steps / seconds,
         seconds_per_step=seconds / steps,
         data_wait=waited / seconds,
+        loader_workers=config.loader_workers,
+        views_share=views_share,
+        update_share=update_share,
         head_share=head_share,
         flops_per_step=flops and flops.nominal,
         mfu=flops and flops.nominal * steps / seconds / peak.flops_per_second,
         mfu_kept=flops and flops.kept * steps / seconds / peak.flops_per_second,
+        work=work,
         peak_flops=peak.flops_per_second,
         peak_source=peak.source,
         memory_gib=memory,
@@ -114,18 +141,24 @@ def bench(config: PretrainConfig, steps: int = 50) -> Bench:
     )
 
 
-def _head_seconds(trainer: Trainer, model: StudentTeacher) -> float:
-    """Median time of the heads alone, with as many rows as the first step has."""
-    device, passes = trainer.choice.device, []
-    for _ in range(_HEAD_PASSES):
-        started = time.perf_counter()
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=trainer.choice.precision == "bfloat16"
-        ):
-            loss = model.head_pass()
-        loss.backward()
-        float(loss.detach())  # waits for the device
+def _alone(part: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    """Median time of a part of the step, after one pass that warms up."""
+    passes = []
+    for _ in range(_PASSES):
+        started = clock()
+        part()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        passes.append(time.perf_counter() - started)
+        passes.append(clock() - started)
     return statistics.median(passes[1:])
+
+
+def _head_pass(trainer: Trainer, model: StudentTeacher) -> None:
+    """Heads, forward and backward, with as many rows as the first step has."""
+    with torch.autocast(
+        trainer.choice.device.type,
+        torch.bfloat16,
+        enabled=trainer.choice.precision == "bfloat16",
+    ):
+        loss = model.head_pass()
+    loss.backward()

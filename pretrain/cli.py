@@ -6,20 +6,29 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import tyro
 
 from core_mri.config import parse_command
 from core_mri.errors import ConfigError
 from core_mri.launch import Workers
+from core_mri.models.registry import MODELS
+from pretrain.cluster import Cluster
 from pretrain.config import CONFIGS, OBJECTIVES, PretrainConfig
+
+if TYPE_CHECKING:
+    from pretrain.cost import StageCost
 
 USAGE = """usage: core-mri pretrain run CONFIG [--dry-run | --resume] [flags]
        core-mri pretrain bench CONFIG [--measured-steps 50] [--json] [flags]
+       core-mri pretrain cost CONFIG|MODEL --price P [--gpu H200] [--gpus 8] [--json] [flags]
 
   run    train an encoder on the slices of a registry; CONFIG is a YAML file or a packaged name
          (core-mri pretrain run --help lists every flag)
-  bench  time the first steps of such a run on one worker: images/s, MFU, where the time goes"""
+  bench  time the first steps of such a run on one worker: images/s, MFU, where the time goes
+  cost   predict speed, bottleneck, hours, money and memory of a run on GPUs; MODEL stands for
+         base_8gpu with another encoder"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,14 @@ class BenchOptions:
     """Print a JSON object."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostOptions(Cluster):
+    """Flags of ``cost`` that are no part of the configuration."""
+
+    json: bool = False
+    """Print a JSON object."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one verb of ``core-mri pretrain``.
 
@@ -59,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] == "bench":
         return _bench(words[1:])
+    if words[0] == "cost":
+        return _cost(words[1:])
     if words[0] != "run":
         print(f"core-mri pretrain: no verb {words[0]!r}.\n{USAGE}", file=sys.stderr)
         return 2
@@ -127,6 +146,48 @@ def _bench(words: Sequence[str]) -> int:
         print(f"heads              {found.head_share:.1%}")
     print(f"memory             {found.memory_gib:.2f} GiB {found.memory_of}")
     return 0
+
+
+def _cost(words: Sequence[str]) -> int:
+    if words and words[0] in MODELS:
+        words = ["base_8gpu", "--model", *words]
+    config, options = parse_command(
+        PretrainConfig, CostOptions, words, program="core-mri pretrain cost", folder=CONFIGS
+    )
+    from pretrain.cost import estimate, to_json
+
+    found = estimate(config, options)
+    if options.json:
+        print(json.dumps(to_json(found), indent=2))
+        return 0
+    print(f"A prediction, for {found.images:,} images on {found.gpus} GPU(s):")
+    print(f"images per second  {found.images_per_second:,.4g}")
+    print(f"duration           {found.hours:,.1f} h, {found.gpu_hours:,.1f} GPU-hours")
+    print(f"price              {found.money:,.2f} at {options.price:g} for a GPU-hour")
+    for stage in found.stages:
+        _print_stage(stage, found.memory_gb)
+    for sentence in found.assumptions:
+        print(f"assumed            {sentence}")
+    return 0
+
+
+def _print_stage(stage: StageCost, memory_gb: float | None) -> None:
+    print(f"{stage.steps:,} steps of {stage.batch_size:,} slices")
+    print(f"  bottleneck       {stage.bottleneck}, {stage.images_per_second:,.4g} images/s")
+    print(f"  step             {stage.seconds * 1e3:,.4g} ms")
+    print(f"  compute          {stage.compute * 1e3:,.4g} ms")
+    print(
+        f"  all-reduce       {stage.all_reduce * 1e3:,.3g} ms, "
+        f"{stage.visible_all_reduce * 1e3:,.3g} ms of it not hidden behind backward"
+    )
+    print(f"  data loading     {stage.loading * 1e3:,.3g} ms")
+    print(f"  storage          {stage.storage * 1e3:,.3g} ms")
+    print(f"  scaling          {stage.scaling:.0%} of so many single GPUs")
+    limit = f"of {memory_gb:,.0f} GB" if memory_gb else "(memory of a GPU unknown: --memory-gb)"
+    largest = f", largest batch {stage.largest_batch:,}" if stage.largest_batch else ""
+    print(f"  memory           {stage.memory.total / 1e9:,.1f} GB {limit} on each GPU{largest}")
+    for name, size in asdict(stage.memory).items():
+        print(f"    {name:<14} {size / 1e9:,.2f} GB")
 
 
 def _start_screen(config: PretrainConfig, how: str) -> None:

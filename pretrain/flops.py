@@ -1,7 +1,7 @@
-"""How many operations a step is, and how many a device can do.
+"""How much work a step is: operations, and what passes through memory beside them.
 
-Multiplications and additions of matrix products, two for each pair. Forward, with N tokens of P
-patches (side p) and D width:
+Operations are multiplications and additions of matrix products, two for each pair. Forward, with N
+tokens of P patches (side p) and D width:
 
 - an encoder: ``2 P p^2 D + depth (24 N D^2 + 4 N^2 D)`` for each crop; the second term holds qkv,
   projection and MLP, the third both products of attention;
@@ -12,27 +12,11 @@ The student counts three times, since backward is twice as much; teacher and anc
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
-from core_mri.models.encoder import Encoder
+from core_mri.models.registry import MODELS, EncoderConfig
 from pretrain.config import ObjectiveConfig, PretrainConfig
-from pretrain.linear import product
-
-_TENSOR_CORES = {
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-}
-"""Dense bfloat16 FLOP/s by what `torch.cuda.get_device_name` holds, the first that fits; from
-NVIDIA's data sheets, which print twice as much where they count sparsity."""
 
 
 class StepFlops(NamedTuple):
@@ -42,44 +26,97 @@ class StepFlops(NamedTuple):
     """As if stochastic depth left nothing out."""
     kept: float
     """Without what it leaves out, a part `drop_path` of the student's blocks."""
+    heads: float
+    """Those of the heads, which are in both."""
 
 
-class Peak(NamedTuple):
-    """What a device can do."""
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """What the time of a step grows with; see `pretrain.calibration`."""
 
-    flops_per_second: float
-    source: str
+    encoder_flops: float
+    """Without what stochastic depth leaves out."""
+    encoder_elements: float
+    """Tokens x width x depth, three times for the student: what passes through memory beside the
+    products. A block reads or writes about 18 numbers for each of N x D, and 4 for each of
+    heads x N^2 where attention writes its matrix, which counts as 4/18."""
+    head_flops: float
+    logits: float
+    """Numbers in the rows x prototypes of student and teacher."""
+    pixels: float
+    """Of all views."""
+    parameters: float
+    """Of the student."""
 
 
-def step_flops(config: PretrainConfig, encoder: Encoder) -> StepFlops:
+def encoder_config(config: PretrainConfig) -> EncoderConfig:
+    """The encoder of a run, without building it."""
+    return replace(
+        MODELS[config.model],
+        image_size=config.views.global_size,
+        num_registers=config.num_registers,
+        layer_scale=config.layer_scale,
+    )
+
+
+def masked_patches(config: PretrainConfig) -> float:
+    """Masked patches of an image, over both global views, as expected."""
+    patches = (config.views.global_size // MODELS[config.model].patch_size) ** 2
+    return 2 * patches * config.masking.probability * sum(config.masking.ratio) / 2
+
+
+def step_flops(config: PretrainConfig) -> StepFlops:
     """Operations of a step of student and teacher, with as many masked patches as are expected.
 
     Gram anchoring counts where it starts with the run.
-
-    Args:
-        config: Of the run.
-        encoder: Its encoder.
     """
-    views, objective = config.views, config.objective
-    images, local = config.batch_size, config.batch_size * views.num_local
+    views, images, encoder = config.views, config.batch_size, encoder_config(config)
+    local = images * views.num_local
     large = encoder_flops(encoder, views.global_size)
     small = encoder_flops(encoder, views.local_size)
-    anchored = objective.gram_weight > 0 and objective.gram_start == 0
-    watching = (1 + anchored) * 2 * images * sum(large)
-    patches = (views.global_size // encoder.patch_size) ** 2
-    masked = 2 * images * patches * config.masking.probability * sum(config.masking.ratio) / 2
-    rows = 3 * (2 * images + local + masked) + 2 * images + masked
-    heads = rows * head_flops(objective, encoder.embed_dim)
+    watching = _watchers(config) * 2 * images * sum(large)
+    student_rows, teacher_rows = head_rows(config)
+    heads = (3 * student_rows + teacher_rows) * head_flops(config.objective, encoder.embed_dim)
     patching = 3 * (2 * images * large[0] + local * small[0])
     blocks = 3 * (2 * images * large[1] + local * small[1])
     rest = watching + heads + patching
-    return StepFlops(rest + blocks, rest + (1 - config.drop_path) * blocks)
+    return StepFlops(rest + blocks, rest + (1 - config.drop_path) * blocks, heads)
 
 
-def encoder_flops(encoder: Encoder, side: int) -> tuple[float, float]:
+def step_work(config: PretrainConfig, *, attention_matrix: bool) -> StepWork:
+    """All that the time of a step grows with.
+
+    Args:
+        config: Of the run.
+        attention_matrix: Attention writes its matrix to memory, as on processors, instead of being
+            one fused kernel, as on GPUs.
+    """
+    views, images, encoder = config.views, config.batch_size, encoder_config(config)
+    flops = step_flops(config)
+    large, small = (
+        _elements(encoder, side, attention_matrix) for side in (views.global_size, views.local_size)
+    )
+    student = 3 * (1 - config.drop_path) * images * (2 * large + views.num_local * small)
+    pixels = 2 * views.global_size**2 + views.num_local * views.local_size**2
+    return StepWork(
+        encoder_flops=flops.kept - flops.heads,
+        encoder_elements=student + _watchers(config) * 2 * images * large,
+        head_flops=flops.heads,
+        logits=sum(head_rows(config)) * config.objective.num_prototypes,
+        pixels=images * pixels,
+        parameters=encoder_parameters(encoder) + head_parameters(config),
+    )
+
+
+def head_rows(config: PretrainConfig) -> tuple[float, float]:
+    """Rows that the student's and the teacher's heads see in a step, over both heads."""
+    images, masked = config.batch_size, masked_patches(config)
+    return images * (2 + config.views.num_local + masked), images * (2 + masked)
+
+
+def encoder_flops(encoder: EncoderConfig, side: int) -> tuple[float, float]:
     """Forward operations of patch embedding and of all blocks, for one crop of `side` px."""
-    patches = (side // encoder.patch_size) ** 2
-    tokens, width = patches + encoder.vit.num_prefix_tokens, encoder.embed_dim
+    patches, tokens, width = *_tokens(encoder, side), encoder.embed_dim
     blocks = encoder.depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
     return 2 * patches * encoder.patch_size**2 * width, blocks
 
@@ -91,24 +128,48 @@ def head_flops(objective: ObjectiveConfig, width: int) -> float:
     return 2 * (mlp + bottleneck * objective.num_prototypes)
 
 
-def peak_of(device: torch.device, precision: str) -> Peak:
-    """That of the data sheet for bfloat16 on a known GPU, else of square products measured now.
+def encoder_parameters(encoder: EncoderConfig) -> int:
+    """Parameters, those of the mask token included.
 
-    Args:
-        device: Where steps run.
-        precision: ``float32`` or ``bfloat16``.
+    ``(p^2 + 1) D`` of the patch embedding, D for each position, the class, each register and the
+    mask; for each block ``12 D^2 + 13 D``, with LayerScale ``2 D`` more; ``2 D`` of the last norm.
     """
-    if device.type == "cuda" and precision == "bfloat16":
-        name = torch.cuda.get_device_name(device)
-        for known, flops in _TENSOR_CORES.items():
-            if known in name:
-                return Peak(flops, f"data sheet of {name}")
-    side = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        float(product(a, b)[0, 0])  # waits for the device
-        seconds.append(time.perf_counter() - started)
-    return Peak(2 * side**3 / min(seconds), f"measured here, {side} x {side} {precision} products")
+    width = encoder.embed_dim
+    _, tokens = _tokens(encoder, encoder.image_size)
+    prefix = 1 + encoder.num_registers
+    block = 12 * width**2 + (13 + 2 * (encoder.layer_scale > 0)) * width
+    vectors = encoder.patch_size**2 + 1 + tokens + prefix + 1 + 2
+    return vectors * width + encoder.depth * block
+
+
+def head_parameters(config: PretrainConfig) -> int:
+    """Of both heads: ``D H + H + H^2 + H + H E + E + E K`` each."""
+    hidden, bottleneck = config.objective.head_hidden, config.objective.head_bottleneck
+    width = MODELS[config.model].embed_dim
+    biases = 2 * hidden + bottleneck
+    mlp = width * hidden + hidden**2 + hidden * bottleneck + biases
+    return 2 * (mlp + bottleneck * config.objective.num_prototypes)
+
+
+def student_tokens(config: PretrainConfig) -> int:
+    """Tokens of all views of one image."""
+    views, encoder = config.views, encoder_config(config)
+    large, small = (_tokens(encoder, side)[1] for side in (views.global_size, views.local_size))
+    return 2 * large + views.num_local * small
+
+
+def _tokens(encoder: EncoderConfig, side: int) -> tuple[int, int]:
+    """Patches and tokens of a crop."""
+    patches = (side // encoder.patch_size) ** 2
+    return patches, patches + 1 + encoder.num_registers
+
+
+def _elements(encoder: EncoderConfig, side: int, attention_matrix: bool) -> float:
+    _, tokens = _tokens(encoder, side)
+    matrix = 4 / 18 * tokens * encoder.num_heads if attention_matrix else 0
+    return encoder.depth * tokens * (encoder.embed_dim + matrix)
+
+
+def _watchers(config: PretrainConfig) -> int:
+    """Networks that look at the global views without learning: the teacher, and an anchor."""
+    return 1 + (config.objective.gram_weight > 0 and config.objective.gram_start == 0)
