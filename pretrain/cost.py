@@ -151,8 +151,11 @@ class _Speed:
         """Steps of one size, over all GPUs."""
         gpus, corpus = self.cluster.gpus, self.cluster.slices or config.batch_size
         check_batch(corpus, config.batch_size, gpus, config.objective.koleo_group)
-        own = replace(config, batch_size=config.batch_size // gpus)
-        need, largest = memory_need(own, self.precision), None
+        group = config.objective.koleo_group
+        share = -(-config.batch_size // group // gpus) * group  # of the busiest worker
+        own = replace(config, batch_size=share)
+        held = replace(config, batch_size=min(share, config.micro_batch or share))
+        need, largest = memory_need(held, self.precision), None
         if self.gpu.memory is not None:
             largest = gpus * largest_batch(config, self.precision, self.gpu.memory)
             _check_memory(config, self.gpu.memory, need, largest)

@@ -284,7 +284,7 @@ class TestBadInput:
             ({"gpu": "B999"}, "choose one of H200 NVL"),
             ({"gpu": "", "peak_tflops": None}, "no GPU is named"),
             ({"slices": 512}, "larger than the data"),
-            ({"gpus": 3}, "no multiple of 3 worker"),
+            ({"gpus": 4096}, "do not give 4096 worker"),
         ],
     )
     def test_is_refused(self, changes, text):
