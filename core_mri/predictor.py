@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core_mri.automatic import AutomaticMasks
 from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.encoder import Encoder
@@ -18,7 +19,8 @@ from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.preprocess import Prepared, Preprocess
-from core_mri.prompting import Box, Point, PromptedVolume
+from core_mri.prompting import PromptedVolume
+from core_mri.prompts import Boxes, Points
 from core_mri.slice_grid import image_to_square, patch_grid, square_to_classes
 from core_mri.volume import Volume
 
@@ -121,7 +123,13 @@ class Predictor:
 
     @torch.inference_mode()
     def segment(
-        self, volume: Volume, *, boxes: Sequence[Box] = (), points: Sequence[Point] = ()
+        self,
+        volume: Volume,
+        *,
+        boxes: Boxes = (),
+        points: Points = (),
+        mask: Volume | None = None,
+        automatic: bool | AutomaticMasks = False,
     ) -> Volume:
         """The class of every voxel, or the prompted objects, on the grid of `volume`.
 
@@ -130,25 +138,38 @@ class Predictor:
         Args:
             volume: Three-dimensional image.
             boxes: (i0, j0, k0, i1, j1, k1), half-open, 0-based voxel indices of ``volume.array``;
-                each is an object of its own and prompts every slice that it crosses.
-            points: (i, j, k, 1 inside or 0 outside), all of one object, that of the box if given.
+                each is an object of its own and prompts every slice that it crosses. A mapping
+                gives the boxes by the number of their object, for boxes on several slices.
+            points: (i, j, k, 1 inside or 0 outside), all of one object, that of the box if given;
+                or a mapping, by the number of the object.
+            mask: An earlier answer on the same grid. With points or boxes, the slices these lie on
+                are answered anew, from the mask too, and the others keep it.
+            automatic: Every object that a grid of points finds, the largest first; no prompts.
 
         Returns:
             A label volume, uint8: class indices, named by ``predictor.model.labels``, or the number
-            of the object from 1. An object prompted on one slice only is followed both ways.
+            of the object from 1. Between and beyond prompted slices an object is followed, unless a
+            box or mask over several slices says where it ends.
 
         Raises:
             WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head,
                 WEIGHTS-08 when prompts are given to a model that takes none.
             ConfigError: CONFIG-05 when prompts lie outside the volume, or are missing for a
                 promptable model.
+            GeometryError: GEOMETRY-03 when `mask` is on another grid.
             DataError: As :meth:`embed`.
         """
+        prompted = bool(len(boxes) or len(points) or mask is not None)
+        if prompted and automatic:
+            raise ConfigError("CONFIG-05", "automatic takes no boxes, points or mask.")
         if isinstance(self.model, PromptableSegmenter):
             if self._prompted is None or self._prompted.volume is not volume:
                 self._prompted = PromptedVolume(self.model, volume, self.image_size)
-            return self._prompted.segment(boxes, points)
-        if len(boxes) or len(points):
+            if automatic:
+                settings = AutomaticMasks() if automatic is True else automatic
+                return self._prompted.segment_all(settings)
+            return self._prompted.segment(boxes, points, mask)
+        if prompted or automatic:
             raise WeightsError(
                 "WEIGHTS-08",
                 f"{type(self.model).__name__}: these weights have no decoder of prompts.",

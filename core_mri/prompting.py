@@ -1,102 +1,34 @@
-"""Prompts in voxels of a volume, answered slice by slice by a `PromptableSegmenter`.
+"""Prompted objects of a volume, answered slice by slice by a `PromptableSegmenter`.
 
-A box is the prompt of every slice it crosses. An object that is prompted on one slice alone is
-followed both ways: the box around its mask is the prompt of the next slice.
+Slices without a prompt are answered by following: the box around the mask of a slice is the prompt
+of its neighbor. An object is followed both ways from every prompted slice; two fronts that meet ask
+for the box around both. It ends where the answer is empty or its area changes more than
+`MAX_GROWTH`. A box or mask over several slices says where the object ends: it is not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from core_mri.errors import ConfigError
+from core_mri.automatic import AutomaticMasks, label_volume, masks_of_slice
 from core_mri.models.promptable import PromptableSegmenter
-from core_mri.preprocess import Prepared, Preprocess
-from core_mri.slice_grid import image_to_square
+from core_mri.preprocess import Preprocess
+from core_mri.prompts import Boxes, ObjectPrompt, Points, SlicePrompt, prompts_of_objects
+from core_mri.slice_grid import image_to_square, square_to_slices
 from core_mri.volume import Volume
-
-Point = Sequence[int]
-"""(i, j, k, 1 inside or 0 outside), 0-based voxel indices of the array of the volume."""
-Box = Sequence[int]
-"""(i0, j0, k0, i1, j1, k1), half-open."""
 
 MAX_GROWTH = 2.0
 """Following stops where the area changes by more than this factor from slice to slice."""
+MASK_LOGIT = 10.0
+"""Logit inside a mask that is a prompt, minus this outside; SAM learned from its own logits."""
 
-
-@dataclass
-class SlicePrompt:
-    """What is asked of one slice: pixel indices (x, y) of the prepared slice."""
-
-    points: list[tuple[int, int, int]] = field(default_factory=list)
-    """(x, y, label)."""
-    box: tuple[int, int, int, int] | None = None
-    """(x0, y0, x1, y1), first and last pixel."""
-
-
-def prompts_of_objects(
-    prepared: Prepared, boxes: Sequence[Box], points: Sequence[Point]
-) -> list[dict[int, SlicePrompt]]:
-    """For each object its prompts by slice: each box is an object; points belong to the only one.
-
-    Raises:
-        ConfigError: CONFIG-05 when there is no prompt, a prompt lies outside the volume, or points
-            come with several boxes.
-    """
-    if not len(boxes) and not len(points):
-        raise ConfigError("CONFIG-05", "no prompt: give a box or a point.")
-    if len(boxes) > 1 and len(points):
-        raise ConfigError(
-            "CONFIG-05",
-            f"{len(points)} points with {len(boxes)} boxes: which object they mean is not said.",
-            fix="Give points with at most one box, and segment object by object.",
-        )
-    shape = prepared.source.shape
-    for point in points:
-        if len(point) != 4 or point[3] not in (0, 1):
-            raise ConfigError("CONFIG-05", f"a point is i,j,k,1 or i,j,k,0, got {tuple(point)}.")
-        _check("point", point, point[:3], [0, 0, 0], [n - 1 for n in shape])
-    for box in boxes:
-        if len(box) != 6:
-            raise ConfigError("CONFIG-05", f"a box is i0,j0,k0,i1,j1,k1, got {tuple(box)}.")
-        _check("box", box, box[:3], [0, 0, 0], [n - 1 for n in shape])
-        _check("box", box, box[3:], [start + 1 for start in box[:3]], list(shape))
-    objects: list[dict[int, SlicePrompt]] = []
-    for box in boxes:
-        ends = to_prepared(prepared, [box[:3], [stop - 1 for stop in box[3:]]])
-        (s0, y0, x0), (s1, y1, x1) = ends.min(0).tolist(), ends.max(0).tolist()
-        objects.append({s: SlicePrompt(box=(x0, y0, x1, y1)) for s in range(s0, s1 + 1)})
-    if points:
-        objects = objects or [{}]
-        for point, (s, y, x) in zip(
-            points, to_prepared(prepared, [p[:3] for p in points]).tolist(), strict=True
-        ):
-            objects[0].setdefault(s, SlicePrompt()).points.append((x, y, point[3]))
-    return objects
-
-
-def to_prepared(prepared: Prepared, indices: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-    """Voxel indices (i, j, k) of the source to [slice, row, column] of the prepared array."""
-    matrix = np.linalg.inv(prepared.affine) @ prepared.source.affine
-    return np.rint(np.asarray(indices) @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.int64)
-
-
-def _check(
-    what: str, whole: Sequence[int], got: Sequence[int], low: Sequence[int], high: Sequence[int]
-) -> None:
-    for axis, value, least, most in zip("ijk", got, low, high, strict=True):
-        if not least <= value <= most:
-            raise ConfigError(
-                "CONFIG-05",
-                f"{what} {tuple(whole)}: {axis} is {value}, allowed is {least} to {most}.",
-                fix="Prompts are 0-based voxel indices; the end of a box is not in it.",
-            )
+Masks = dict[int, npt.NDArray[np.bool_]]
+"""[H, W] by slice."""
 
 
 class PromptedVolume:
@@ -111,68 +43,114 @@ class PromptedVolume:
     def __init__(self, model: PromptableSegmenter, volume: Volume, image_size: int) -> None:
         self.model, self.volume, self.image_size = model, volume, image_size
         self.prepared = Preprocess().apply(volume)
+        rows, columns = self.prepared.array.shape[1:]
+        self._side = max(rows, columns)
+        self._top, self._left = (self._side - rows) // 2, (self._side - columns) // 2
         self._embeddings: dict[int, Tensor] = {}
 
-    def segment(self, boxes: Sequence[Box], points: Sequence[Point]) -> Volume:
-        """Label volume, uint8: object n (from 1) where its mask is; the first object wins."""
-        objects = prompts_of_objects(self.prepared, boxes, points)
-        if len(objects) > 255:
-            raise ConfigError("CONFIG-05", f"at most 255 objects, got {len(objects)}.")
+    def segment(self, boxes: Boxes, points: Points, mask: Volume | None = None) -> Volume:
+        """Label volume, uint8: the number of the object where its mask is; the lower number wins.
+
+        Where `mask` is given with points or boxes, slices without them keep the mask as it is.
+        """
+        objects = prompts_of_objects(self.prepared, boxes, points, mask)
         classes = np.zeros(self.prepared.array.shape, dtype=np.uint8)
-        for value, prompts in enumerate(objects, start=1):
-            for index, mask in self._object(prompts).items():
-                classes[index][mask & (classes[index] == 0)] = value
+        for number, prompt in sorted(objects.items()):
+            for index, found in self._object(prompt).items():
+                classes[index][found & (classes[index] == 0)] = number
         return self.prepared.restore(classes)
 
-    def _object(self, prompts: dict[int, SlicePrompt]) -> dict[int, npt.NDArray[np.bool_]]:
-        masks = {index: self._slice(index, prompt) for index, prompt in prompts.items()}
-        if len(prompts) == 1:
-            ((start, first),) = list(masks.items())
-            for step in (-1, 1):
-                index, mask = start + step, first
-                while 0 <= index < len(self.prepared.array) and mask.any():
-                    following = self._slice(index, SlicePrompt(box=_bounds(mask)))
-                    ratio = following.sum() / mask.sum()
-                    if not 1 / MAX_GROWTH <= ratio <= MAX_GROWTH:
-                        break
-                    masks[index], mask, index = following, following, index + step
+    def segment_all(self, settings: AutomaticMasks) -> Volume:
+        """Label volume, uint8: every object that a grid of points finds, 1 the largest."""
+        _, rows, columns = self.prepared.array.shape
+        slices = [
+            masks_of_slice(
+                self.model, self._embed(index), self.image_size, (rows, columns), settings
+            )
+            for index in range(len(self.prepared.array))
+        ]
+        return self.prepared.restore(label_volume(slices, (rows, columns), settings))
+
+    def _object(self, prompt: ObjectPrompt) -> Masks:
+        given = {index: one for index, one in prompt.slices.items() if one.says_where}
+        clicked = any(one.points or one.box for one in given.values())
+        masks: Masks = {}
+        for index, one in sorted(given.items()):
+            keeps = clicked and one.mask is not None and not one.points and one.box is None
+            masks[index] = one.mask if keeps and one.mask is not None else self._slice(index, one)
+        if not prompt.bounded:
+            ends = [-1, *sorted(given), len(self.prepared.array)]
+            for low, high in pairwise(ends):
+                self._follow(prompt, masks, low, high)
         return masks
+
+    def _follow(self, prompt: ObjectPrompt, masks: Masks, low: int, high: int) -> None:
+        """Fill the slices between two, of which at least one has a mask, from both."""
+        rising, falling = low in masks, high in masks
+        while (rising or falling) and high - low > 1:
+            if rising and falling and high - low == 2:
+                meeting = self._next(prompt, low + 1, masks[low] | masks[high])
+                if meeting is not None:
+                    masks[low + 1] = meeting
+                return
+            if rising:
+                found = self._next(prompt, low + 1, masks[low])
+                rising = found is not None
+                if found is not None:
+                    low += 1
+                    masks[low] = found
+            if falling and high - low > 1:
+                found = self._next(prompt, high - 1, masks[high])
+                falling = found is not None
+                if found is not None:
+                    high -= 1
+                    masks[high] = found
+
+    def _next(
+        self, prompt: ObjectPrompt, index: int, near: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_] | None:
+        """The mask of a slice beside one with the mask `near`, None where the object ends."""
+        if not near.any():
+            return None
+        outside = prompt.slices.get(index, SlicePrompt()).points
+        found = self._slice(index, SlicePrompt(points=outside, box=_bounds(near)))
+        ratio = found.sum() / near.sum()
+        return found if 1 / MAX_GROWTH <= ratio <= MAX_GROWTH else None
 
     def _slice(self, index: int, prompt: SlicePrompt) -> npt.NDArray[np.bool_]:
         """The mask [H, W] of one prompted slice."""
-        rows, columns = self.prepared.array.shape[1:]
-        side = max(rows, columns)
-        top, left = (side - rows) // 2, (side - columns) // 2
-        scale = self.image_size / side
-        device = next(self.model.parameters()).device
-        points = box = None
+        scale = self.image_size / self._side
+        points = box = mask = None
         if prompt.points:
             x, y, label = np.array(prompt.points, dtype=np.float32).T
-            xy = (np.stack([x + left, y + top], -1) + 0.5) * scale - 0.5
-            points = (
-                torch.from_numpy(xy)[None].to(device),
-                torch.from_numpy(label)[None].to(device),
-            )
+            xy = (np.stack([x + self._left, y + self._top], -1) + 0.5) * scale - 0.5
+            points = self._one(torch.from_numpy(xy)), self._one(torch.from_numpy(label))
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box
             # From the outer edge of the first pixel to that of the last.
-            edges = np.array([x0 + left, y0 + top, x1 + 1 + left, y1 + 1 + top], dtype=np.float32)
-            box = torch.from_numpy(edges * scale - [0, 0, 1, 1]).float()[None].to(device)
-        logits = self.model.decode(self._embedding(index), points, box).logits
-        logits = functional.interpolate(
-            logits.float(), (side, side), mode="bilinear", align_corners=False
-        )
+            edges = np.array([x0, y0, x1 + 1, y1 + 1], dtype=np.float32)
+            edges += np.array([self._left, self._top] * 2, dtype=np.float32)
+            box = self._one(torch.from_numpy(edges * scale - [0, 0, 1, 1]).float())
+        embedding = self._embed(index)
+        if prompt.mask is not None:
+            # Four logits a patch and axis, as the decoder answers.
+            share = image_to_square(prompt.mask[None].astype(np.float32), 4 * embedding.shape[-1])
+            mask = self._one((2 * share[0] - 1) * MASK_LOGIT)
+        logits = self.model.decode(embedding, points, box, mask).logits.float()
         found: npt.NDArray[np.bool_] = (
-            (logits[0, 0, top : top + rows, left : left + columns] > 0).cpu().numpy()
+            (square_to_slices(logits, *self.prepared.array.shape[1:])[0, 0] > 0).cpu().numpy()
         )
         return found
 
-    def _embedding(self, index: int) -> Tensor:
+    def _one(self, tensor: Tensor) -> Tensor:
+        """A batch of one on the device of the model."""
+        return tensor[None].to(next(self.model.parameters()).device)
+
+    def _embed(self, index: int) -> Tensor:
         if index not in self._embeddings:
             array = self.prepared.array[index : index + 1].astype(np.float32)
             image = image_to_square(array, self.image_size)
-            device = next(self.model.parameters()).device
-            self._embeddings[index] = self.model.embed_image(image.to(device))
+            self._embeddings[index] = self.model.embed_image(self._one(image[0]))
         return self._embeddings[index]
 
 

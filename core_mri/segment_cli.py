@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import tyro
 
+from core_mri.automatic import AutomaticMasks
 from core_mri.errors import ConfigError
+
+ENDINGS = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """Segment a scan: SOURCE IMAGE [--box ...] [--point ...] --out mask.nii.gz|seg.dcm."""
+    """Segment a scan: SOURCE IMAGE [--box ... | --point ... | --automatic] --out FILE."""
 
     source: tyro.conf.Positional[str]
     """Weights: of a segmentation model, or of a promptable one with boxes or points."""
@@ -25,9 +28,16 @@ class SegmentOptions:
     out: Path
     """.nii, .nii.gz, .nrrd, .mha, or .dcm for a DICOM segmentation of a DICOM series."""
     box: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """i0,j0,k0,i1,j1,k1: 0-based voxel indices, the end not in it; one object each."""
+    """i0,j0,k0,i1,j1,k1[,OBJECT]: 0-based voxel indices, the end not in it; one object each, or of
+    the object with that number."""
     point: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """i,j,k,1 inside or i,j,k,0 outside."""
+    """i,j,k,1[,OBJECT] inside or i,j,k,0[,OBJECT] outside; all of one object, or of that number."""
+    mask: Path | None = None
+    """An earlier answer on the same grid: slices with points or boxes are answered anew from it."""
+    automatic: bool = False
+    """Find every object by a grid of points, without prompts; 1 is the largest."""
+    masks: AutomaticMasks = field(default_factory=AutomaticMasks)
+    """With --automatic."""
     world: bool = False
     """Coordinates are RAS+ mm (as in NIfTI; DICOM's LPS has the signs of x and y turned), taken to
     the nearest voxel; of a box both corners are in it."""
@@ -37,29 +47,48 @@ class SegmentOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """The verb."""
-    options = tyro.cli(SegmentOptions, prog="core-mri segment", args=list(arguments))
+    options = tyro.cli(
+        SegmentOptions,
+        prog="core-mri segment",
+        args=list(arguments),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
     boxes = [_numbers("box", text, 6) for text in options.box]
     points = [_numbers("point", text, 4) for text in options.point]
+    is_seg = options.out.name.lower().endswith(".dcm")
+    if not (is_seg or options.out.name.lower().endswith(ENDINGS)):
+        raise ConfigError(
+            "CONFIG-05", f"--out {options.out}: the ending must be {', '.join(ENDINGS)} or .dcm."
+        )
+    if options.masks != AutomaticMasks() and not options.automatic:
+        raise ConfigError("CONFIG-05", "thresholds of masks need --automatic.")
     from core_mri.files import read_volume, write_volume
+    from core_mri.files.segmentation import matching_series
     from core_mri.predictor import Predictor
     from core_mri.weights import load_model
 
     volume = read_volume(options.image)
+    if is_seg:
+        matching_series(volume, options.image)
     if options.world:
         inverse = np.linalg.inv(volume.affine)
-        points = [[*_voxel(inverse, point[:3]), point[3]] for point in points]
-        corners = [np.array([_voxel(inverse, b[:3]), _voxel(inverse, b[3:])]) for b in boxes]
-        boxes = [[*pair.min(0).tolist(), *(pair.max(0) + 1).tolist()] for pair in corners]
+        points = [[*_voxel(inverse, point[:3]), *point[3:]] for point in points]
+        corners = [np.array([_voxel(inverse, b[:3]), _voxel(inverse, b[3:6])]) for b in boxes]
+        boxes = [
+            [*pair.min(0).tolist(), *(pair.max(0) + 1).tolist(), *box[6:]]
+            for pair, box in zip(corners, boxes, strict=True)
+        ]
     elif any(value != int(value) for prompt in [*boxes, *points] for value in prompt):
         raise ConfigError(
             "CONFIG-05", "voxel indices are whole numbers.", fix="For millimetres add --world."
         )
     mask = Predictor(load_model(options.source, device=options.device)).segment(
         volume,
-        boxes=[[int(value) for value in box] for box in boxes],
-        points=[[int(value) for value in point] for point in points],
+        boxes=_by_object("box", boxes, 6),
+        points=_by_object("point", points, 4),
+        mask=None if options.mask is None else read_volume(options.mask),
+        automatic=options.masks if options.automatic else False,
     )
-    is_seg = options.out.suffix == ".dcm"
     write_volume(mask, options.out, like=options.image if is_seg else volume)
     for value, count in zip(*np.unique(mask.array, return_counts=True), strict=True):
         if value:
@@ -72,13 +101,32 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _numbers(flag: str, text: str, count: int) -> list[float]:
+    """`count` numbers, and one more where the object is given."""
     try:
         values = [float(word) for word in text.split(",")]
     except ValueError:
         values = []
-    if len(values) != count or not np.isfinite(values).all():
-        raise ConfigError("CONFIG-05", f"--{flag} takes {count} numbers with commas, got {text!r}.")
+    if len(values) not in (count, count + 1) or not np.isfinite(values).all():
+        raise ConfigError(
+            "CONFIG-05",
+            f"--{flag} takes {count} numbers with commas, one more names the object, got {text!r}.",
+        )
     return values
+
+
+def _by_object(
+    flag: str, prompts: Sequence[Sequence[float]], count: int
+) -> list[list[int]] | dict[int, list[list[int]]]:
+    whole = [[int(value) for value in prompt] for prompt in prompts]
+    named = [prompt for prompt in whole if len(prompt) > count]
+    if not named:
+        return whole
+    if len(named) < len(whole):
+        raise ConfigError("CONFIG-05", f"some --{flag} name their object and some do not.")
+    objects: dict[int, list[list[int]]] = {}
+    for *prompt, number in named:
+        objects.setdefault(number, []).append(prompt)
+    return objects
 
 
 def _voxel(inverse: np.ndarray, mm: Sequence[float]) -> list[int]:

@@ -115,7 +115,7 @@ def write_segmentation(
     path = Path(path)
     if volume.array.dtype.kind not in "uib":
         raise DataError("DATA-03", f"{path}: a label map holds integers, got {volume.array.dtype}.")
-    series = _matching_series(volume, source)
+    series = matching_series(volume, source)
     aligned = volume.reorient(orientation_of(series.affine)).array.transpose(2, 1, 0)
     values = [int(v) for v in np.unique(aligned) if v != 0]
     if not values:
@@ -163,7 +163,13 @@ def write_segmentation(
     return path
 
 
-def _matching_series(volume: Volume, source: Path | Sequence[Path]) -> SeriesFiles:
+def matching_series(volume: Volume, source: Path | Sequence[Path]) -> SeriesFiles:
+    """The DICOM series of the source (folder, file or files) that has the grid of `volume`.
+
+    Raises:
+        DataError: DATA-01 and DATA-03 when the source holds no series.
+        GeometryError: GEOMETRY-03 when none has that grid.
+    """
     if isinstance(source, (str, Path)):
         root = Path(source)
         files = sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from core_mri.errors import ConfigError
-from core_mri.models.linear import accelerate
+from core_mri.models.linear import accelerate, onednn_fits
+from core_mri.models.two_way import two_way, upscale
 
 MLP_WIDTH, NUM_HEADS, MASK_CHANNELS, IOU_WIDTH = 2048, 8, 16, 256
 """Sizes of the two-way transformer and of the heads of every published SAM."""
@@ -132,9 +133,15 @@ class PromptableSegmenter(nn.Module):
         height, width = embedding.shape[-2:]
         positions = self.prompt_encoder.pe_layer((height, width))[None]
         sparse, dense = self._encode(count, points, boxes, mask, (height, width))
-        return self._predict(
-            (embedding + dense).expand(count, -1, -1, -1), positions, sparse, multimask
-        )
+        source = (embedding + dense).expand(count, -1, -1, -1)
+        if not onednn_fits(source):
+            return self._predict(source, positions, sparse, multimask)
+        # One by one the patches stay in the cache, and memory does not grow with the prompts.
+        answers = [
+            self._predict(source[n : n + 1], positions, sparse[n : n + 1], multimask)
+            for n in range(count)
+        ]
+        return Masks(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
 
     def forward(
         self,
@@ -178,18 +185,20 @@ class PromptableSegmenter(nn.Module):
         return sparse, weight[..., None, None]
 
     def _predict(self, source: Tensor, positions: Tensor, sparse: Tensor, multimask: bool) -> Masks:
-        """SAM's mask decoder, with an embedding for each prompt."""
+        """SAM's mask decoder, with an embedding for each prompt or one for all."""
         decoder = self.mask_decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], 1)
-        # Channels last, so that the transformer's rows of tokens need no copies.
-        source = source.contiguous(memory_format=torch.channels_last)
-        positions = positions.contiguous(memory_format=torch.channels_last)
-        answers, keys = decoder.transformer(source, positions.expand_as(source), tokens)
-        upscaled = decoder.output_upscaling(keys.mT.unflatten(2, source.shape[-2:]))
+        answers, patches = two_way(
+            decoder.transformer,
+            source.flatten(2).mT.contiguous(),
+            positions.flatten(2).mT.contiguous(),
+            tokens,
+        )
         chosen = range(1, decoder.num_mask_tokens) if multimask else range(1)
         kernels = torch.stack(
             [decoder.output_hypernetworks_mlps[i](answers[:, 1 + i]) for i in chosen], 1
         )
-        logits = torch.einsum("nmc,nchw->nmhw", kernels, upscaled)
+        height, width = source.shape[-2:]
+        logits = upscale(decoder.output_upscaling, patches, kernels, (height, width))
         return Masks(logits, decoder.iou_prediction_head(answers[:, 0])[:, list(chosen)])
