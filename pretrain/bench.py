@@ -12,6 +12,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data import open_slices
 from pretrain.dry_run import highest_memory
 from pretrain.flops import peak_of, step_flops
+from pretrain.memory import advises_batch
 from pretrain.overlap import check_overlap
 from pretrain.sampler import check_batch
 from pretrain.student_teacher import StudentTeacher
@@ -73,7 +74,8 @@ def bench(config: PretrainConfig, steps: int = 50) -> Bench:
     dataset = open_slices(config)
     check_batch(len(dataset), config.batch_size, 1, config.objective.koleo_group)
     check_overlap(config, dataset.volumes)
-    trainer = Trainer(config, dataset)
+    with advises_batch(config, 1):
+        trainer = Trainer(config, dataset)
     device, precision = trainer.choice.device, trainer.choice.precision
     for step in range(WARMUP):
         last = dict(trainer.step(step))
