@@ -14,6 +14,7 @@ from pretrain.data import open_slices
 from pretrain.dry_run import highest_memory
 from pretrain.flops import step_flops, step_work
 from pretrain.hardware import peak_of
+from pretrain.memory import advises_batch
 from pretrain.overlap import check_overlap
 from pretrain.sampler import check_batch
 from pretrain.stages import samples_at
@@ -87,7 +88,8 @@ def bench(
     dataset = open_slices(config)
     check_batch(len(dataset), config.batch_size, 1, config.objective.koleo_group)
     check_overlap(config, dataset.volumes)
-    trainer = Trainer(config, dataset)
+    with advises_batch(config, 1):
+        trainer = Trainer(config, dataset)
     device, precision = trainer.choice.device, trainer.choice.precision
     for step in range(WARMUP):
         last = dict(trainer.step(step))

@@ -14,6 +14,7 @@ from core_mri.runs import writing
 from pretrain.advice import advice
 from pretrain.config import PretrainConfig
 from pretrain.data import open_slices, open_validation
+from pretrain.memory import advises_batch
 from pretrain.overlap import check_overlap
 from pretrain.pictures import views_picture
 from pretrain.sampler import check_batch
@@ -48,7 +49,8 @@ def dry_run(config: PretrainConfig) -> DryRun:
     The picture is written beside the output folder, as ``<out>-dry-run.png``.
 
     Raises:
-        CoreMRIError: As `pretrain.train` for data, batch and the weights to start from.
+        CoreMRIError: As `pretrain.train` for data, batch and the weights to start from; RUN-04 when
+            memory runs out.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,7 +58,8 @@ def dry_run(config: PretrainConfig) -> DryRun:
     for stage in stages_of(config):
         check_batch(len(dataset), stage.config.batch_size, 1, config.objective.koleo_group)
     check_overlap(config, dataset.volumes)
-    trainer = Trainer(config, dataset)
+    with advises_batch(config, 1):
+        trainer = Trainer(config, dataset)
     # The products of `pretrain.linear`, which torch does not count by itself.
     own = {torch.ops.mkldnn._linear_pointwise: _linear_flops}
     with FlopCounterMode(display=False, custom_mapping=own) as counter:

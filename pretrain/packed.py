@@ -23,6 +23,8 @@ from pretrain.linear import linear
 
 Shapes = list[tuple[int, int]]
 """(B, N) of each group."""
+Tables = list[Tensor | None]
+"""`Encoder.rotary_table` of each group."""
 
 
 class Crops(NamedTuple):
@@ -79,18 +81,20 @@ def encode_packed(
             computed is scaled up.
         compiled: Compile the blocks but the last one, whose number of tokens changes.
     """
-    embedded = [encoder.embed(group.images, group.mask)[0] for group in groups]
-    shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
-    x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
+    embedded = [encoder.embed(group.images, group.mask) for group in groups]
+    shapes = [(tokens.shape[0], tokens.shape[1]) for tokens, _ in embedded]
+    tables = [encoder.rotary_table(grid) for _, grid in embedded]
+    x = torch.cat([tokens.flatten(0, 1) for tokens, _ in embedded])
     wanted = _wanted_rows(groups, shapes, encoder.vit.num_prefix_tokens)
     *early, last = encoder.vit.blocks
     kept = _draw_kept(groups, 2 * len(encoder.vit.blocks), drop_path)
     branches = _draw_branches(shapes, [part[:-2] for part in kept], x.device)
     run_block = _compiled_block() if compiled else transform_block
     for depth, block in enumerate(early):
-        x = run_block(block, x, shapes, branches[2 * depth], branches[2 * depth + 1])
+        x = run_block(block, x, shapes, tables, branches[2 * depth], branches[2 * depth + 1])
     x = transform_block(
-        last, x, shapes, *_last_branches(shapes, [part[-2:] for part in kept], wanted, x.device),
+        last, x, shapes, tables,
+        *_last_branches(shapes, [part[-2:] for part in kept], wanted, x.device),
         wanted=wanted.to(x.device, non_blocking=True),
     )  # fmt: skip
     sizes = [
@@ -106,6 +110,7 @@ def transform_block(
     block: Any,
     x: Tensor,
     shapes: Shapes,
+    tables: Tables,
     first: Branch | None,
     second: Branch | None,
     wanted: Tensor | None = None,
@@ -116,6 +121,7 @@ def transform_block(
         block: Its parameters.
         x: [T, D], changed in place.
         shapes: Of the groups.
+        tables: Rotary positions of the groups.
         first: What attention is computed for; None for all.
         second: What the MLP is computed for; None for all.
         wanted: [W] rows that go on after attention; None for all.
@@ -123,14 +129,14 @@ def transform_block(
     Returns:
         [T, D], or [W, D].
     """
-    y = _attention(block, _take(x, first), shapes if first is None else first.shapes)
+    y = _attention(block, _take(x, first), shapes if first is None else first.shapes, tables)
     if wanted is not None:
         y = y.index_select(0, wanted if first is None or first.chosen is None else first.chosen)
         x = x.index_select(0, wanted)
-    x = _add(x, _scaled_linear(y, block.attn.proj, block.ls1), first)
+    x = _add(x, _scaled_linear(y, block.attn.proj, _gamma(block, 1)), first)
     y = block.norm2(_take(x, second))
     y = functional.gelu(linear(y, block.mlp.fc1.weight, block.mlp.fc1.bias))
-    return _add(x, _scaled_linear(y, block.mlp.fc2, block.ls2), second)
+    return _add(x, _scaled_linear(y, block.mlp.fc2, _gamma(block, 2)), second)
 
 
 @cache
@@ -138,15 +144,17 @@ def _compiled_block() -> Callable[..., Tensor]:
     return torch.compile(transform_block, dynamic=False)
 
 
-def _attention(block: Any, x: Tensor, shapes: Shapes) -> Tensor:
+def _attention(block: Any, x: Tensor, shapes: Shapes, tables: Tables) -> Tensor:
     """Self-attention within crops before its output projection: [T, D]."""
     attention = block.attn
-    mixed = linear(block.norm1(x), attention.qkv.weight, attention.qkv.bias)  # [T, 3 * D]
+    mixed = linear(block.norm1(x), attention.qkv.weight, _qkv_bias(attention))  # [T, 3 * D]
     parts = mixed.split([crops * tokens for crops, tokens in shapes])
     results = []
-    for (crops, tokens), part in zip(shapes, parts, strict=True):
+    for (crops, tokens), part, table in zip(shapes, parts, tables, strict=True):
         heads = part.view(crops, tokens, 3, attention.num_heads, attention.head_dim)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
+        if table is not None:
+            q, k = _rotated(q, table), _rotated(k, table)
         results.append(_mix(q, k, v).transpose(1, 2).reshape(crops * tokens, -1))
     return torch.cat(results)
 
@@ -158,9 +166,35 @@ def _mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, -1) @ v
 
 
-def _scaled_linear(x: Tensor, layer: Any, scale: Any) -> Tensor:
-    """``scale(layer(x))``: LayerScale multiplies the few weights instead of the many tokens."""
-    gamma = getattr(scale, "gamma", None)
+def _qkv_bias(attention: Any) -> Tensor | None:
+    """Of timm's two attentions; that of DINOv3 has no bias of keys."""
+    if attention.qkv.bias is None and attention.q_bias is not None:
+        return torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    bias: Tensor | None = attention.qkv.bias
+    return bias
+
+
+def _rotated(x: Tensor, table: Tensor) -> Tensor:
+    """Queries or keys [B, heads, N, D / heads] with the patches, the last tokens, rotated."""
+    from timm.layers import apply_rot_embed_cat
+
+    first = x.shape[2] - len(table)
+    turned = apply_rot_embed_cat(x[:, :, first:], table, half=True)
+    return torch.cat([x[:, :, :first], turned], 2).type_as(x)
+
+
+def _gamma(block: Any, branch: int) -> Tensor | None:
+    """LayerScale of a residual branch, 1 or 2, in timm's two kinds of block."""
+    gamma: Tensor | None = (
+        getattr(block, f"gamma_{branch}")
+        if hasattr(block, "gamma_1")
+        else getattr(getattr(block, f"ls{branch}"), "gamma", None)
+    )
+    return gamma
+
+
+def _scaled_linear(x: Tensor, layer: Any, gamma: Tensor | None) -> Tensor:
+    """``gamma * layer(x)``: LayerScale multiplies the few weights instead of the many tokens."""
     if gamma is None:
         return linear(x, layer.weight, layer.bias)
     return linear(x, gamma[:, None] * layer.weight, gamma * layer.bias)

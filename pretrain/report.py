@@ -24,6 +24,7 @@ from pretrain.overlap import OVERLAP_FILE
 from pretrain.pictures import patches_picture, views_picture
 from pretrain.probe import ProbeResult, ProbeSet, Row, probe
 from pretrain.report_curves import add_curves, add_probe_curves
+from pretrain.start import start_of
 
 if TYPE_CHECKING:
     from pretrain.train import Trainer
@@ -118,7 +119,7 @@ def card(
         **train.mixture().card(),
         "training": {
             "objective": OBJECTIVES[config.objective.name],
-            "start": config.start or "random weights",
+            "start": start_of(config),
             "model": config.model,
             "steps": config.steps,
             "batch size": config.batch_size,

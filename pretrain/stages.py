@@ -78,20 +78,25 @@ def resize(module: nn.Module, optimizer: torch.optim.Optimizer, image_size: int)
     for encoder in module.modules():
         if not isinstance(encoder, Encoder) or encoder.config.image_size == image_size:
             continue
-        old = encoder.vit.pos_embed
-        state: dict[str, Any] = optimizer.state.pop(old, {})
-        for name in [name for name in state if name.startswith("exp_avg")]:
-            kind = "bilinear" if name == "exp_avg_sq" else "bicubic"
-            state[name] = _resampled(encoder, state[name], image_size, kind)
-        table = _resampled(encoder, old.data, image_size, "bicubic")
-        new = nn.Parameter(table, requires_grad=old.requires_grad)
-        if state:
-            optimizer.state[new] = state
-        for group in optimizer.param_groups:
-            group["params"] = [new if p is old else p for p in group["params"]]
-        encoder.vit.pos_embed = new
+        if encoder.config.positions != "rotary":  # which are made anew for each grid
+            _resize_table(encoder, optimizer, image_size)
         encoder.vit.patch_embed.set_input_size(img_size=image_size)
         encoder.config = replace(encoder.config, image_size=image_size)
+
+
+def _resize_table(encoder: Encoder, optimizer: torch.optim.Optimizer, image_size: int) -> None:
+    old = encoder.vit.pos_embed
+    state: dict[str, Any] = optimizer.state.pop(old, {})
+    for name in [name for name in state if name.startswith("exp_avg")]:
+        kind = "bilinear" if name == "exp_avg_sq" else "bicubic"
+        state[name] = _resampled(encoder, state[name], image_size, kind)
+    table = _resampled(encoder, old.data, image_size, "bicubic")
+    new = nn.Parameter(table, requires_grad=old.requires_grad)
+    if state:
+        optimizer.state[new] = state
+    for group in optimizer.param_groups:
+        group["params"] = [new if p is old else p for p in group["params"]]
+    encoder.vit.pos_embed = new
 
 
 def positions_for(encoder: Encoder, image_size: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from core_mri.errors import WeightsError
 from core_mri.models import create_model
 from core_mri.models.encoder import Encoder
+from core_mri.models.registry import MODELS
 from pretrain.config import PretrainConfig
 from pretrain.stages import positions_for
 
@@ -19,6 +20,12 @@ log = logging.getLogger(__name__)
 
 _OWN = ("image_size", "drop_path", "pool")
 """What the run decides, not the weights it starts from."""
+_OTHER_PATCHES = ("dinov2:", "hf-dinov2:", "dinov3:", "mae:")
+"""Checkpoints whose patch embedding is resampled: published DINOv2 has 14 px, `MODELS` have 16."""
+PLAIN = (
+    "SAM's windowed encoder as a plain ViT: attention over all patches, relative positions "
+    "dropped; a class token that is 0 and a new last norm"
+)
 _NAMED = 6
 _LEVEL = 0.01
 """Part of the loss by which it must still fall from window to window for the heads to go on."""
@@ -47,13 +54,14 @@ def build_encoder(
     }
     if not config.start:
         return create_model(config.model, **changes)
-    source = _load(config.start)
-    expected = create_model(config.model, **changes)
+    source = _load(config)
+    expected = create_model(config.model, **changes | {"positions": source.config.positions})
     _check_same(config, expected, source)
     own = {name: getattr(expected.config, name) for name in _OWN}
     encoder = create_model(config.model, **(dataclasses.asdict(source.config) | own))
     tensors = source.state_dict()
-    tensors["vit.pos_embed"] = positions_for(source, config.views.global_size)
+    if source.config.positions != "rotary":
+        tensors["vit.pos_embed"] = positions_for(source, config.views.global_size)
     encoder.load_state_dict(tensors)
     return encoder
 
@@ -105,6 +113,12 @@ class HeadWarmup:
         self.losses, self.end = list(state["losses"]), int(state["end"])
 
 
+def start_of(config: PretrainConfig) -> str:
+    """What a model card says of the weights a run began with."""
+    plain = f" ({PLAIN})" if config.start.startswith(("sam:", "medsam:")) else ""
+    return f"{config.start}{plain}" if config.start else "random weights"
+
+
 def suggested_rate(batch_size: int) -> float:
     """Highest learning rate that is advised for continued training.
 
@@ -113,17 +127,29 @@ def suggested_rate(batch_size: int) -> float:
     return float(2e-4 * (batch_size / 1024) ** 0.5)
 
 
-def _load(source: str) -> Encoder:
+def _load(config: PretrainConfig) -> Encoder:
+    from core_mri.models.sam import SamEncoder
     from core_mri.weights import load_model
+    from core_mri.weights.sam_layouts import as_plain_vit
 
-    model: torch.nn.Module = load_model(source, device="cpu")
-    encoder = getattr(model, "encoder", model)
+    model: torch.nn.Module = load_model(config.start, device="cpu")
+    encoder = getattr(model, "encoder", getattr(model, "image_encoder", model))
+    if isinstance(encoder, SamEncoder):
+        log.warning("start %s: %s", config.start, PLAIN)
+        return as_plain_vit(encoder)
     if not isinstance(encoder, Encoder):
         raise WeightsError(
             "WEIGHTS-02",
-            f"{source}: holds a {type(model).__name__}, which has no plain ViT encoder.",
-            fix="Start from a ViT: DINOv2, DINOv3, MAE, MRI-CORE, or a weights folder of ours.",
+            f"{config.start}: holds a {type(model).__name__}, which has no ViT encoder.",
+            fix="Start from a ViT: DINOv2, DINOv3, MAE, SAM, MRI-CORE, or a folder of ours.",
         )
+    patch = MODELS[config.model].patch_size
+    if encoder.patch_size != patch and config.start.startswith(_OTHER_PATCHES):
+        log.warning("start %s: patches resampled from %d to %d px", config.start,
+                    encoder.patch_size, patch)  # fmt: skip
+        resampled = load_model(config.start, device="cpu", patch_size=patch)
+        assert isinstance(resampled, Encoder)
+        return resampled
     return encoder
 
 
@@ -156,6 +182,7 @@ def _check_same(config: PretrainConfig, expected: Encoder, source: Encoder) -> N
     raise WeightsError(
         "WEIGHTS-02",
         f"start {config.start} does not fit {config.model}: {told}. {shown}{more}.",
-        fix=(f"Set {' and '.join(settable)}" if len(settable) == len(differ) else
+        fix=(f"Set {' and '.join(settable)}" if settable and len(settable) == len(differ) else
+             "Start from a ViT with a class token, a plain MLP and biases" if not differ else
              "Choose the `model` that has these sizes") + ".",
     )  # fmt: skip

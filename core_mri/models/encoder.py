@@ -116,11 +116,17 @@ class Encoder(nn.Module):
         tokens = self.vit._pos_embed(patches)
         return tokens[0] if self.config.positions == "rotary" else tokens, grid
 
+    def rotary_table(self, grid: tuple[int, int]) -> Tensor | None:
+        """Sines and cosines [h * w, 2 * D / num_heads] for queries and keys of patches, or None."""
+        if self.config.positions != "rotary":
+            return None
+        table: Tensor = self.vit.rope.get_embed(shape=list(grid))
+        return table
+
     def _block_arguments(self, grid: tuple[int, int]) -> dict[str, Tensor]:
         """The rotary table of a grid for every block, or nothing."""
-        if self.config.positions == "rotary":
-            return {"rope": self.vit.rope.get_embed(shape=list(grid))}
-        return {}
+        table = self.rotary_table(grid)
+        return {} if table is None else {"rope": table}
 
     def _split(self, tokens: Tensor, grid: tuple[int, int]) -> Features:
         patches = tokens[:, self.vit.num_prefix_tokens :]

@@ -18,6 +18,7 @@ from core_mri.weights.strict import fill
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from core_mri.models.encoder import Encoder
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.sam import SamEncoder
 
@@ -40,6 +41,49 @@ def load_sam(name: str, content: Mapping[str, Any], path: Path) -> PromptableSeg
     model = create_sam(config)
     fill(model, _folded(tensors, f"image_encoder.{PATCH}", NORMALIZATIONS[name]), path)
     return model
+
+
+def as_plain_vit(sam: SamEncoder) -> Encoder:
+    """SAM's image encoder as a plain ViT, to go on training, as MRI-CORE did.
+
+    Its attention is over all patches in every block, relative positions and neck are left out. What
+    SAM lacks begins neutral: a class token of zeros without position, and a last norm.
+
+    Args:
+        sam: Of any size.
+
+    Returns:
+        The encoder, with a table of positions for SAM's grid.
+    """
+    import torch
+
+    from core_mri.models.encoder import Encoder
+    from core_mri.models.registry import EncoderConfig
+
+    own = sam.config
+    encoder = Encoder(
+        EncoderConfig(
+            embed_dim=own.embed_dim,
+            depth=own.depth,
+            num_heads=own.num_heads,
+            patch_size=own.patch_size,
+            image_size=own.image_size,
+            mean=0.0,
+            std=1.0,
+        )
+    )
+    named = {
+        f"vit.{key.replace('.lin', '.fc')}": tensor
+        for key, tensor in sam.state_dict().items()
+        if not key.startswith("neck.") and ".rel_pos" not in key
+    }
+    table = named["vit.pos_embed"].flatten(1, 2)
+    named["vit.pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], 1)
+    fresh = encoder.state_dict()
+    named |= {key: fresh[key] for key in ("mask_token", "vit.norm.weight", "vit.norm.bias")}
+    named["vit.cls_token"] = torch.zeros_like(fresh["vit.cls_token"])
+    encoder.load_state_dict(named)
+    return encoder
 
 
 def load_mri_core(

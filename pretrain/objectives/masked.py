@@ -28,12 +28,14 @@ def encode_visible(
     Returns:
         [B, R + n, D] after the last norm; the output at padding is without meaning.
     """
-    tokens, _ = encoder.embed(images, None)
+    tokens, grid = encoder.embed(images, None)
     num_prefix = encoder.vit.num_prefix_tokens
     tokens = torch.cat([tokens[:, :num_prefix], take(tokens[:, num_prefix:], kept)], 1)
     attended = None if valid is None else _attended(valid, num_prefix)
+    table = encoder.rotary_table(grid)
+    rotary = {} if table is None else {"rope": table[kept][:, None]}  # [B, 1, n, 2 D / heads]
     for block in encoder.vit.blocks:
-        tokens = block(tokens, attn_mask=attended)
+        tokens = block(tokens, attn_mask=attended, **rotary)
     normed: Tensor = encoder.vit.norm(tokens)
     return normed
 

@@ -28,9 +28,11 @@ import tyro
 import pretrain.student_teacher
 from core_mri.config import load_config
 from core_mri.models.registry import MODELS, EncoderConfig
-from data_registry.slices import SliceSample
+from data_registry.slices import SliceSample, StoredSlice
 from pretrain.config import PretrainConfig
+from pretrain.config_views import ViewsConfig
 from pretrain.health.anchor import Anchor
+from pretrain.health_config import HealthConfig
 from pretrain.probe import probe_set
 from pretrain.train import Trainer
 
@@ -57,6 +59,7 @@ ROWS: dict[str, tuple[bool, dict[str, Any]]] = {
     "no centering, KoLeo": (False, {"centering": "none"}),
 }
 """Name: whether it is healthy, and what it changes of the objective of `toy_config`."""
+_USED = ("gamma_probability", "contrast_probability")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +111,14 @@ class ToySlices:
             self._images[position], row.volume_id, index, row.subject_id, row.region, "T1", "axial"
         )
 
+    def stored(self, position: int) -> StoredSlice:
+        """The slice as training reads it."""
+        row = self.volume_of(position)
+        index = position % self._per_volume
+        return StoredSlice(
+            self._images[position], 0.0, 1.0, row.volume_id, index, row.region, "axial"
+        )
+
     def volume_of(self, position: int) -> _Volume:
         """The volume of a slice."""
         return self.volumes[position // self._per_volume]
@@ -121,18 +132,21 @@ class ToySlices:
         return np.array([int(row.region) for row in self.volumes])
 
 
-def toy_config(seed: int, objective: dict[str, Any]) -> PretrainConfig:
-    """A run of the study; the limits of the alarms are the defaults."""
+def toy_config(seed: int, objective: dict[str, Any], health: dict[str, Any]) -> PretrainConfig:
+    """A run of the study; the limits of the alarms are the defaults but for those in `health`."""
     return load_config(
         PretrainConfig,
         {
             "registry": "unused", "out": "unused", "seed": seed, "steps": STEPS, "batch_size": 32,
             "model": "vit_toy", "drop_path": 0.0, "layer_scale": 0.0, "device": "cpu",
-            "health": {"every": 10, "probe_every": 0},
+            "health": {"every": 10, "probe_every": 0} | health,
             "views": {
                 "global_size": 32, "global_scale": [0.7, 1.0], "local_size": 24,
-                "local_scale": [0.4, 0.8], "num_local": 2, "intensity_probability": 0.3,
-                "blur_probability": 0.0, "noise_probability": 0.0,
+                "local_scale": [0.4, 0.8], "num_local": 2, "gamma": [0.5, 2.0],
+                "brightness": 0.1, "contrast": 0.2,
+            } | {
+                name: 0.3 if name in _USED else 0.0
+                for name in ViewsConfig.__dataclass_fields__ if name.endswith("_probability")
             },
             "objective": {
                 "ibot_weight": 0.0, "koleo_group": 8, "num_prototypes": 256, "head_hidden": 128,
@@ -147,10 +161,10 @@ def toy_config(seed: int, objective: dict[str, Any]) -> PretrainConfig:
     )  # fmt: skip
 
 
-def do_run(name: str, seed: int) -> dict[str, Any]:
+def do_run(name: str, seed: int, health: dict[str, Any]) -> dict[str, Any]:
     """One run of one row, and what its alarms said."""
     healthy, changes = ROWS[name]
-    trainer = Trainer(toy_config(seed, changes), ToySlices(seed))  # type: ignore[arg-type]
+    trainer = Trainer(toy_config(seed, changes, health), ToySlices(seed))  # type: ignore[arg-type]
     started = time.process_time()
     alarms: dict[str, int] = {}
     numbers: dict[str, float] = {}
@@ -171,7 +185,10 @@ def do_run(name: str, seed: int) -> dict[str, Any]:
 
 
 def run(
-    seeds: Annotated[str, tyro.conf.arg(metavar="FIRST-LAST")], out: Path, rows: str = ""
+    seeds: Annotated[str, tyro.conf.arg(metavar="FIRST-LAST")],
+    out: Path,
+    rows: str = "",
+    prototype_use: float = HealthConfig.prototype_use,
 ) -> None:
     """Do the runs that are missing, then print the table.
 
@@ -179,6 +196,7 @@ def run(
         seeds: Of the runs of each row.
         out: Folder of ``runs.csv``.
         rows: Only rows with this in their name.
+        prototype_use: Limit of the alarm on the use of prototypes.
     """
     torch.set_num_threads(1)
     first, last = map(int, seeds.split("-"))
@@ -188,7 +206,7 @@ def run(
     for seed in range(first, last + 1):
         for name in ROWS:
             if rows in name and (name, seed) not in done:
-                line = do_run(name, seed)
+                line = do_run(name, seed, {"prototype_use": prototype_use})
                 new = not path.exists()
                 with path.open("a", newline="", encoding="utf-8") as file:
                     writer = csv.DictWriter(file, list(line))

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import pretrain.bench
+import pretrain.dry_run
+import pretrain.train
 from core_mri.errors import RunError
 from pretrain.memory import advises_batch, smaller_part
 
@@ -80,3 +83,25 @@ def test_next_part_holds_whole_groups(tiny, batch_size, micro, workers, expected
 def test_smallest_batch_names_other_ways(tiny):
     with pytest.raises(RunError, match="koleo_group allows"), advises_batch(tiny(batch_size=4), 1):
         raise MemoryError
+
+
+@pytest.mark.parametrize("verb", ["run", "dry_run", "bench"])
+def test_no_memory_for_the_model_itself(tiny, in_memory, monkeypatch, verb):
+    """Not a step but the building of the network fails: the same advice, wherever it happens."""
+
+    def starved(_config):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate")
+
+    for module in (pretrain.dry_run, pretrain.bench):
+        monkeypatch.setattr(module, "open_slices", lambda _config: in_memory)
+        monkeypatch.setattr(module, "check_overlap", lambda *_arguments: "not checked")
+    monkeypatch.setattr(pretrain.dry_run, "open_validation", lambda _config: None)
+    monkeypatch.setattr(pretrain.train, "create_objective", starved)
+    do = {
+        "run": pretrain.train.train,
+        "dry_run": pretrain.dry_run.dry_run,
+        "bench": lambda config: pretrain.bench.bench(config, 1),
+    }[verb]
+    with pytest.raises(RunError, match="RUN-04") as caught:
+        do(tiny())
+    assert "Try batch_size 4" in str(caught.value)

@@ -65,6 +65,21 @@ class TestWithoutStochasticDepth:
         for name, gradient in theirs.items():
             assert (ours[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max(), name
 
+    def test_rotary_positions_of_dinov3(self):
+        """Blocks of another kind: rotated queries and keys, no bias of keys, other LayerScale."""
+        encoder, groups = encoder_of(positions="rotary", num_registers=4), crops()
+        weights = torch.randn(len(flat(plain(encoder, groups))))
+        results = []
+        for function in (plain, encode_packed):
+            encoder.zero_grad()
+            out = flat(function(encoder, groups))
+            (out * weights).sum().backward()
+            results.append([out.detach(), *(p.grad.clone() for p in encoder.parameters())])
+        for expected, got in zip(*results, strict=True):
+            assert (got - expected).abs().max() <= 2e-5 * expected.abs().max().clamp_min(1e-3)
+        turned = [group._replace(images=group.images.mT) for group in groups]
+        assert not torch.allclose(flat(encode_packed(encoder, turned)), results[1][0], atol=1e-2)
+
     def test_groups_do_not_see_each_other(self):
         encoder, groups = encoder_of(), crops()
         together = encode_packed(encoder, groups)

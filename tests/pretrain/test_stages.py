@@ -122,6 +122,24 @@ class TestRuns:
         assert views.local_views.shape[-1] == 32
         assert masks.shape[-1] == 8
 
+    @pytest.mark.parametrize("objective", ["mae", "ijepa"])
+    def test_masked_objectives_follow_the_grid(self, tiny, in_memory, objective):
+        """Positions of the decoder are made for the grid of each stage, those of the encoder are
+        resampled."""
+        views = {"num_global": 1, "num_local": 0}
+        config = tiny(steps=8, stages=LATER, views=views, objective={"name": objective})
+        trainer = Trainer(config, in_memory)
+        grids = []
+        for step in range(8):
+            numbers = dict(trainer.step(step))
+            assert np.isfinite(numbers["loss"])
+            assert numbers["grad_norm"] > 0
+            grids.append(trainer.model.sample_masks(np.arange(2)).shape[-1])
+        assert grids == [4, 4, 4, 6, 6, 6, 8, 8]
+        assert trainer.model.teacher_encoder.vit.pos_embed.shape[1] == 1 + 64
+        image = torch.rand(1, 1, 64, 64)
+        assert trainer.model.teacher_encoder(image).patches.shape[1:3] == (8, 8)
+
     @pytest.mark.parametrize("lost_at", [3, 5, 6])
     def test_resume_across_borders_is_bit_identical(self, tiny, monkeypatch, lost_at):
         """Checkpoints lie after steps 2, 4, 6; borders before steps 3 and 6."""
