@@ -104,4 +104,4 @@ def test_no_memory_for_the_model_itself(tiny, in_memory, monkeypatch, verb):
     }[verb]
     with pytest.raises(RunError, match="RUN-04") as caught:
         do(tiny())
-    assert "Try batch_size 4" in str(caught.value)
+    assert "Try --micro-batch 4" in str(caught.value)
