@@ -355,7 +355,8 @@ class TestBadInputOfTheVerb:
     def test_a_dicom_segmentation_of_a_nifti_file(self, run):
         status, message = run(out="mask.dcm")
         assert status == 1
-        assert "scan.nii" in message
+        assert "scan.nii: not a DICOM file" in message
+        assert "write .nii.gz" in message
 
     @pytest.mark.parametrize(
         ("words", "message"),
