@@ -8,6 +8,7 @@ for the box around both. It ends where the answer is empty or its area changes m
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,8 @@ from core_mri.preprocess import Preprocess
 from core_mri.prompts import Boxes, ObjectPrompt, Points, SlicePrompt, prompts_of_objects
 from core_mri.slice_grid import image_to_square, square_to_slices
 from core_mri.volume import Volume
+
+log = logging.getLogger(__name__)
 
 MAX_GROWTH = 2.0
 """Following stops where the area changes by more than this factor from slice to slice."""
@@ -58,6 +61,9 @@ class PromptedVolume:
         for number, prompt in sorted(objects.items()):
             for index, found in self._object(prompt).items():
                 classes[index][found & (classes[index] == 0)] = number
+        hidden = sorted(set(objects) - set(np.unique(classes).tolist()))
+        if hidden and len(objects) > 1:
+            log.warning("no voxel of object %s: nothing found, or all in lower numbers", hidden)
         return self.prepared.restore(classes)
 
     def segment_all(self, settings: AutomaticMasks) -> Volume:

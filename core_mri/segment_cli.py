@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from core_mri.automatic import AutomaticMasks
-from core_mri.errors import ConfigError
+from core_mri.errors import ConfigError, DataError
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".mha")
 
@@ -82,13 +82,18 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "CONFIG-05", "voxel indices are whole numbers.", fix="For millimetres add --world."
         )
-    mask = Predictor(load_model(options.source, device=options.device)).segment(
-        volume,
-        boxes=_by_object("box", boxes, 6),
-        points=_by_object("point", points, 4),
-        mask=None if options.mask is None else read_volume(options.mask),
-        automatic=options.masks if options.automatic else False,
-    )
+    earlier = None if options.mask is None else read_volume(options.mask)
+    predictor = Predictor(load_model(options.source, device=options.device))
+    try:
+        mask = predictor.segment(
+            volume,
+            boxes=_by_object("box", boxes, 6),
+            points=_by_object("point", points, 4),
+            mask=earlier,
+            automatic=options.masks if options.automatic else False,
+        )
+    except DataError as error:
+        raise type(error)(error.code, f"{options.image}: {error.message}", fix=error.fix) from None
     write_volume(mask, options.out, like=options.image if is_seg else volume)
     for value, count in zip(*np.unique(mask.array, return_counts=True), strict=True):
         if value:

@@ -177,9 +177,11 @@ def matching_series(volume: Volume, source: Path | Sequence[Path]) -> SeriesFile
         files = [Path(file) for file in source]
     scan = group_series(files)
     if not scan.series:
+        fix = "A DICOM segmentation refers to the images it was made on; else write .nii.gz."
         if scan.rejected:
-            raise scan.rejected[0][1]
-        raise DataError("DATA-01", f"{source}: no DICOM series.")
+            error = scan.rejected[0][1]
+            raise DataError(error.code, error.message, fix=fix)
+        raise DataError("DATA-01", f"{source}: no DICOM series.", fix=fix)
     for series in scan.series:
         grid = np.broadcast_to(np.uint8(0), series.shape)
         aligned = volume.reorient(orientation_of(series.affine))

@@ -49,6 +49,8 @@ def read_checkpoint(path: Path, *, sha256: str = "") -> tuple[dict[str, Any], st
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+        if "weights_only" in reason:  # PyTorch's advice is to run the code
+            reason = "not tensors alone"
         raise WeightsError(
             "WEIGHTS-04",
             f"{path}: damaged, or holds more than tensors; nothing in it was run ({reason}).",

@@ -322,7 +322,8 @@ class TestBadInputOfTheVerb:
         return run
 
     @pytest.mark.parametrize(
-        ("value", "code"), [(np.nan, "DATA-04: 1 of 1078 voxels"), (7, "DATA-05: all 1078 voxels")]
+        ("value", "code"),
+        [(np.nan, "scan.nii: 1 of 1078 voxels"), (7, "scan.nii: all 1078 voxels")],
     )
     def test_voxels(self, run, value, code):
         array = make_volume().array.astype(np.float32)
@@ -344,7 +345,7 @@ class TestBadInputOfTheVerb:
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "scan.nii")
         status, message = run()
         assert status == 1
-        assert "(14, 11, 7, 4)" in message
+        assert "scan.nii: expected three dimensions, got shape (14, 11, 7, 4)" in message
 
     @pytest.mark.parametrize("out", ["mask.jpg", "mask", "mask.nii.bz2"])
     def test_unknown_ending(self, run, out):
@@ -355,7 +356,8 @@ class TestBadInputOfTheVerb:
     def test_a_dicom_segmentation_of_a_nifti_file(self, run):
         status, message = run(out="mask.dcm")
         assert status == 1
-        assert "scan.nii" in message
+        assert "scan.nii: not a DICOM file" in message
+        assert "write .nii.gz" in message
 
     @pytest.mark.parametrize(
         ("words", "message"),

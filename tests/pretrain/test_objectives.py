@@ -205,7 +205,7 @@ class TestForward:
     def test_order_of_the_images_does_not_matter(self, name, configured):
         model = model_of(configured(name))
         batch, order = batch_of(model), [5, 2, 7, 0, 1, 3, 6, 4]
-        got = model(Batch(*(part[order] for part in batch)), {})
+        got = model(Batch(*(part[order] for part in batch[:3])), {})
         for key, value in model(batch, {}).items():
             torch.testing.assert_close(got[key], value[order] if key == FEATURES else value)
 
@@ -213,7 +213,7 @@ class TestForward:
         """Also where padding differs between the images."""
         model = model_of(configured(name))
         batch = batch_of(model)
-        alone = [model(Batch(*(part[i : i + 1] for part in batch)), {})["loss"] for i in range(8)]
+        alone = [model(batch.part(slice(i, i + 1)), {})["loss"] for i in range(8)]
         torch.testing.assert_close(model(batch, {})["loss"], torch.stack(alone).mean())
 
     def test_mae_takes_two_views(self, configured):

@@ -247,8 +247,8 @@ class TestBadInput:
         before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
         original = trainer.model.forward
 
-        def diverged(batch, now):
-            out = original(batch, now)
+        def diverged(batch, now, lesson):
+            out = original(batch, now, lesson)
             return out | {"loss": out["loss"] * float("nan")}
 
         monkeypatch.setattr(trainer.model, "forward", diverged)
