@@ -134,7 +134,12 @@ def _launch_torchrun(
             *("-m", "core_mri.launch", str(job_file)),
         ]
         own = str(_threads_per_worker(workers.num_workers))
-        variables = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", own)}
+        variables = os.environ | {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", own),
+            # One store for all restarts hands out the addresses of dead workers
+            # (https://github.com/pytorch/pytorch/issues/135712).
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        }
         with printed.open("ab") as stream:
             process = subprocess.Popen(command, env=variables, stdout=stream, stderr=stream)
             try:
