@@ -119,7 +119,7 @@ def transform_block(
 
     Args:
         block: Its parameters.
-        x: [T, D], changed in place.
+        x: [T, D], changed in place unless compiled.
         shapes: Of the groups.
         tables: Rotary positions of the groups.
         first: What attention is computed for; None for all.
@@ -207,6 +207,8 @@ def _take(x: Tensor, branch: Branch | None) -> Tensor:
 def _add(x: Tensor, y: Tensor, branch: Branch | None) -> Tensor:
     if branch is None:
         return x + y
+    if torch.compiler.is_compiling():
+        x = x.clone()  # the compiled backward pass may start from `x` as it came in
     groups = zip(
         branch.targets.split(branch.sizes), y.split(branch.sizes), branch.scales, strict=True
     )

@@ -8,6 +8,7 @@ import torch
 from core_mri.config import load_config
 from pretrain.config import PretrainConfig
 from pretrain.objectives import Batch, create_objective
+from pretrain.packed import Branch, transform_block
 
 NOW = {"teacher_temperature": 0.04, "koleo_weight": 0.0}
 
@@ -48,3 +49,19 @@ def test_eager_equals_compiled(drop_path):
             eager.student.parameters(), compiled.student.parameters(), strict=True
         ):
             assert (one.grad - other.grad).norm() <= 1e-3 * one.grad.norm().clamp_min(1e-12)
+
+
+def test_a_compiled_block_leaves_its_input_alone():
+    # Its backward pass may recompute from there; on a GPU autograd found the input changed.
+    model = model_of(True, 0.3)
+    block = model.teacher_encoder.vit.blocks[0]
+    x = torch.rand(24, block.norm1.weight.numel())
+    rows = torch.arange(16)
+    branch = Branch(rows, [(4, 4)], None, rows, [16], [1.5])
+    before = x.clone()
+    run = torch.compile(transform_block, backend="aot_eager", dynamic=False)
+    with torch.no_grad():
+        found = run(block, x, [(6, 4)], [None], branch, branch)
+        assert torch.equal(x, before)
+        expected = transform_block(block, x, [(6, 4)], [None], branch, branch)
+    torch.testing.assert_close(found, expected)
