@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from core_mri.metrics.intervals import bootstrap_interval, holm, paired_permutation
 from core_mri.models.encoder import Encoder
@@ -22,10 +23,13 @@ from pretrain.views import MIN_SIDE, pad_slices
 TASKS = ("region", "sequence", "plane")
 """Labels of a slice that come free with the data."""
 METHODS = ("knn", "linear")
+PIXELS = "pixels"
+"""In place of weights: the slices themselves, averaged to 16 x 16. An encoder should know more."""
 NEIGHBORS = 10
 MIN_PATIENTS_FOR_P = 8
 """Below this a table is descriptive: no p-values."""
 _BATCH = 64
+_PIXEL_GRID = 16
 
 Row = dict[str, str | int | float | bool | None]
 
@@ -116,19 +120,22 @@ class ProbeSet:
         """Class tokens [N, D] and [M, D], on the CPU, of bank and queries."""
         return embed(encoder, self.bank), embed(encoder, self.queries)
 
-    def scores(
-        self, encoder: Encoder, method: str, features: tuple[Tensor, Tensor] | None = None
-    ) -> dict[str, dict[str, float]]:
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """The slices themselves as features, [N, 256] and [M, 256]."""
+        bank, queries = (
+            functional.adaptive_avg_pool2d(images.float(), _PIXEL_GRID).flatten(1)
+            for images in (self.bank, self.queries)
+        )
+        return bank, queries
+
+    def scores(self, features: tuple[Tensor, Tensor], method: str) -> dict[str, dict[str, float]]:
         """Accuracy of every task by patient.
 
         Args:
-            encoder: What is judged.
+            features: What is judged, of bank and queries: what `embed` or `pixels` gave.
             method: ``knn`` (weighted nearest neighbors) or ``linear`` (logistic regression).
-            features: What `embed` gave, if it is known.
         """
-        if not self.tasks:
-            return {}
-        bank, queries = self.embed(encoder) if features is None else features
+        bank, queries = features
         classify = {"knn": _knn, "linear": linear_probe}[method]
         result = {}
         for name, task in self.tasks.items():
@@ -158,7 +165,8 @@ def probe(
     """Accuracy of simple probes on region, sequence and plane, a mean over patients.
 
     Args:
-        encoders: Name to encoder; the first is judged against the second.
+        encoders: Name to encoder; the first is judged against the second. A third row, `PIXELS`,
+            tells what the slices themselves are worth.
         slices: The slices.
         seed: Of bootstrap and permutations.
         twin: Name of the encoder that is the twin.
@@ -166,10 +174,10 @@ def probe(
     cells: list[Row] = []
     summary: list[Row] = []
     features = {name: slices.embed(encoder) for name, encoder in encoders.items() if slices.tasks}
+    if slices.tasks:
+        features[PIXELS] = slices.pixels()
     for method in METHODS:
-        by_name = {
-            name: slices.scores(encoders[name], method, found) for name, found in features.items()
-        }
+        by_name = {name: slices.scores(found, method) for name, found in features.items()}
         for task in slices.tasks:
             scores = {name: found[task] for name, found in by_name.items()}
             cells += [

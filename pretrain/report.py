@@ -22,7 +22,7 @@ from pretrain.data import Slices, left_out
 from pretrain.objectives import LOSS, create_objective
 from pretrain.overlap import OVERLAP_FILE
 from pretrain.pictures import patches_picture, views_picture
-from pretrain.probe import ProbeResult, ProbeSet, Row, probe
+from pretrain.probe import PIXELS, ProbeResult, ProbeSet, Row, probe
 from pretrain.report_curves import add_curves, add_probe_curves
 from pretrain.start import start_of
 
@@ -206,7 +206,8 @@ def _verdict(
     knn = {(row["task"], row["weights"]): row for row in result.summary if row["method"] == "knn"}
     scores = "; ".join(
         f"{task} by nearest neighbors {row['mean']:.0%} against {knn[task, origin]['mean']:.0%} "
-        f"with {origin} weights ({row['n']} patients, {_evidence(row)})"
+        f"with {origin} weights and {knn[task, PIXELS]['mean']:.0%} with the pixels themselves "
+        f"({row['n']} patients, {_evidence(row)})"
         for (task, name), row in knn.items()
         if name == PRETRAINED
     )

@@ -47,10 +47,11 @@ class Anchor:
             mean of the nearest-neighbor accuracies fell below the initial one, where there are
             enough validation patients to say so.
         """
+        features = self.slices.embed(encoder)
         scores = {
             f"{method}_{task}": float(np.mean(list(by_patient.values())))
             for method in METHODS
-            for task, by_patient in self.slices.scores(encoder, method).items()
+            for task, by_patient in self.slices.scores(features, method).items()
         }
         self.initial = self.initial or dict(scores)
         fallen = [self.initial[f"knn_{task}"] - scores[f"knn_{task}"] for task in self.judged]

@@ -288,8 +288,11 @@ class _Ready:
     def told_patients(self):
         return f"{self.patients['plane']} for plane"
 
-    def scores(self, encoder, method):
-        return {"plane": {str(i): encoder[method] for i in range(self.patients["plane"])}}
+    def embed(self, encoder):
+        return encoder
+
+    def scores(self, features, method):
+        return {"plane": {str(i): features[method] for i in range(self.patients["plane"])}}
 
 
 class TestAnchor:

@@ -49,6 +49,7 @@ class TestRun:
         assert {(row["task"], row["weights"]) for row in rows} == {
             ("region", "pretrained"),
             ("region", "random"),
+            ("region", "pixels"),
             ("region", "pretrained minus random"),
         }
         assert all(row["n"] == 4 and row["p"] is None for row in rows)
