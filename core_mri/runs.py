@@ -113,7 +113,7 @@ class Run:
                 ).encode(),
             )
             facts = json.dumps(environment(), indent=2)
-            (out / "environment.json").write_text(facts + "\n", encoding="utf-8")
+            write_atomically(out / "environment.json", (facts + "\n").encode())
         return run
 
     def __enter__(self) -> Run:
