@@ -1,9 +1,6 @@
-"""Matrix products of linear layers; on a processor in float32 by oneDNN instead of torch's BLAS.
+"""Matrix products of linear layers with gradients, by oneDNN where `core_mri.models.linear` would.
 
-torch multiplies float32 matrices on processors by MKL, which on those of AMD leaves half of the
-vector width unused; oneDNN, which torch ships for bfloat16 and convolutions, does not. The sums are
-the same up to their order. Elsewhere (autocast, other devices, inside `torch.compile`) these are
-`torch.nn.functional.linear`.
+Elsewhere these are `torch.nn.functional.linear`. The sums are the same up to their order.
 """
 
 from __future__ import annotations
@@ -13,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from core_mri.models import linear as linear_layers
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,15 +38,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def onednn_takes(x: Tensor) -> bool:
     """Whether products with `x` go to oneDNN."""
-    return (
-        x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-    )
+    return x.numel() > 0 and linear_layers.onednn_takes(x)
 
 
 class _OneDNNLinear(torch.autograd.Function):

@@ -18,7 +18,14 @@ _X86 = platform.machine().lower() in {"x86_64", "amd64"}
 
 
 def onednn_fits(*tensors: Tensor) -> bool:
-    """Whether :func:`product` may multiply these: float32 on an x86 CPU, nothing to differentiate.
+    """Whether :func:`product` may multiply these: `onednn_takes` them, nothing to differentiate."""
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) and onednn_takes(
+        *tensors
+    )
+
+
+def onednn_takes(*tensors: Tensor) -> bool:
+    """Whether oneDNN is the better one for these: float32 on an x86 CPU.
 
     False while a model is traced, compiled, exported or autocast, which need PyTorch's own
     operations, and after ``torch.backends.mkldnn.set_flags(False)``.
@@ -26,7 +33,6 @@ def onednn_fits(*tensors: Tensor) -> bool:
     return (
         _X86
         and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.mkldnn.is_available()
         and not torch.compiler.is_compiling()
