@@ -8,7 +8,7 @@ from typing import Literal
 
 from core_mri.errors import ConfigError
 
-Adaptation = Literal["frozen", "head", "full"]
+Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,17 @@ class Recipe:
     learning_rate: float = 5e-3
     """Peak learning rate of the head (AdamW, short warm-up, cosine to 0)."""
     encoder_learning_rate: float = 1e-4
-    """Peak learning rate of the encoder when it moves (adaptation full)."""
+    """Peak learning rate of the encoder's own weights (adaptation full)."""
+    layer_decay: float = 0.75
+    """Adaptation full: factor on the learning rate from each block to the one before it."""
+    adapter_learning_rate: float = 1e-3
+    """Peak learning rate of adapters and LoRA."""
+    adapter_ratio: float = 0.25
+    """Adaptation adapters: width of an adapter over that of a token."""
+    lora_rank: int = 4
+    """Adaptation lora: rank of the changes."""
+    lora_alpha: float = 4.0
+    """Adaptation lora: changes are scaled by lora_alpha / lora_rank."""
     weight_decay: float = 0.05
     """AdamW weight decay."""
     warmup_fraction: float = 0.05
@@ -102,6 +112,11 @@ class Recipe:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "encoder_learning_rate": self.encoder_learning_rate,
+            "layer_decay": self.layer_decay,
+            "adapter_learning_rate": self.adapter_learning_rate,
+            "adapter_ratio": self.adapter_ratio,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
             "num_levels": self.num_levels,
             "head_width": self.head_width,
         }
@@ -141,8 +156,8 @@ class FinetuneConfig:
     steps: int = 150
     """Optimiser steps of a segmentation cell."""
     adaptation: Adaptation = "frozen"
-    """Which weights move: frozen (a head on features cached once), head (encoder still, every step
-    augmented afresh), full (everything)."""
+    """Which weights move: frozen (a decoder on features cached once), head (encoder still, every
+    step augmented afresh), adapters, lora, full (everything)."""
     recipe: Recipe = field(default_factory=Recipe)
     """How the model is fitted."""
     device: str = "auto"
@@ -184,7 +199,7 @@ class SuiteConfig:
     steps: int = 150
     """Optimiser steps of a segmentation cell."""
     adaptation: Adaptation = "frozen"
-    """Which weights move: frozen, head or full, as in FinetuneConfig."""
+    """Which weights move: frozen, head, adapters, lora or full, as in FinetuneConfig."""
     recipe: Recipe = field(default_factory=Recipe)
     """How every model is fitted."""
     device: str = "auto"
