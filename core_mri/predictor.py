@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from core_mri.devices import select_precision
-from core_mri.errors import ConfigError, WeightsError
+from core_mri.errors import ConfigError, GeometryError, WeightsError
 from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.preprocess import Prepared, Preprocess
 from core_mri.prompting import Box, Point, PromptedVolume
-from core_mri.slice_grid import image_to_square, patch_grid, square_to_classes
+from core_mri.slice_grid import image_to_square, patch_grid
+from core_mri.slice_inference import segment_slices
 from core_mri.volume import Volume
 
 
@@ -118,7 +119,12 @@ class Predictor:
 
     @torch.inference_mode()
     def segment(
-        self, volume: Volume, *, boxes: Sequence[Box] = (), points: Sequence[Point] = ()
+        self,
+        volume: Volume,
+        *,
+        boxes: Sequence[Box] = (),
+        points: Sequence[Point] = (),
+        sequences: Sequence[Volume] = (),
     ) -> Volume:
         """The class of every voxel, or the prompted objects, on the grid of `volume`.
 
@@ -129,13 +135,17 @@ class Predictor:
             boxes: (i0, j0, k0, i1, j1, k1), half-open, 0-based voxel indices of ``volume.array``;
                 each is an object of its own and prompts every slice that it crosses.
             points: (i, j, k, 1 inside or 0 outside), all of one object, that of the box if given.
+            sequences: The further sequences of a model of several, on the grid of `volume` and in
+                the order of ``predictor.model.sequences``.
 
         Returns:
             A label volume, uint8: class indices, named by ``predictor.model.labels``, or the number
             of the object from 1. An object prompted on one slice only is followed both ways.
 
         Raises:
-            WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head.
+            WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head,
+                WEIGHTS-09 when it takes another number of sequences.
+            GeometryError: GEOMETRY-03 when sequences lie on different grids.
             ConfigError: CONFIG-05 when prompts lie outside the volume, are missing for a promptable
                 model, or are given to one that takes none.
             DataError: As :meth:`embed`.
@@ -156,13 +166,19 @@ class Predictor:
                 "these weights hold an encoder without a segmentation head.",
                 fix="Fine-tune it first: core-mri finetune CONFIG.",
             )
-        prepared = Preprocess().apply(volume)
-        rows, columns = prepared.array.shape[1:]
-        classes = [
-            square_to_classes(self.model(images), rows, columns)
-            for images in self._batches(prepared)
-        ]
-        return prepared.restore(np.concatenate(classes))
+        scans = [volume, *sequences]
+        _check_sequences(self.model, scans)
+        prepared = [Preprocess().apply(scan) for scan in scans]
+        arrays = [cast("npt.NDArray[np.float32]", one.array) for one in prepared]
+        spacing = np.linalg.norm(prepared[0].affine[:3, :3], axis=0).tolist()
+        classes = segment_slices(
+            self.model,
+            np.stack(arrays, 1),
+            spacing,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+        )
+        return prepared[0].restore(classes)
 
     def _batches(self, prepared: Prepared) -> Iterator[Tensor]:
         """Images [B, 1, N, N] in [0, 1] on the model's device."""
@@ -171,3 +187,21 @@ class Predictor:
         for start in range(0, len(slices), self.batch_size):
             batch = slices[start : start + self.batch_size]
             yield image_to_square(batch, self.image_size).to(device)
+
+
+def _check_sequences(model: Segmenter, scans: Sequence[Volume]) -> None:
+    if len(scans) != len(model.sequences):
+        names = ", ".join(model.sequences)
+        raise WeightsError(
+            "WEIGHTS-09",
+            f"these weights segment {len(model.sequences)} sequences together ({names}), got "
+            f"{len(scans)}."
+            if len(model.sequences) > 1
+            else f"these weights segment one sequence, got {len(scans)}.",
+            fix="Give one volume for each, on one grid and in this order.",
+        )
+    for scan in scans[1:]:
+        if not scan.same_grid(scans[0]):
+            raise GeometryError(
+                "GEOMETRY-03", f"{scan} does not lie on the grid of the first one, {scans[0]}."
+            )

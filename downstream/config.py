@@ -8,6 +8,7 @@ from typing import Literal
 
 from core_mri.errors import ConfigError
 
+DecoderName = Literal["linear", "light", "pyramid", "sam"]
 Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
 
 
@@ -99,6 +100,35 @@ class Recipe:
     """Depths of the encoder that feed the segmentation head, spread evenly."""
     head_width: int = 32
     """Channels of the segmentation head at patch resolution."""
+    decoder: DecoderName = "light"
+    """What turns tokens into masks: linear; light (convolutions from patches to pixels); pyramid (a
+    U-Net with a convolutional stem, the encoder at its bottom); sam (SAM's mask decoder without
+    prompts)."""
+    loss: Literal["dice_ce", "dice_focal"] = "dice_ce"
+    """Dice with cross-entropy, or with focal loss."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training; auto takes bfloat16 (autocast) on CUDA devices that have it."""
+    ema: float = 0.0
+    """Momentum of averaged weights, which are then validated and kept; 0: no averaging."""
+    patience: int = 0
+    """Looks at the validation patients without a gain after which training stops; 0: never."""
+    mirror: bool = False
+    """Mirror slices at random while training, and average over both at the end; refused where a
+    structure's name has left or right in it."""
+    scales: tuple[float, ...] = (1.0,)
+    """Whole volumes: average the answers at these sizes of a slice."""
+    pixel_mm: float = 0.0
+    """In-plane pixels the encoder gets, mm; larger slices are cut into overlapping windows of
+    image_size. 0 resizes every slice whole."""
+    overlap: float = 0.25
+    """With pixel_mm: share of a window that the next one covers again."""
+    neighbours: int = 0
+    """Slices on either side whose features the decoder sees too."""
+    fusion: Literal["concatenate", "mean"] = "concatenate"
+    """How the decoder joins neighbours and sequences: side by side, or a learned mean."""
+    consistency: Literal["none", "validated"] = "none"
+    """validated: smooth across slices and remove islands as far as it helps on validation
+    volumes."""
     augmented_copies: int = 2
     """Adaptation frozen: randomly changed copies of each training slice kept beside the original,
     since cached features cannot be augmented afresh at every step. 0 adds none."""
@@ -123,14 +153,27 @@ class Recipe:
         wrong = [f"recipe.{name} = {value}" for name, value in positive.items() if value <= 0]
         if wrong:
             raise ConfigError("CONFIG-05", f"must be positive: {', '.join(wrong)}.")
-        if self.num_validation < 0 or self.augmented_copies < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                "CONFIG-05",
-                "recipe.num_validation, recipe.augmented_copies and recipe.weight_decay must be 0 "
-                "or more.",
-            )
-        if not 0 <= self.warmup_fraction < 1:
-            raise ConfigError("CONFIG-05", "recipe.warmup_fraction must lie in [0, 1).")
+        not_negative = {
+            "num_validation": self.num_validation,
+            "augmented_copies": self.augmented_copies,
+            "weight_decay": self.weight_decay,
+            "patience": self.patience,
+            "pixel_mm": self.pixel_mm,
+            "neighbours": self.neighbours,
+        }
+        wrong = [f"recipe.{name} = {value}" for name, value in not_negative.items() if value < 0]
+        if wrong:
+            raise ConfigError("CONFIG-05", f"must be 0 or more: {', '.join(wrong)}.")
+        shares = {
+            "warmup_fraction": self.warmup_fraction,
+            "ema": self.ema,
+            "overlap": self.overlap,
+        }
+        wrong = [f"recipe.{name} = {value}" for name, value in shares.items() if not 0 <= value < 1]
+        if wrong:
+            raise ConfigError("CONFIG-05", f"must lie in [0, 1): {', '.join(wrong)}.")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError("CONFIG-05", f"recipe.scales must be positive, got {self.scales}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,8 @@ class Decoder(nn.Module):
         embed_dim: Width of the encoder's tokens, D.
         num_classes: Classes including background, C.
         num_levels: Number of depths fed in, L.
-        patch_size: Patch side of the encoder, a power of two.
+        patch_size: Patch side of the encoder; from one that is no power of two (DINOv2's 14) the
+            last doubling is an interpolation.
         width: Channels at patch resolution.
         planes: Planes of an image that were encoded one by one, P.
         fusion: How their tokens become one: side by side, or a mean with learned weights per depth
@@ -151,7 +152,8 @@ class SegmentationHead(Decoder):
             project(level) for project, level in zip(self.project, self.fuse(levels), strict=True)
         ]
         mixed = self.mix(torch.cat(maps, 1))
-        joined = self.mix_image(torch.cat([self.upsample(mixed), self.image(images)], 1))
+        grown = _grow(self.upsample(mixed), images)
+        joined = self.mix_image(torch.cat([grown, self.image(images)], 1))
         return self.classify(joined) + _grow(self.coarse(mixed), images)
 
 
@@ -201,15 +203,15 @@ class PyramidHead(Decoder):
         maps = [
             project(level) for project, level in zip(self.project, self.fuse(levels), strict=True)
         ]
-        joined = coarse = images.new_zeros(0)
+        joined = coarse = maps[-1]
         for step, own in enumerate(reversed(seen)):
-            parts = [own, *([self.up[step - 1](joined)] if step else [])]
+            grown = self.up[step - 1](joined) if step else joined
+            like = images if step == len(self.up) else grown
+            parts = [own, *([grown] if step else [])]
             parts += [
-                _grow(tokens, own)
-                for tokens, entry in zip(maps, self.entries, strict=True)
-                if entry == step
+                tokens for tokens, entry in zip(maps, self.entries, strict=True) if entry == step
             ]
-            joined = self.join[step](torch.cat(parts, 1))
+            joined = self.join[step](torch.cat([_grow(part, like) for part in parts], 1))
             coarse = coarse if step else self.coarse(joined)
         return self.classify(joined) + _grow(coarse, images)
 
@@ -275,7 +277,6 @@ class _Bias(nn.Module):
         return logits + self.bias[:, None, None]
 
 
-DecoderName = Literal["linear", "light", "pyramid", "sam"]
 DECODERS: dict[str, type[Decoder]] = {
     "linear": LinearHead,
     "light": SegmentationHead,
@@ -291,7 +292,9 @@ def decoder_name(decoder: nn.Module) -> str:
 
 
 def _grow(maps: Tensor, like: Tensor) -> Tensor:
-    """Interpolate to the size of `like`, bilinear."""
+    """Interpolate to the size of `like`, bilinear, where it is another."""
+    if maps.shape[-2:] == like.shape[-2:]:
+        return maps
     return functional.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False)
 
 

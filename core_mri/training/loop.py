@@ -24,6 +24,7 @@ def fit(
     checkpoint_every: int,
     description: str = "training",
     interrupted: Callable[[], bool] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> None:
     """Call ``step(i)`` for every step that is not done yet, and keep the run safe around it.
 
@@ -38,6 +39,8 @@ def fit(
         description: For the progress bar.
         interrupted: Whether any worker was asked to stop; must give the same answer in all workers
             at the same step. Default: this process's own signals.
+        enough: Asked after every step: whether to stop before `steps`, as if that step were the
+            last.
 
     Raises:
         RunError: RUN-01 after `MAX_BAD_STEPS` consecutive losses that are not finite; the last good
@@ -52,6 +55,8 @@ def fit(
     bad = 0
     with run.progress(steps, description) as update:
         for index in range(done, steps):
+            if enough is not None and enough():
+                break
             started = time.perf_counter()
             numbers = dict(step(index))
             run.log_metrics(index, **numbers, seconds=time.perf_counter() - started)
@@ -65,7 +70,8 @@ def fit(
                 )
             update(index + 1, f"loss {numbers['loss']:.4f}")
             finished = index + 1
-            if bad == 0 and (finished % checkpoint_every == 0 or finished == steps):
+            last = finished == steps or (enough is not None and enough())
+            if bad == 0 and (finished % checkpoint_every == 0 or last):
                 run.save_checkpoint(finished, state())
             if interrupted is not None and interrupted():
                 run.request_stop()

@@ -18,7 +18,6 @@ from core_mri.metrics import auroc, balanced_accuracy
 from core_mri.models.encoder import Encoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
-from core_mri.slice_grid import image_to_square, mask_to_square
 from core_mri.training.loop import fit
 from downstream.classification.probe import (
     METHODS,
@@ -34,8 +33,9 @@ from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import Slices, picture, save_cases
 from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
+from downstream.segmentation.examples import LabelledSlices, labelled_slices
 from downstream.segmentation.predict import predict_pairs, write_prediction
-from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
+from downstream.segmentation.train import Trainer, check_fits, check_sides
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -172,8 +172,10 @@ def _segment(
     cell: Cell, contender: Contender, pairs: Pairs, registry: Registry, run: Run, main: bool
 ) -> tuple[Outcome, Segmenter | None]:
     check_fits(contender.encoder, cell.recipe)
+    check_sides(dict(enumerate(cell.task.labels, start=1)), cell.recipe)
     shots, validation = draw(cell, pairs, registry)
     trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
+    moving, total = trainer.num_moving
     if main:
         _train(trainer, run, cell)
     else:
@@ -200,7 +202,10 @@ def _segment(
         "val": [shot.pair.image for shot in validation],
         "test": [pair.image for pair in pairs.test],
     }
-    kept_step = f"step {trainer.best_step} of {cell.steps} kept"
+    done = trainer.curve[-1].step
+    kept_step = f"step {trainer.best_step} of {done} kept"
+    if done < cell.steps:
+        kept_step += f" (stopped early, {cell.steps} were allowed)"
     chosen = (
         f"best of {len(validation)} validation {cell.recipe.shots_unit}"
         if validation
@@ -216,7 +221,11 @@ def _segment(
             ),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
             cases=cases,
-            notes=(f"{kept_step}, {chosen}", *_absent(trainer, cell)),
+            notes=(
+                f"{kept_step}, {chosen}",
+                f"{moving:,} of {total:,} parameters moved",
+                *_absent(trainer, cell),
+            ),
         ),
         segmenter,
     )
@@ -340,18 +349,19 @@ def make_trainer(
             shows any structure.
     """
 
-    def read(shot: Shot) -> LabelledSlices:
-        image = read_image(registry, shot.pair.image)
-        mask = read_mask(registry, shot.pair, cell.task)
-        if shot.slices is not None:
-            image, mask = image[list(shot.slices)], mask[list(shot.slices)]
-        size = cell.recipe.image_size
-        return LabelledSlices(image_to_square(image, size), mask_to_square(mask, size))
+    def read(shots: Sequence[Shot]) -> list[LabelledSlices]:
+        found: list[LabelledSlices] = []
+        for shot in shots:
+            image = read_image(registry, shot.pair.image)
+            mask = read_mask(registry, shot.pair, cell.task)
+            spacing = shot.pair.image.spacing_mm
+            found += labelled_slices(image, mask, spacing, cell.recipe, shot.slices)
+        return found
 
     return Trainer(
         encoder,
-        [read(shot) for shot in shots],
-        [read(shot) for shot in validation],
+        read(shots),
+        read(validation),
         labels=dict(enumerate(cell.task.labels, start=1)),
         adaptation=cell.adaptation,
         recipe=cell.recipe,
@@ -384,6 +394,7 @@ def _train(trainer: Trainer, run: Run, cell: Cell) -> None:
         state=lambda: {"cell": cell.key, **trainer.state()},
         restore=restore,
         checkpoint_every=CHECKPOINT_EVERY,
+        enough=lambda: trainer.enough,
         description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",
     )
 

@@ -52,6 +52,12 @@ class TestDecoders:
         assert not lost
 
     @torch.no_grad()
+    def test_patches_of_dinov2(self, name: str) -> None:
+        decoder = head(name, patch_size=14)
+        logits = decoder([torch.rand(1, 4, 4, 32)] * 2, torch.rand(1, 1, 56, 56))
+        assert logits.shape == (1, 3, 56, 56)
+
+    @torch.no_grad()
     def test_an_untrained_decoder_knows_the_frequencies(self, name: str) -> None:
         decoder = head(name)
         for parameter in decoder.parameters():
