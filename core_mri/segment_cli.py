@@ -22,8 +22,11 @@ class SegmentOptions:
     """Weights: of a segmentation model, or of a promptable one with boxes or points."""
     image: tyro.conf.Positional[Path]
     """A file or folder of one volume."""
+    sequence: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """For weights of several sequences: the others, in the order of their model card."""
     out: Path
-    """.nii, .nii.gz, .nrrd, .mha, or .dcm for a DICOM segmentation of a DICOM series."""
+    """.nii, .nii.gz, .nrrd, .mha, or .dcm for a DICOM segmentation of a DICOM series. The names of
+    the labels go into the .dcm, else into a .tsv beside the mask."""
     box: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """i0,j0,k0,i1,j1,k1: 0-based voxel indices, the end not in it; one object each."""
     point: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -42,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     points = [_numbers("point", text, 4) for text in options.point]
     from core_mri.files import read_volume, write_volume
     from core_mri.predictor import Predictor
+    from core_mri.runs import write_atomically
     from core_mri.weights import load_model
 
     volume = read_volume(options.image)
@@ -54,21 +58,33 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "CONFIG-05", "voxel indices are whole numbers.", fix="For millimetres add --world."
         )
-    mask = Predictor(load_model(options.source, device=options.device)).segment(
+    model = load_model(options.source, device=options.device)
+    mask = Predictor(model).segment(
         volume,
         boxes=[[int(value) for value in box] for box in boxes],
         points=[[int(value) for value in point] for point in points],
+        sequences=[read_volume(path) for path in options.sequence],
     )
+    names: dict[int, str] = getattr(model, "labels", {})
     is_seg = options.out.suffix == ".dcm"
-    write_volume(mask, options.out, like=options.image if is_seg else volume)
+    write_volume(mask, options.out, like=options.image if is_seg else volume, labels=names)
+    if names and not is_seg:
+        table = "".join(f"{value}\t{name}\n" for value, name in names.items())
+        write_atomically(_table_of(options.out), f"index\tname\n{table}".encode())
     for value, count in zip(*np.unique(mask.array, return_counts=True), strict=True):
         if value:
             ml = count * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
-            print(f"{value}: {count} voxels, {ml:.3g} ml")
+            name = f" {names[value]}" if value in names else ""
+            print(f"{value}{name}: {count} voxels, {ml:.3g} ml")
     if not mask.array.any():
         print("nothing found: the mask is empty", file=sys.stderr)
     print(options.out)
     return 0
+
+
+def _table_of(path: Path) -> Path:
+    """The lookup table of a mask, beside it (BIDS: a TSV of index and name)."""
+    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".tsv")
 
 
 def _numbers(flag: str, text: str, count: int) -> list[float]:

@@ -261,7 +261,7 @@ class MaskHead(Decoder):
         """Decode; as `SegmentationHead.forward`."""
         source = self.neck(self.fuse(levels)[-1])
         positions = self.positions(source.shape[-2:])[None].expand_as(source)
-        tokens = self.tokens.expand(len(source), -1, -1)
+        tokens = self.tokens.expand(source.shape[0], -1, -1)  # traced graphs need the shape
         answers, keys = self.transformer(source, positions, tokens)
         upscaled = self.upscale(keys.mT.unflatten(2, source.shape[-2:]))
         kernels = torch.stack([mlp(answers[:, i]) for i, mlp in enumerate(self.kernels)], 1)
