@@ -173,7 +173,7 @@ class Predictor:
         spacing = np.linalg.norm(prepared[0].affine[:3, :3], axis=0).tolist()
         classes = segment_slices(
             self.model,
-            np.stack(arrays, 1),
+            np.stack(arrays),
             spacing,
             image_size=self.image_size,
             batch_size=self.batch_size,

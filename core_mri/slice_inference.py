@@ -35,7 +35,7 @@ def segment_slices(
 
     Args:
         model: In evaluation mode.
-        slices: [S, H, W] or [S, C, H, W] in [0, 1], in order.
+        slices: [S, H, W] in [0, 1], in order; [C, S, H, W] of several sequences.
         spacing_mm: Distance of slices, rows and columns.
         image_size: Side of the encoder's window, by default the model's.
         batch_size: Slices at a time.
@@ -44,13 +44,13 @@ def segment_slices(
         [S, H, W].
     """
     inference = model.inference
-    stack = slices[:, None] if slices.ndim == 3 else slices
+    channels = slices[None] if slices.ndim == 3 else slices
     views = [
-        _View(model, stack, spacing_mm, image_size or model.image_size, mirror, scale)
+        _View(model, channels, spacing_mm, image_size or model.image_size, mirror, scale)
         for scale in inference.scales
         for mirror in ((False, True) if inference.mirror else (False,))
     ]
-    scores = _scores(views, len(stack), batch_size)
+    scores = _scores(views, channels.shape[1], batch_size)
     if inference.smoothing_mm:
         smooth = smooth_across(torch.cat(list(scores)), spacing_mm[0], inference.smoothing_mm)
         scores = iter([smooth])
@@ -74,16 +74,16 @@ class _View:
     def __init__(
         self,
         model: Segmenter,
-        slices: npt.NDArray[np.float32],
+        channels: npt.NDArray[np.float32],
         spacing_mm: Sequence[float],
         size: int,
         mirror: bool,
         scale: float,
     ) -> None:
         patch, inference = model.encoder.patch_size, model.inference
-        rows, columns = slices.shape[-2:]
+        rows, columns = channels.shape[-2:]
         self.model, self.mirror = model, mirror
-        self.slices = slices[..., ::-1] if mirror else slices
+        self.channels = channels[..., ::-1] if mirror else channels
         self.device = model.encoder.mask_token.device
         self.grid = SliceGrid(
             rows=rows,
@@ -102,7 +102,7 @@ class _View:
         """[B, K, H, W] of slices start to stop."""
         first, last = self._reach(start, stop)
         images = torch.cat(
-            [self.grid.images(self.slices[first:last, c]) for c in range(self.slices.shape[1])], 1
+            [self.grid.images(channel[first:last]) for channel in self.channels], 1
         ).to(self.device)
         answers = [
             self._window(images[..., y : y + self.size, x : x + self.size], start, stop, seen)
@@ -124,7 +124,7 @@ class _View:
     def _reach(self, start: int, stop: int) -> tuple[int, int]:
         """Slices that those from start to stop look at."""
         neighbours = self.model.neighbours
-        return max(0, start - neighbours), min(len(self.slices), stop + neighbours)
+        return max(0, start - neighbours), min(self.channels.shape[1], stop + neighbours)
 
     def _window(
         self,
@@ -149,7 +149,7 @@ class _View:
             levels = [level.unflatten(0, batch.shape[:2]) for level in encoded]
             for place, index in enumerate(new):
                 seen[index] = ([level[place] for level in levels], batch[place])
-        looked_at = neighbour_windows(range(start, stop), model.neighbours, len(self.slices))
+        looked_at = neighbour_windows(range(start, stop), model.neighbours, self.channels.shape[1])
         order = looked_at.flatten().tolist()
         tokens = [
             torch.stack([seen[index][0][depth] for index in order])

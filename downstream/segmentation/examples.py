@@ -45,14 +45,14 @@ def labelled_slices(
     """An example; several where slices are larger than the encoder's window.
 
     Args:
-        images: [S, H, W] or [S, C, H, W] in [0, 1].
+        images: [S, H, W] in [0, 1], or [C, S, H, W] of several sequences.
         masks: [S, H, W] class indices.
         spacing_mm: Distance of slices, rows and columns.
         recipe: Size, pixel, neighbours.
         slices: Those that count as labelled; None: all.
     """
-    stack = images[:, None] if images.ndim == 3 else images
-    count, _, rows, columns = stack.shape
+    channels = images[None] if images.ndim == 3 else images
+    count, rows, columns = masks.shape
     chosen = list(range(count)) if slices is None else list(slices)
     used, looks_at = torch.unique(
         neighbour_windows(chosen, recipe.neighbours, count), return_inverse=True
@@ -64,7 +64,7 @@ def labelled_slices(
         pixel_mm=recipe.pixel_mm,
         spacing_mm=(spacing_mm[1], spacing_mm[2]),
     )
-    seen = torch.cat([grid.images(channel) for channel in stack[used.numpy()].swapaxes(0, 1)], 1)
+    seen = torch.cat([grid.images(channel[used.numpy()]) for channel in channels], 1)
     classes = grid.masks(masks[chosen])
     size = recipe.image_size
     return [

@@ -6,8 +6,9 @@ Synthetic abdomens, 5 labelled slices and 5 for validation, 224 px, a ViT-S-size
 weights (cost does not depend on them), float32, one thread. Numbers are seconds of processor time
 for everything from the labelled slices to the fitted model. `head` is the reference: the same
 decoder and batches, the encoder just as still, but slices augmented and encoded afresh at every
-step. Times of all but `frozen` are those of a few steps, scaled up, without validation. The last table compares the augmentation of a batch with MONAI's
-transforms of the same kind (affine move, gamma, contrast), slice by slice as MONAI offers them.
+step. Times of all but `frozen` are those of a few steps, scaled up, without validation. The last
+line compares the augmentation of a batch with MONAI's transforms of the same kind (affine move,
+gamma, contrast), slice by slice as MONAI offers them.
 """
 
 from __future__ import annotations

@@ -49,12 +49,11 @@ def logits_of(model: Segmenter, slices: np.ndarray, batch: int = 16) -> Tensor:
     """What `segment_slices` takes the largest of."""
     from core_mri.slice_inference import _View
 
-    stack = slices[:, None] if slices.ndim == 3 else slices
-    view = _View(model, stack, SPACING, model.image_size, False, 1.0)
+    channels = slices[None] if slices.ndim == 3 else slices
+    count = channels.shape[1]
+    view = _View(model, channels, SPACING, model.image_size, False, 1.0)
     with torch.no_grad():
-        return torch.cat(
-            [view.logits(i, min(i + batch, len(stack))) for i in range(0, len(stack), batch)]
-        )
+        return torch.cat([view.logits(i, min(i + batch, count)) for i in range(0, count, batch)])
 
 
 class TestWindows:
@@ -86,8 +85,8 @@ class TestNeighbours:
     @torch.no_grad()
     def test_the_same_as_encoding_every_plane(self, sequences: int) -> None:
         model = segmenter(neighbours=1, sequences=sequences)
-        slices = scan(5, sequences, 32, 32)
-        padded = torch.from_numpy(slices[[0, 0, 1, 2, 3, 4, 4]])
+        slices = scan(sequences, 5, 32, 32)
+        padded = torch.from_numpy(slices[:, [0, 0, 1, 2, 3, 4, 4]]).swapaxes(0, 1)
         planes = torch.stack([padded[i : i + 3].flatten(0, 1) for i in range(5)])
         assert torch.allclose(logits_of(model, slices, 2), model(planes), atol=1e-4)
 
