@@ -13,6 +13,7 @@ from torch import Tensor
 from core_mri.slice_grid import SliceGrid
 from core_mri.slice_inference import neighbour_windows, windows
 from downstream.config import Recipe
+from downstream.segmentation.augment import Augmentation
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,60 @@ def labelled_slices(
         )
         for y, x in windows(grid.shape, size, recipe.overlap)
     ]
+
+
+class StackedSlices:
+    """Labelled slices on the device, their planes one by one.
+
+    Args:
+        examples: Of one size and number of sequences.
+        device: Where to.
+    """
+
+    def __init__(self, examples: Sequence[LabelledSlices], device: torch.device) -> None:
+        channels = examples[0].images.shape[1]
+        self.images = torch.cat([e.images.flatten(0, 1)[:, None] for e in examples]).to(device)
+        self.masks = torch.cat([e.masks for e in examples]).to(device)
+        planes, groups, start = [], [], 0
+        for number, example in enumerate(examples):
+            own = example.windows[..., None] * channels + torch.arange(channels)
+            planes.append(own.flatten(1) + start * channels)
+            groups.append(torch.full((len(example.images) * channels,), number))
+            start += len(example.images)
+        self.planes = torch.cat(planes).to(device)
+        """[N, P] index into `images` [M, 1, S, S]."""
+        self.changes = torch.arange(start).repeat_interleave(channels)
+        """[M], which change of an augmentation an image gets; neighbours must move together."""
+        if self.planes.shape[1] > channels:
+            self.changes = torch.cat(groups)
+        self.gap_mm = examples[0].gap_mm
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Images [B, P, S, S]."""
+        return self.images[self.planes[index]].flatten(1, 2)
+
+    def tokens_at(self, index: Tensor) -> Tensor:
+        """Index into tokens of `images`: [B, P], or [B] of single planes."""
+        planes = self.planes[index]
+        return planes[:, 0] if planes.shape[1] == 1 else planes
+
+    def add_copies(self, number: int, seed: int, mirror: bool) -> None:
+        """Append changed copies of everything."""
+        images, masks, planes = [self.images], [self.masks], [self.planes]
+        own = self.changes[self.planes[:, 0].cpu()]
+        for copy_index in range(number):
+            count = int(self.changes.max()) + 1
+            drawn = Augmentation(count, mixed(seed, copy_index), mirror=mirror)
+            images.append(drawn.images(self.images, self.changes))
+            masks.append(drawn.masks(self.masks, own))
+            planes.append(self.planes + (copy_index + 1) * len(self.images))
+        self.images, self.masks = torch.cat(images), torch.cat(masks)
+        self.planes = torch.cat(planes)
+
+
+def mixed(seed: int, number: int) -> int:
+    """One seed from two numbers."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

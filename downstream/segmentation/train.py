@@ -28,7 +28,7 @@ from downstream.config import Adaptation, Recipe
 from downstream.lora import merge_lora
 from downstream.segmentation.augment import Augmentation
 from downstream.segmentation.choose import Validated, choose_consistency
-from downstream.segmentation.examples import LabelledSlices
+from downstream.segmentation.examples import LabelledSlices, StackedSlices, mixed
 from downstream.segmentation.features import FrozenFeatures, encode
 
 MAX_GRADIENT_NORM = 1.0
@@ -41,59 +41,6 @@ class CurvePoint:
     step: int
     loss: float
     validation_dice: float | None
-
-
-class _Slices:
-    """Labelled slices on the device, their planes one by one.
-
-    Args:
-        examples: Of one size and number of sequences.
-        device: Where to.
-    """
-
-    def __init__(self, examples: Sequence[LabelledSlices], device: torch.device) -> None:
-        channels = examples[0].images.shape[1]
-        self.images = torch.cat([e.images.flatten(0, 1)[:, None] for e in examples]).to(device)
-        self.masks = torch.cat([e.masks for e in examples]).to(device)
-        planes, groups, start = [], [], 0
-        for number, example in enumerate(examples):
-            own = example.windows[..., None] * channels + torch.arange(channels)
-            planes.append(own.flatten(1) + start * channels)
-            groups.append(torch.full((len(example.images) * channels,), number))
-            start += len(example.images)
-        self.planes = torch.cat(planes).to(device)
-        """[N, P] index into `images` [M, 1, S, S]."""
-        alone = self.planes.shape[1] == channels
-        self.changes = torch.arange(start).repeat_interleave(channels)
-        """[M], which change of an augmentation an image gets; neighbours must move together."""
-        if not alone:
-            self.changes = torch.cat(groups)
-        self.gap_mm = examples[0].gap_mm
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def batch(self, index: Tensor) -> Tensor:
-        """Images [B, P, S, S]."""
-        return self.images[self.planes[index]].flatten(1, 2)
-
-    def tokens_at(self, index: Tensor) -> Tensor:
-        """Index into tokens of `images`: [B, P], or [B] of single planes."""
-        planes = self.planes[index]
-        return planes[:, 0] if planes.shape[1] == 1 else planes
-
-    def add_copies(self, number: int, seed: int, mirror: bool) -> None:
-        """Append changed copies of everything."""
-        images, masks, planes = [self.images], [self.masks], [self.planes]
-        own = self.changes[self.planes[:, 0].cpu()]
-        for copy_index in range(number):
-            count = int(self.changes.max()) + 1
-            drawn = Augmentation(count, _mixed(seed, copy_index), mirror=mirror)
-            images.append(drawn.images(self.images, self.changes))
-            masks.append(drawn.masks(self.masks, own))
-            planes.append(self.planes + (copy_index + 1) * len(self.images))
-        self.images, self.masks = torch.cat(images), torch.cat(masks)
-        self.planes = torch.cat(planes)
 
 
 class Trainer:
@@ -139,7 +86,7 @@ class Trainer:
         channels = training[0].images.shape[1]
         named = sequences or ([""] if channels == 1 else [f"{i + 1}" for i in range(channels)])
         self.segmenter = _build(encoder, labels, adaptation, recipe, seed, named).to(self.device)
-        self.training = _Slices(training, self.device)
+        self.training = StackedSlices(training, self.device)
         self.masks = self.training.masks
         if not self.masks.any():
             raise DataError(
@@ -147,7 +94,7 @@ class Trainer:
                 f"task {name}: the masks of all {len(self.masks)} training slices are empty.",
                 fix="Raise k, try another seed, or leave unlabelled scans out with `where`.",
             )
-        self.validation = [_Slices([example], self.device) for example in validation]
+        self.validation = [StackedSlices([example], self.device) for example in validation]
         self.frozen: FrozenFeatures | None = None
         self.frozen_validation: list[FrozenFeatures] = []
         if adaptation == "frozen":
@@ -280,7 +227,7 @@ class Trainer:
         images, masks = self.training.batch(index), self.masks[index]
         if self.frozen is not None:
             return self.frozen.levels(self.training.tokens_at(index)), images, masks
-        drawn = Augmentation(size, _mixed(self.seed, step), mirror=self.recipe.mirror)
+        drawn = Augmentation(size, mixed(self.seed, step), mirror=self.recipe.mirror)
         which = torch.arange(size)
         images, masks = drawn.images(images, which), drawn.masks(masks, which)
         planes = images.flatten(0, 1)[:, None]
@@ -459,8 +406,3 @@ def _moving(segmenter: Segmenter) -> list[nn.Parameter]:
 def _moving_state(segmenter: Segmenter) -> dict[str, Tensor]:
     names = {name for name, p in segmenter.named_parameters() if p.requires_grad}
     return {name: t for name, t in segmenter.state_dict().items() if name in names}
-
-
-def _mixed(seed: int, number: int) -> int:
-    """One seed from two numbers."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
