@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "WEIGHTS-06": "weights would have to be downloaded, which was not allowed",
     "WEIGHTS-07": "images given to a model are not in [0, 1]",
     "WEIGHTS-08": "a box or a point for weights that have no mask decoder",
+    "WEIGHTS-09": "a model takes another number of sequences than were given",
     "RUN-01": "training diverged",
     "RUN-02": "a worker process failed",
     "RUN-03": "a checkpoint is damaged",

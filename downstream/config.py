@@ -8,7 +8,8 @@ from typing import Literal
 
 from core_mri.errors import ConfigError
 
-Adaptation = Literal["frozen", "head", "full"]
+DecoderName = Literal["linear", "light", "pyramid", "sam"]
+Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is fitted; the pretrained encoder and its random twin always share it."""
+    """How a model is fitted; the pretrained encoder and its random twin always share it.
+
+    Prompting has a decoder and a loss of its own and takes whole single slices: of the fields from
+    `decoder` to `consistency` it reads `patience` only.
+    """
 
     image_size: int = 224
     """Side in pixels of the slices given to the encoder, a multiple of its patch size; scores are
@@ -93,7 +98,17 @@ class Recipe:
     learning_rate: float = 5e-3
     """Peak learning rate of the head (AdamW, short warm-up, cosine to 0)."""
     encoder_learning_rate: float = 1e-4
-    """Peak learning rate of the encoder when it moves (adaptation full)."""
+    """Peak learning rate of the encoder's own weights (adaptation full)."""
+    layer_decay: float = 0.75
+    """Adaptation full: factor on the learning rate from each block to the one before it."""
+    adapter_learning_rate: float = 1e-3
+    """Peak learning rate of adapters and LoRA."""
+    adapter_ratio: float = 0.25
+    """Adaptation adapters: width of an adapter over that of a token."""
+    lora_rank: int = 4
+    """Adaptation lora: rank of the changes."""
+    lora_alpha: float = 4.0
+    """Adaptation lora: changes are scaled by lora_alpha / lora_rank."""
     weight_decay: float = 0.05
     """AdamW weight decay."""
     warmup_fraction: float = 0.05
@@ -106,6 +121,35 @@ class Recipe:
     prompt_rounds: int = 4
     """Prompting: answers per training step, the one to the first prompt and those to corrections
     of it."""
+    decoder: DecoderName = "light"
+    """What turns tokens into masks: linear; light (convolutions from patches to pixels); pyramid (a
+    U-Net with a convolutional stem, the encoder at its bottom); sam (SAM's mask decoder without
+    prompts)."""
+    loss: Literal["dice_ce", "dice_focal"] = "dice_ce"
+    """Dice with cross-entropy, or with focal loss."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training; auto takes bfloat16 (autocast) on CUDA devices that have it."""
+    ema: float = 0.0
+    """Momentum of averaged weights, which are then validated and kept; 0: no averaging."""
+    patience: int = 0
+    """Looks at the validation patients without a gain after which training stops; 0: never."""
+    mirror: bool = False
+    """Mirror slices at random while training, and average over both at the end; refused where a
+    structure's name has left or right in it."""
+    scales: tuple[float, ...] = (1.0,)
+    """Whole volumes: average the answers at these sizes of a slice."""
+    pixel_mm: float = 0.0
+    """In-plane pixels the encoder gets, mm; larger slices are cut into overlapping windows of
+    image_size. 0 resizes every slice whole."""
+    overlap: float = 0.25
+    """With pixel_mm: share of a window that the next one covers again."""
+    neighbours: int = 0
+    """Slices on either side whose features the decoder sees too."""
+    fusion: Literal["concatenate", "mean"] = "concatenate"
+    """How the decoder joins neighbours and sequences: side by side, or a learned mean."""
+    consistency: Literal["none", "validated"] = "none"
+    """validated: smooth across slices and remove islands as far as it helps on validation
+    volumes."""
     augmented_copies: int = 2
     """Adaptation frozen: randomly changed copies of each training slice kept beside the original,
     since cached features cannot be augmented afresh at every step. 0 adds none."""
@@ -119,6 +163,11 @@ class Recipe:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "encoder_learning_rate": self.encoder_learning_rate,
+            "layer_decay": self.layer_decay,
+            "adapter_learning_rate": self.adapter_learning_rate,
+            "adapter_ratio": self.adapter_ratio,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
             "num_levels": self.num_levels,
             "head_width": self.head_width,
             "prompt_rounds": self.prompt_rounds,
@@ -126,14 +175,27 @@ class Recipe:
         wrong = [f"recipe.{name} = {value}" for name, value in positive.items() if value <= 0]
         if wrong:
             raise ConfigError("CONFIG-05", f"must be positive: {', '.join(wrong)}.")
-        if self.num_validation < 0 or self.augmented_copies < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                "CONFIG-05",
-                "recipe.num_validation, recipe.augmented_copies and recipe.weight_decay must be 0 "
-                "or more.",
-            )
-        if not 0 <= self.warmup_fraction < 1:
-            raise ConfigError("CONFIG-05", "recipe.warmup_fraction must lie in [0, 1).")
+        not_negative = {
+            "num_validation": self.num_validation,
+            "augmented_copies": self.augmented_copies,
+            "weight_decay": self.weight_decay,
+            "patience": self.patience,
+            "pixel_mm": self.pixel_mm,
+            "neighbours": self.neighbours,
+        }
+        wrong = [f"recipe.{name} = {value}" for name, value in not_negative.items() if value < 0]
+        if wrong:
+            raise ConfigError("CONFIG-05", f"must be 0 or more: {', '.join(wrong)}.")
+        shares = {
+            "warmup_fraction": self.warmup_fraction,
+            "ema": self.ema,
+            "overlap": self.overlap,
+        }
+        wrong = [f"recipe.{name} = {value}" for name, value in shares.items() if not 0 <= value < 1]
+        if wrong:
+            raise ConfigError("CONFIG-05", f"must lie in [0, 1): {', '.join(wrong)}.")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError("CONFIG-05", f"recipe.scales must be positive, got {self.scales}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +221,8 @@ class FinetuneConfig:
     steps: int = 150
     """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
-    """Which weights move: frozen (a head on features cached once), head (encoder still, every step
-    augmented afresh), full (everything)."""
+    """Which weights move: frozen (a decoder on features cached once), head (encoder still, every
+    step augmented afresh), adapters, lora, full (everything)."""
     recipe: Recipe = field(default_factory=Recipe)
     """How the model is fitted."""
     device: str = "auto"
@@ -202,7 +264,7 @@ class SuiteConfig:
     steps: int = 150
     """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
-    """Which weights move: frozen, head or full, as in FinetuneConfig."""
+    """Which weights move: frozen, head, adapters, lora or full, as in FinetuneConfig."""
     recipe: Recipe = field(default_factory=Recipe)
     """How every model is fitted."""
     device: str = "auto"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import CoreMRIError, WeightsError
 from core_mri.models import MODELS, create_sam
-from core_mri.models.registry import EncoderConfig, SamConfig
+from core_mri.models.registry import AdapterConfig, EncoderConfig, SamConfig
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.weights.card import model_card
 from core_mri.weights.strict import fill
@@ -141,6 +141,7 @@ def _find(source: Path) -> Path:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
     from core_mri.models.encoder import Encoder
+    from core_mri.models.heads import decoder_name
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.sam import SamEncoder
@@ -150,14 +151,17 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, Segmenter):
         return common | {
             "kind": "segmenter",
-            "encoder": dataclasses.asdict(model.encoder.config),
-            "head": model.head.arguments,
+            **_describe_encoder(model.encoder),
+            "head": {"decoder": decoder_name(model.head), **model.head.arguments},
             "depths": list(model.depths),
             "labels": {str(index): name for index, name in model.labels.items()},
             "image_size": model.image_size,
+            "sequences": list(model.sequences),
+            "neighbours": model.neighbours,
+            "inference": dataclasses.asdict(model.inference),
         }
     if isinstance(model, Encoder):
-        return common | {"kind": "encoder", "encoder": dataclasses.asdict(model.config)}
+        return common | {"kind": "encoder", **_describe_encoder(model)}
     if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, SamEncoder):
         return common | {
             "kind": "promptable",
@@ -166,7 +170,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, NeckedEncoder):
         return common | {
             "kind": "promptable",
-            "encoder": dataclasses.asdict(model.image_encoder.encoder.config),
+            **_describe_encoder(model.image_encoder.encoder),
             "depths": list(model.image_encoder.depths),
             "decoder": model.arguments,
         }
@@ -177,18 +181,50 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     )
 
 
-def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | PromptableSegmenter:
+def _describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    facts = {"encoder": dataclasses.asdict(encoder.config)}
+    return facts | ({"adapters": dataclasses.asdict(encoder.adapters)} if encoder.adapters else {})
+
+
+def _build_encoder(config: Mapping[str, Any]) -> Encoder:
+    from core_mri.models.adapters import add_adapters
     from core_mri.models.encoder import Encoder
-    from core_mri.models.heads import SegmentationHead
+
+    encoder = Encoder(EncoderConfig(**config["encoder"]))
+    if places := config.get("adapters"):
+        add_adapters(encoder, AdapterConfig(blocks=tuple(places["blocks"]), width=places["width"]))
+    return encoder
+
+
+def _build_segmenter(encoder: Encoder, config: Mapping[str, Any]) -> Segmenter:
+    from core_mri.models.heads import DECODERS
+    from core_mri.models.segmenter import Inference, Segmenter
+
+    head = dict(config["head"])
+    inference = dict(config.get("inference", {}))
+    if scales := inference.get("scales"):
+        inference["scales"] = tuple(scales)
+    return Segmenter(
+        encoder,
+        DECODERS[head.pop("decoder", "light")](**head),
+        depths=config["depths"],
+        labels={int(index): name for index, name in config["labels"].items()},
+        image_size=config["image_size"],
+        sequences=config.get("sequences", [""]),
+        neighbours=config.get("neighbours", 0),
+        inference=Inference(**inference),
+    )
+
+
+def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | PromptableSegmenter:
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
-    from core_mri.models.segmenter import Segmenter
 
     try:
         if config["kind"] == "promptable" and "global_blocks" in config["encoder"]:
             sizes = config["encoder"]
             return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))
-        encoder = Encoder(EncoderConfig(**config["encoder"]))
+        encoder = _build_encoder(config)
         if config["kind"] == "encoder":
             return encoder
         if config["kind"] == "promptable":
@@ -196,14 +232,8 @@ def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | Pro
             necked = NeckedEncoder(encoder, depths=config["depths"], channels=decoder["channels"])
             return PromptableSegmenter(necked, **decoder)
         if config["kind"] == "segmenter":
-            return Segmenter(
-                encoder,
-                SegmentationHead(**config["head"]),
-                depths=config["depths"],
-                labels={int(index): name for index, name in config["labels"].items()},
-                image_size=config["image_size"],
-            )
-    except (KeyError, TypeError, ValueError, AttributeError, CoreMRIError) as error:
+            return _build_segmenter(encoder, config)
+    except (LookupError, TypeError, ValueError, AttributeError, CoreMRIError) as error:
         raise WeightsError(
             "WEIGHTS-01", f"{folder / CONFIG}: does not describe a model ({error})."
         ) from None

@@ -19,7 +19,6 @@ from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
-from core_mri.slice_grid import image_to_square, mask_to_square
 from core_mri.training.loop import fit
 from downstream.classification.probe import (
     METHODS,
@@ -37,8 +36,9 @@ from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, S
 from downstream.prompting.answers import Scores, check_shown, score_prompts
 from downstream.prompting.train import PromptTrainer, training_task
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
+from downstream.segmentation.examples import LabelledSlices, labelled_slices
 from downstream.segmentation.predict import Prediction, predict_pairs, write_prediction
-from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
+from downstream.segmentation.train import Trainer, check_fits
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -186,6 +186,7 @@ def _segment(
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
     trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
+    moving, total = trainer.num_moving
     if main:
         _train(trainer, run, cell)
     else:
@@ -214,7 +215,10 @@ def _segment(
         "test": [pair.image for pair in pairs.test],
     }
     metric = "dice_2d" if cell.task.kind == "prompting" else "dice"
-    kept_step = f"step {trainer.best_step} of {cell.steps} kept"
+    done = trainer.curve[-1].step
+    kept_step = f"step {trainer.best_step} of {done} kept"
+    if done < cell.steps:
+        kept_step += f" (stopped early, {cell.steps} were allowed)"
     chosen = (
         f"best of {len(validation)} validation {cell.recipe.shots_unit}"
         if validation
@@ -230,7 +234,11 @@ def _segment(
             ),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
             cases=cases,
-            notes=(f"{kept_step}, {chosen}", *_absent(trainer, cell)),
+            notes=(
+                f"{kept_step}, {chosen}",
+                f"{moving:,} of {total:,} parameters moved",
+                *_absent(trainer, cell),
+            ),
         ),
         model,
     )
@@ -370,15 +378,16 @@ def make_trainer(
     """
     task = training_task(cell.task)
 
-    def read(shot: Shot) -> LabelledSlices:
-        image = read_image(registry, shot.pair.image)
-        mask = read_mask(registry, shot.pair, task)
-        if shot.slices is not None:
-            image, mask = image[list(shot.slices)], mask[list(shot.slices)]
-        size = cell.recipe.image_size
-        return LabelledSlices(image_to_square(image, size), mask_to_square(mask, size))
+    def read(shots: Sequence[Shot]) -> list[LabelledSlices]:
+        found: list[LabelledSlices] = []
+        for shot in shots:
+            image = read_image(registry, shot.pair.image)
+            mask = read_mask(registry, shot.pair, task)
+            spacing = shot.pair.image.spacing_mm
+            found += labelled_slices(image, mask, spacing, cell.recipe, shot.slices)
+        return found
 
-    examples = [[read(shot) for shot in part] for part in (shots, validation)]
+    examples = read(shots), read(validation)
     given: dict[str, Any] = {
         "adaptation": cell.adaptation,
         "recipe": cell.recipe,
@@ -414,6 +423,7 @@ def _train(trainer: Trainer | PromptTrainer, run: Run, cell: Cell) -> None:
         state=lambda: {"cell": cell.key, **trainer.state()},
         restore=restore,
         checkpoint_every=CHECKPOINT_EVERY,
+        enough=lambda: trainer.enough,
         description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",
     )
 

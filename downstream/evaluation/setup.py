@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core_mri.devices import select_device
@@ -112,7 +112,10 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
         counts = config.clusters
         given["recipe"] = Recipe(image_size=config.recipe.image_size)
     else:
-        given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": config.recipe}
+        recipe = config.recipe
+        if data.task.kind == "prompting":  # whole single slices, as users prompt them
+            recipe = replace(recipe, pixel_mm=0.0, neighbours=0)
+        given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": recipe}
     return [
         Cell(**given, k=k, draw=number)  # type: ignore[arg-type]
         for k in counts

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from core_mri.metrics import dice
 from core_mri.models.segmenter import Segmenter
-from core_mri.slice_grid import image_to_square, square_to_classes
+from core_mri.slice_inference import segment_slices
 from core_mri.volume import Volume
 from downstream.cohort import read_image
 from downstream.segmentation.data import Pair, read_mask
@@ -46,18 +45,6 @@ class Prediction:
         return float(np.mean(list(self.scores.values())))
 
 
-@torch.no_grad()
-def segment_slices(segmenter: Segmenter, image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Class indices [S, H, W] of slices [S, H, W] in [0, 1], empty slices included."""
-    device = segmenter.encoder.mask_token.device
-    rows, columns = image.shape[1:]
-    parts = []
-    for start in range(0, len(image), BATCH):
-        batch = image_to_square(image[start : start + BATCH], segmenter.image_size)
-        parts.append(square_to_classes(segmenter(batch.to(device)), rows, columns))
-    return np.concatenate(parts)
-
-
 def predict_pairs(
     segmenter: Segmenter, registry: Registry, pairs: Sequence[Pair], task: Task
 ) -> Iterator[Prediction]:
@@ -65,8 +52,8 @@ def predict_pairs(
     for pair in pairs:
         image = read_image(registry, pair.image)
         reference = read_mask(registry, pair, task)
-        estimate = segment_slices(segmenter, image)
         spacing = pair.image.spacing_mm
+        estimate = segment_slices(segmenter, image, spacing, batch_size=BATCH)
         scores = {
             name: dice(reference == index, estimate == index, spacing_mm=spacing)
             for index, name in segmenter.labels.items()

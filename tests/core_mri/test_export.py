@@ -10,8 +10,9 @@ import torch
 import core_mri
 from core_mri.__main__ import main
 from core_mri.errors import ConfigError, WeightsError
+from core_mri.models.adapters import add_adapters, mri_core_places
 from core_mri.models.encoder import Encoder
-from core_mri.models.heads import SegmentationHead
+from core_mri.models.heads import DECODERS, SegmentationHead
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.registry import SamConfig
 from core_mri.models.sam import SamEncoder
@@ -147,6 +148,20 @@ class TestTorchScript:
         model = _segmenter()
         export(model, tmp_path / "s.pt", format="torchscript")
         images = torch.rand(1, 1, 64, 64)
+        loaded = torch.jit.load(str(tmp_path / "s.pt"))
+        torch.testing.assert_close(loaded(images)[0], model(images), atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("decoder", DECODERS)
+    @torch.no_grad()
+    def test_every_decoder_with_adapters_and_neighbours(self, decoder: str, tmp_path: Path) -> None:
+        encoder = _encoder()
+        add_adapters(encoder, mri_core_places(encoder))
+        head = DECODERS[decoder](128, 2, 1, patch_size=8, planes=3, width=8)
+        model = Segmenter(
+            encoder, head, depths=[3], labels={1: "liver"}, image_size=64, neighbours=1
+        ).eval()
+        export(model, tmp_path / "s.pt", format="torchscript")
+        images = torch.rand(1, 3, 64, 64)
         loaded = torch.jit.load(str(tmp_path / "s.pt"))
         torch.testing.assert_close(loaded(images)[0], model(images), atol=1e-4, rtol=1e-4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from downstream.prompting import answers, clicks
 from downstream.prompting.loss import mask_loss
 from downstream.prompting.train import PromptTrainer, training_task
 from downstream.segmentation.data import read_mask
-from downstream.segmentation.train import LabelledSlices
+from downstream.segmentation.examples import LabelledSlices
 
 
 def blobs(seed: int, shape: tuple[int, int] = (40, 30)) -> np.ndarray:
@@ -260,7 +261,32 @@ class TestTraining:
         assert any(not torch.equal(t, end[name]) for name, t in before.items())
         assert all(torch.equal(t, before[name]) for name, t in micro.state_dict().items())
 
-    @pytest.mark.parametrize("adaptation", ["frozen", "head"])
+    @pytest.mark.parametrize("adaptation", ["adapters", "lora"])
+    def test_small_parts_of_the_encoder_move_and_are_released(
+        self, trainer, adaptation: str, tmp_path: Path
+    ) -> None:
+        fitted = trainer(adaptation=adaptation, steps=2)
+        moving, total = fitted.num_moving
+        assert 0 < moving < total
+        run(fitted)
+        model = fitted.finish()
+        image = torch.rand(1, 1, 32, 32)
+        loaded = core_mri.load_model(core_mri.save_model(model, tmp_path), device="cpu")
+        assert torch.equal(model.embed_image(image), loaded.embed_image(image))
+        assert not torch.equal(model.embed_image(image), trainer().finish().embed_image(image))
+
+    def test_stops_when_the_validation_patients_gain_nothing(self, trainer, recipe) -> None:
+        patient = replace(recipe, head_width=32, validate_every=1, patience=2)
+        fitted = trainer(recipe=patient)
+        assert not fitted.enough
+        fitted.best_score = 2.0  # no later look is better
+        fitted.best_step = 0
+        fitted.step(0)
+        assert not fitted.enough
+        fitted.step(1)
+        assert fitted.enough
+
+    @pytest.mark.parametrize("adaptation", ["frozen", "head", "lora"])
     def test_a_resumed_run_repeats_the_other(self, trainer, adaptation: str) -> None:
         whole = trainer(adaptation=adaptation)
         losses = run(whole)
