@@ -26,6 +26,18 @@ class Task:
     labels: dict[str, int] = field(default_factory=dict)
     """Segmentation, clustering: structure name to its value in the label volumes; 0 is background
     and not listed."""
+    label_names: tuple[str, ...] = ()
+    """Segmentation, clustering: structures by the names that the registry stores with the label
+    volumes, instead of values in `labels`: "liver", "vertebra *", or "*" for all."""
+    unite: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Segmentation, clustering: structure of this task to the stored names that are it together,
+    such as {heart: ["left *", "right *"]}."""
+    sequences: tuple[str, ...] = ()
+    """Segmentation: sequences that make up one case, in the order in which the model reads them;
+    empty takes every image for itself. All lie on the grid of the label volume."""
+    several_label_volumes: Literal["error", "unite"] = "error"
+    """Segmentation, clustering: what different label volumes of one image mean; unite takes them
+    for parts, such as one file a structure: where they overlap the first structure wins."""
     label_where: str = ""
     """Segmentation, clustering: SQL condition that picks the label volume where an image has
     several."""
@@ -43,7 +55,7 @@ class Task:
             )
         if self.kind != "classification":
             self._check_labels()
-        elif not self.target or self.labels or self.label_where:
+        elif not self.target or self.labels or self.by_name or self.label_where:
             raise ConfigError(
                 "CONFIG-05",
                 f"task {self.name}: a classification task has a target and no labels or "
@@ -51,13 +63,29 @@ class Task:
                 fix="Set target to sequence or region.",
             )
 
+        if self.sequences and self.kind != "segmentation":
+            raise ConfigError(
+                "CONFIG-05", f"task {self.name}: only segmentation takes sequences together."
+            )
+
+    @property
+    def by_name(self) -> bool:
+        """Whether structures are told by their names; then `labels` is filled in by the data."""
+        return bool(self.label_names or self.unite)
+
     def _check_labels(self) -> None:
+        if len({name.lower() for name in self.sequences}) < len(self.sequences):
+            raise ConfigError(
+                "CONFIG-05", f"task {self.name}: sequences must differ, got {self.sequences}."
+            )
+        if self.by_name and not self.labels and not self.target:
+            return
         values = list(self.labels.values())
         if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
             raise ConfigError(
                 "CONFIG-05",
                 f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
-                f"values of 1 or more; got {self.labels}.",
+                f"values of 1 or more, or label_names; got {self.labels}.",
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -29,12 +31,22 @@ from downstream.classification.probe import (
     volume_features,
 )
 from downstream.clustering.scores import ClusterData, Clustering
-from downstream.cohort import fingerprint, load_cohort, read_image, subjects
+from downstream.cohort import fingerprint, load_cohort, subjects
 from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import Slices, picture, save_cases
 from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
-from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
+from downstream.segmentation.data import (
+    Pair,
+    Pairs,
+    Shot,
+    draw_shots,
+    name_labels,
+    pair_labels,
+    read_mask,
+)
 from downstream.segmentation.predict import predict_pairs, write_prediction
+from downstream.segmentation.sequences import read_channels
+from downstream.segmentation.structures import values_in
 from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
 
 if TYPE_CHECKING:
@@ -45,6 +57,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY = 500
 """Steps of a cell between two checkpoints; a finished cell keeps none."""
+MAX_SEQUENCES = 1
+"""Channels that the models read; the data of a case hold as many as its task asks for."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,9 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     """Select and check the scans of a task.
 
     Raises:
-        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`.
+        ConfigError: CONFIG-05 as `name_labels` and `pair_labels`.
+        DataError: DATA-06, DATA-08, DATA-09, DATA-29 as `load_cohort`, `pair_labels` and
+            `labelled_volumes`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
@@ -119,10 +135,15 @@ def prepare(registry: Registry, task: Task) -> TaskData:
         volumes = labelled_volumes(cohort, task)
         rows = volumes.train + volumes.val + volumes.test
         return TaskData(task, rows, volumes, fingerprint(rows))
+    task = name_labels(registry, cohort, task)
     found = pair_labels(registry, cohort, task)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
-    scans = fingerprint([*rows, *(pair.label for pair in pairs)])
+    labels = [label for pair in pairs for label in pair.label_volumes]
+    scans = fingerprint([*(row for pair in pairs for row in pair.images), *labels])
+    if task.by_name:
+        meanings = sorted({json.dumps(values_in(label, task)) for label in labels})
+        scans = hashlib.sha256(json.dumps([scans, meanings]).encode()).hexdigest()[:16]
     return TaskData(task, rows, ClusterData(found) if task.kind == "clustering" else found, scans)
 
 
@@ -336,17 +357,25 @@ def make_trainer(
     """Read the examples and set up their training.
 
     Raises:
+        ConfigError: CONFIG-05 for a task of several sequences, which no model reads yet.
         DataError: DATA-06 for a label value outside the list, DATA-09 when no training example
             shows any structure.
     """
+    if len(cell.task.sequences) > MAX_SEQUENCES:
+        raise ConfigError(
+            "CONFIG-05",
+            f"task {cell.task.name}: models read one sequence as yet, not "
+            f"{', '.join(cell.task.sequences)}.",
+        )
 
     def read(shot: Shot) -> LabelledSlices:
-        image = read_image(registry, shot.pair.image)
+        channels = read_channels(registry, shot.pair.images)
         mask = read_mask(registry, shot.pair, cell.task)
         if shot.slices is not None:
-            image, mask = image[list(shot.slices)], mask[list(shot.slices)]
+            channels, mask = channels[:, list(shot.slices)], mask[list(shot.slices)]
         size = cell.recipe.image_size
-        return LabelledSlices(image_to_square(image, size), mask_to_square(mask, size))
+        images = torch.cat([image_to_square(channel, size) for channel in channels], dim=1)
+        return LabelledSlices(images, mask_to_square(mask, size))
 
     return Trainer(
         encoder,

@@ -124,6 +124,9 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
 def _run(study: _Study, run: Run) -> Path:
     """All cells, then the files."""
     config = study.config
+    tasks = zip(config.tasks, study.tasks, strict=True)
+    named = tuple(asked if isinstance(data, Failed) else data.task for asked, data in tasks)
+    config = replace(config, tasks=named)  # structures told by name are known now
     for data in study.tasks:
         log.info("%s", describe(data))
     outcomes = list(study.outcomes(run))

@@ -35,7 +35,7 @@ class LabelledSlices:
     """Slices of one example on the encoder's grid."""
 
     images: Tensor
-    """[N, 1, S, S] in [0, 1]."""
+    """[N, C, S, S] in [0, 1], a channel a sequence of the task."""
     masks: Tensor
     """[N, S, S] int64 class indices."""
 
