@@ -80,6 +80,8 @@ class SourceFiles:
     """Structure of each label value; other values than these and 0 are refused when given."""
     label_regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Structures that are several label values together, such as a whole tumor."""
+    channels: tuple[str, ...] = ()
+    """Sequences that the frames of 4D images are, in their order."""
     listed: Mapping[str, Listed] = field(default_factory=dict)
     """Files by their path below the root, with what a list says of them (`data_registry.layouts`);
     no others are taken when given, and it decides over `subject`, `pair` and `splits`."""

@@ -104,7 +104,8 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
     for image in cohort.rows:
         if image.subject_id not in labelled_patients:
             continue
-        found = [label for label in registry.labels_of(image) if label.volume_id in wanted]
+        fitting_labels = registry.labels_of(image) or registry.partial_labels_of(image)
+        found = [label for label in fitting_labels if label.volume_id in wanted]
         if not found:
             unfitting[image.subject_id] = image
             continue
@@ -148,7 +149,7 @@ def read_mask(registry: Registry, pair: Pair, task: Task) -> npt.NDArray[np.uint
     Raises:
         DataError: DATA-06 naming values outside the task's list.
     """
-    read = [(label, registry.read(label).array) for label in pair.label_volumes]
+    read = [(label, _on_image(registry, label, pair.image)) for label in pair.label_volumes]
     classes = np.zeros(read[0][1].shape, dtype=np.uint8)
     for label, array in read:
         _check_listed(label, np.unique(array).tolist(), task)
@@ -224,6 +225,20 @@ def draw_shots(
             )
         turn += 1
     return chosen
+
+
+def _on_image(registry: Registry, label: VolumeRow, image: VolumeRow) -> npt.NDArray[np.generic]:
+    """Voxels of a label volume on the slices of its image, 0 on those it leaves out."""
+    from data_registry.catalogue import first_slice
+
+    array = registry.read(label).array
+    if label.num_slices == image.num_slices:
+        return array
+    start = first_slice(label, image)
+    assert start is not None, "pair_labels joins no others"
+    whole = np.zeros((image.num_slices, *array.shape[1:]), dtype=array.dtype)
+    whole[start : start + label.num_slices] = array
+    return whole
 
 
 def _labels(registry: Registry, task: Task) -> list[VolumeRow]:
