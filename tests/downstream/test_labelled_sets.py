@@ -12,8 +12,10 @@ import torch
 
 from core_mri.errors import ConfigError, DataError, GeometryError
 from data_registry import IngestConfig, Registry, Source, ingest
+from data_registry.catalogue import first_slice
 from data_registry.layouts.as_sources import Choices
 from data_registry.layouts.detect import Asked, sources_in
+from data_registry.source_cards import load_card
 from downstream.cohort import load_cohort
 from downstream.config import SuiteConfig, Task
 from downstream.evaluation import cells as cells_module
@@ -23,6 +25,7 @@ from downstream.segmentation.data import Shot, name_labels, pair_labels, read_ma
 from downstream.segmentation.sequences import read_channels
 from downstream.segmentation.structures import named_values, values_in
 from tests.data_registry import labelled_folders as folders
+from tests.data_registry.fake_scans import make_folder
 from tests.data_registry.labelled_folders import image_array, mask_array, save
 
 FRACTIONS = (0.4, 0.2, 0.4)
@@ -330,3 +333,53 @@ class TestWholeRuns:
         assert named_values(row) == {"femur": (1,), "tibia": (2,)}
         task = segmentation(labels={"tibia": 2})
         assert values_in(row, task) == {"tibia": (2,)}
+
+
+class TestSegmentationsWithoutEmptySlices:
+    """DICOM segmentations leave out the slices where nothing is marked."""
+
+    @pytest.fixture
+    def prostates(self, tmp_path, ingested):
+        files = {}
+        for number in range(8):
+            study = f"PCAMPMRI-{number:05d}/1.2.3.{number}"
+            files[f"{study}/MR_1.2.3.1/*.dcm"] = f"dicom PCAMPMRI-{number:05d}"
+            files[f"{study}/SEG_1.2.3.2/seg.dcm"] = "seg MR_1.2.3.1 Prostate Peripheral_zone"
+        make_folder(tmp_path / "d", files)
+        sources = load_card("qin_prostate_repeatability").sources(tmp_path / "d")
+        return ingested(tmp_path / "d", sources=sources)
+
+    def test_masks_lie_on_the_slices_of_their_image(self, prostates):
+        named, pairs = pairs_of(prostates, segmentation(unite={"prostate": ("*",)}))
+        found = [*pairs.train, *pairs.val, *pairs.test]
+        assert len(found) == 8
+        parts = 0
+        for pair in found:
+            mask = read_mask(prostates, pair, named)
+            image = prostates.read(pair.image)
+            assert mask.shape == image.array.shape
+            stored = prostates.read(pair.label)
+            parts += stored.array.shape != mask.shape
+            marked = np.argwhere(mask)
+            places = marked @ image.affine[:3, :3].T + image.affine[:3, 3]
+            own = np.argwhere(stored.array)
+            expected = own @ stored.affine[:3, :3].T + stored.affine[:3, 3]
+            assert np.allclose(places, expected, atol=1e-2)
+        assert parts > 0, "no segmentation left slices out: nothing was tested"
+
+    def test_other_grids_are_no_parts(self, prostates):
+        _, pairs = pairs_of(prostates, segmentation(unite={"prostate": ("*",)}))
+        image = pairs.train[0].image
+        part = replace(image, num_slices=2, affine=tuple(_moved(image.affine, 0, 2)))
+        assert first_slice(part, image) == 2
+        for axis, by in ((0, 0.4), (0, 4), (0, -1), (1, 1), (2, 0.5)):
+            other = replace(image, num_slices=2, affine=tuple(_moved(image.affine, axis, by)))
+            assert first_slice(other, image) is None
+
+
+def _moved(affine, axis, by):
+    """The affine of voxels that begin `by` indices further along an axis."""
+    matrix = np.array(affine).reshape(4, 4)
+    move = np.eye(4)
+    move[axis, 3] = by
+    return (matrix @ move).ravel()

@@ -120,6 +120,7 @@ def words(all_sets: Registry, weights: Path, tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_dry_run_tells_every_task(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
@@ -127,6 +128,7 @@ def test_dry_run_tells_every_task(words: list[str], capsys: pytest.CaptureFixtur
     assert "20 cells" in told  # ten tasks, the encoder and its random twin
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_resamples")
 def test_a_tiny_cell_of_each(words: list[str], tmp_path: Path) -> None:
     assert main(words) == 0
