@@ -208,10 +208,10 @@ def _channels(volume: Volume, unit: Unit) -> tuple[str, ...]:
     Raises:
         DataError: DATA-29 when there are more or fewer frames.
     """
-    listed = unit.source.listing_of(unit.files[0].relative)
-    channels = listed.channels if listed else unit.source.channels
     if volume.kind == "label":
         return ()
+    listed = unit.source.listing_of(unit.files[0].relative)
+    channels = listed.channels if listed else unit.source.channels
     frames = volume.shape[3] if len(volume.shape) == 4 else 1
     if channels and frames != len(channels):
         raise DataError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core_mri.errors import ConfigError
-from data_registry.layouts.labelled_set import Case, LabelledSet, Part, broken
+from data_registry.layouts.labelled_set import Case, LabelledSet, Part, broken, some
 from data_registry.schema import Split
 from data_registry.source_files import Listed
 from data_registry.source_list import Source
@@ -56,6 +56,13 @@ def told(data: LabelledSet, choices: Choices) -> Told:
             "CONFIG-05",
             f"{data.listing} states licence {stated}, and {choices.licence} was given.",
             fix=f"Give --licence {stated}, or correct the file.",
+        )
+    folds = {case.fold for case in data.cases} - {None}
+    if choices.fold is not None and choices.fold not in folds:
+        raise ConfigError(
+            "CONFIG-05",
+            f"{data.listing} has no fold {choices.fold}; it has {some(map(str, folds)) or 'none'}.",
+            fix="Leave --fold out, or give one of them.",
         )
     patient_of, rule = _patients(data, choices.subject)
     patients = {case.name: patient_of(case) for case in data.cases}
@@ -156,13 +163,8 @@ def _pattern(subject: str) -> re.Pattern[str]:
 
 
 def _part(case: Case, data: LabelledSet, fold: int | None) -> Part:
-    if fold is None or case.fold is None or case.part != "training":
+    if fold is None or case.fold != fold or case.part != "training":
         return case.part
-    if fold not in {other.fold for other in data.cases}:
-        folds = sorted({c.fold for c in data.cases if c.fold is not None})
-        raise ConfigError("CONFIG-05", f"{data.listing} has folds {folds}, and no fold {fold}.")
-    if case.fold != fold:
-        return "training"
     return "validation" if _has_test(data) else "test"
 
 

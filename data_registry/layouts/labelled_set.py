@@ -109,7 +109,7 @@ def below(root: Path, listing: Path, path: object) -> str:
         raise broken(
             listing,
             f"names {path!r}, and there is no such file in {root}",
-            "Unpack the data set again, or remove the entry.",
+            "Unpack the data set again, remove the entry, or give --layout none if it is no list.",
         )
     return plain
 

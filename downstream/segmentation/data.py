@@ -104,8 +104,9 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
     for image in cohort.rows:
         if image.subject_id not in labelled_patients:
             continue
-        fitting_labels = registry.labels_of(image) or registry.partial_labels_of(image)
-        found = [label for label in fitting_labels if label.volume_id in wanted]
+        found = [label for label in registry.labels_of(image) if label.volume_id in wanted] or [
+            label for label in registry.partial_labels_of(image) if label.volume_id in wanted
+        ]
         if not found:
             unfitting[image.subject_id] = image
             continue

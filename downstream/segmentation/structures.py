@@ -80,11 +80,16 @@ def with_labels(task: Task, labels: Sequence[VolumeRow]) -> Task:
         labels: Label volumes of its patients.
 
     Raises:
-        ConfigError: CONFIG-05 when label volumes have no names, none has a name that was asked for,
-            or two structures have a value in common.
+        ConfigError: CONFIG-05 when it has values too, label volumes have no names, none has a name
+            that was asked for, or two structures have a value in common.
     """
     if not task.by_name:
         return task
+    if task.labels:
+        raise ConfigError(
+            "CONFIG-05",
+            f"task {task.name}: give labels, or label_names and unite, not both.",
+        )
     known: dict[str, set[Values]] = {}
     plain: set[str] = set()
     for label in labels:

@@ -177,6 +177,14 @@ class TestMonai:
         others = {splits[patient(f"P{n:02d}")] for n in (0, 2, 3, 5)}
         assert others <= ({"train"} if tests else {"train", "val"})
 
+    def test_no_such_fold(self, tmp_path: Path) -> None:
+        folders.monai(tmp_path / "d", folds=True)
+        folders.nnunet(tmp_path / "e")
+        for name, told in (("d", "it has 0, 1, 2"), ("e", "it has none")):
+            choices = Choices(name="set", licence="MIT", fold=7)
+            with pytest.raises(ConfigError, match=f"no fold 7; {told}"):
+                sources_in(tmp_path / name, Asked(), choices)
+
     def test_several_lists_must_be_told_apart(self, tmp_path: Path) -> None:
         content = folders.monai(tmp_path / "d")
         save_json(tmp_path / "d" / "other.json", content)

@@ -210,6 +210,11 @@ class TestStructuresByName:
         with pytest.raises(ConfigError, match=r"'patella'; there are femur, tibia"):
             pairs_of(knees, task)
 
+    def test_values_and_names_exclude_each_other(self, knees):
+        task = segmentation(where="sequence = 'T1'", label_names=("*",), labels={"femur": 1})
+        with pytest.raises(ConfigError, match="not both"):
+            pairs_of(knees, task)
+
     def test_volumes_without_names(self, registry):
         with pytest.raises(ConfigError, match="have no names of structures"):
             pairs_of(registry, segmentation(where="sequence = 'T1'", label_names=("*",)))
