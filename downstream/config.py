@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,18 @@ class Task:
     labels: dict[str, int] = field(default_factory=dict)
     """All but classification: structure name to its value in the label volumes; 0 is background and
     not listed."""
+    label_names: tuple[str, ...] = ()
+    """All but classification: structures by the names that the registry stores with the label
+    volumes, instead of values in `labels`: "liver", "vertebra *", or "*" for all."""
+    unite: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """All but classification: structure of this task to the stored names that are it together,
+    such as {heart: ["left *", "right *"]}."""
+    sequences: tuple[str, ...] = ()
+    """Segmentation: sequences that make up one case, in the order in which the model reads them;
+    empty takes every image for itself. All lie on the grid of the label volume."""
+    several_label_volumes: Literal["error", "unite"] = "error"
+    """All but classification: what different label volumes of one image mean; unite takes them for
+    parts, such as one file a structure: where they overlap the first structure wins."""
     label_where: str = ""
     """All but classification: SQL condition that picks the label volume where an image has
     several."""
@@ -57,22 +69,48 @@ class Task:
         if self.kind != "classification":
             self._check_labels(self.labels)
             self._check_labels(self.train_labels or self.labels)
-        elif not self.target or self.labels or self.label_where:
+        elif not self.target or self.labels or self.by_name or self.label_where:
             raise ConfigError(
                 "CONFIG-05",
                 f"task {self.name}: a classification task has a target and no labels or "
                 "label_where.",
                 fix="Set target to sequence or region.",
             )
+        if self.train_labels and self.by_name:
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: train_labels are values, and structures are told by name.",
+                fix="Give labels with values too, in place of label_names and unite.",
+            )
+        if self.sequences and self.kind != "segmentation":
+            raise ConfigError(
+                "CONFIG-05", f"task {self.name}: only segmentation takes sequences together."
+            )
+        if len({name.lower() for name in self.sequences}) < len(self.sequences):
+            raise ConfigError(
+                "CONFIG-05", f"task {self.name}: sequences must differ, got {self.sequences}."
+            )
+
+    @property
+    def by_name(self) -> bool:
+        """Whether structures are told by their names; then `labels` is filled in by the data."""
+        return bool(self.label_names or self.unite)
 
     def _check_labels(self, labels: dict[str, int]) -> None:
+        if self.by_name and not labels and not self.target:
+            return
         values = list(labels.values())
         if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
             raise ConfigError(
                 "CONFIG-05",
                 f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
-                f"values of 1 or more; got {labels}.",
+                f"values of 1 or more, or label_names; got {labels}.",
             )
+
+
+def training_task(task: Task) -> Task:
+    """The task with the structures to train on in place of those to test."""
+    return replace(task, labels=task.train_labels or task.labels, train_labels={}, train_where="")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -29,15 +31,25 @@ from downstream.classification.probe import (
     volume_features,
 )
 from downstream.clustering.scores import ClusterData, Clustering
-from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, read_image, subjects
-from downstream.config import Adaptation, Recipe, Task
+from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
+from downstream.config import Adaptation, Recipe, Task, training_task
 from downstream.evaluation.cases import Slices, picture, save_cases
 from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
 from downstream.prompting.answers import Scores, check_shown, score_prompts
-from downstream.prompting.train import PromptTrainer, training_task
-from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
+from downstream.prompting.train import PromptTrainer
+from downstream.segmentation.data import (
+    Pair,
+    Pairs,
+    Shot,
+    draw_shots,
+    name_labels,
+    pair_labels,
+    read_mask,
+)
 from downstream.segmentation.examples import LabelledSlices, labelled_slices
 from downstream.segmentation.predict import Prediction, predict_pairs, write_prediction
+from downstream.segmentation.sequences import read_channels
+from downstream.segmentation.structures import values_in
 from downstream.segmentation.train import Trainer, check_fits
 
 if TYPE_CHECKING:
@@ -114,8 +126,9 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     """Select and check the scans of a task.
 
     Raises:
-        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`; DATA-35
-            as `check_shown`.
+        ConfigError: CONFIG-05 as `name_labels` and `pair_labels`.
+        DataError: DATA-06, DATA-08, DATA-09, DATA-29 as `load_cohort`, `pair_labels` and
+            `labelled_volumes`; DATA-35 as `check_shown`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
@@ -127,12 +140,17 @@ def prepare(registry: Registry, task: Task) -> TaskData:
         volumes = labelled_volumes(cohort, task)
         rows = volumes.train + volumes.val + volumes.test
         return TaskData(task, rows, volumes, fingerprint(rows))
+    task = name_labels(registry, cohort, task)
     found = pair_labels(registry, cohort, task)
     if task.kind == "prompting":
         check_shown(registry, found.test, task)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
-    scans = fingerprint([*rows, *(pair.label for pair in pairs)])
+    labels = [label for pair in pairs for label in pair.label_volumes]
+    scans = fingerprint([*(row for pair in pairs for row in pair.images), *labels])
+    if task.by_name:
+        meanings = sorted({json.dumps(values_in(label, task)) for label in labels})
+        scans = hashlib.sha256(json.dumps([scans, meanings]).encode()).hexdigest()[:16]
     return TaskData(task, rows, ClusterData(found) if task.kind == "clustering" else found, scans)
 
 
@@ -381,10 +399,10 @@ def make_trainer(
     def read(shots: Sequence[Shot]) -> list[LabelledSlices]:
         found: list[LabelledSlices] = []
         for shot in shots:
-            image = read_image(registry, shot.pair.image)
+            channels = read_channels(registry, shot.pair.images)
             mask = read_mask(registry, shot.pair, task)
             spacing = shot.pair.image.spacing_mm
-            found += labelled_slices(image, mask, spacing, cell.recipe, shot.slices)
+            found += labelled_slices(channels, mask, spacing, cell.recipe, shot.slices)
         return found
 
     examples = read(shots), read(validation)
@@ -397,7 +415,8 @@ def make_trainer(
     }
     if cell.task.kind == "prompting":
         return PromptTrainer(encoder, *examples, **given)
-    return Trainer(encoder, *examples, labels=dict(enumerate(task.labels, start=1)), **given)
+    labels = dict(enumerate(task.labels, start=1))
+    return Trainer(encoder, *examples, labels=labels, sequences=task.sequences, **given)
 
 
 def _train(trainer: Trainer | PromptTrainer, run: Run, cell: Cell) -> None:

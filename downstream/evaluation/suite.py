@@ -20,7 +20,7 @@ from data_registry.catalogue import Registry
 from data_registry.governance.propagation import mixture_of_volumes
 from data_registry.governance.uses import note_training
 from downstream.adapt import architecture
-from downstream.config import FinetuneConfig, SuiteConfig
+from downstream.config import FinetuneConfig, SuiteConfig, training_task
 from downstream.evaluation.cells import (
     Cell,
     Contender,
@@ -42,7 +42,6 @@ from downstream.evaluation.setup import (
     prepared,
 )
 from downstream.evaluation.summary import summarize
-from downstream.prompting.train import training_task
 from downstream.segmentation.data import Pairs
 
 log = logging.getLogger(__name__)
@@ -125,6 +124,9 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
 def _run(study: _Study, run: Run) -> Path:
     """All cells, then the files."""
     config = study.config
+    tasks = zip(config.tasks, study.tasks, strict=True)
+    named = tuple(asked if isinstance(data, Failed) else data.task for asked, data in tasks)
+    config = replace(config, tasks=named)  # structures told by name are known now
     for data in study.tasks:
         log.info("%s", describe(data))
     outcomes = list(study.outcomes(run))

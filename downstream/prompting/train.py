@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.models.segmenter import spread_depths
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
-from downstream.config import Adaptation, Recipe, Task
+from downstream.config import Adaptation, Recipe
 from downstream.lora import merge_lora
 from downstream.prompting.answers import answer
 from downstream.prompting.clicks import Click, box_of, jittered, random_click, random_target
@@ -45,11 +44,6 @@ ENCODER = "image_encoder.encoder."
 """Start of the names of the encoder's parameters in the whole model."""
 VALIDATED = ("box", "1 click")
 """Methods whose mean Dice chooses the step that is kept."""
-
-
-def training_task(task: Task) -> Task:
-    """The task with the structures to train on in place of those to test."""
-    return replace(task, labels=task.train_labels or task.labels, train_labels={}, train_where="")
 
 
 class PromptTrainer:

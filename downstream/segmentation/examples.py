@@ -37,7 +37,7 @@ class LabelledSlices:
 
 
 def labelled_slices(
-    images: npt.NDArray[np.float32],
+    channels: npt.NDArray[np.float32],
     masks: npt.NDArray[np.uint8],
     spacing_mm: Sequence[float],
     recipe: Recipe,
@@ -46,13 +46,12 @@ def labelled_slices(
     """An example; several where slices are larger than the encoder's window.
 
     Args:
-        images: [S, H, W] in [0, 1], or [C, S, H, W] of several sequences.
+        channels: [C, S, H, W] in [0, 1], a channel a sequence.
         masks: [S, H, W] class indices.
         spacing_mm: Distance of slices, rows and columns.
         recipe: Size, pixel, neighbours.
         slices: Those that count as labelled; None: all.
     """
-    channels = images[None] if images.ndim == 3 else images
     count, rows, columns = masks.shape
     chosen = list(range(count)) if slices is None else list(slices)
     used, looks_at = torch.unique(

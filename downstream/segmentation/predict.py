@@ -14,8 +14,8 @@ from core_mri.metrics import dice
 from core_mri.models.segmenter import Segmenter
 from core_mri.slice_inference import segment_slices
 from core_mri.volume import Volume
-from downstream.cohort import read_image
 from downstream.segmentation.data import Pair, read_mask
+from downstream.segmentation.sequences import read_channels
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -31,7 +31,7 @@ class Prediction:
 
     pair: Pair
     image: npt.NDArray[np.float32]
-    """[S, H, W] in [0, 1]."""
+    """[S, H, W] in [0, 1], the first sequence."""
     reference: npt.NDArray[np.uint8]
     """[S, H, W] class indices."""
     estimate: npt.NDArray[np.uint8]
@@ -50,15 +50,15 @@ def predict_pairs(
 ) -> Iterator[Prediction]:
     """Predict and score volumes one by one; nothing of the earlier ones is kept."""
     for pair in pairs:
-        image = read_image(registry, pair.image)
+        channels = read_channels(registry, pair.images)
         reference = read_mask(registry, pair, task)
         spacing = pair.image.spacing_mm
-        estimate = segment_slices(segmenter, image, spacing, batch_size=BATCH)
+        estimate = segment_slices(segmenter, channels, spacing, batch_size=BATCH)
         scores = {
             name: dice(reference == index, estimate == index, spacing_mm=spacing)
             for index, name in segmenter.labels.items()
         }
-        yield Prediction(pair, image, reference, estimate, scores)
+        yield Prediction(pair, channels[0], reference, estimate, scores)
 
 
 def write_prediction(prediction: Prediction, task: Task, folder: Path) -> None:

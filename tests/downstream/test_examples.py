@@ -21,7 +21,7 @@ def volume(*shape: int) -> tuple[np.ndarray, np.ndarray]:
 class TestExamples:
     def test_a_whole_volume(self, recipe):
         images, masks = volume(6, 32, 32)
-        (example,) = labelled_slices(images, masks, SPACING, recipe)
+        (example,) = labelled_slices(images[None], masks, SPACING, recipe)
         assert torch.equal(example.images[:, 0], torch.from_numpy(images))
         assert torch.equal(example.masks, torch.from_numpy(masks).long())
         assert example.windows.tolist() == [[i] for i in range(6)]
@@ -30,7 +30,7 @@ class TestExamples:
     def test_single_slices_bring_their_neighbours_once(self, recipe):
         images, masks = volume(9, 32, 32)
         recipe = replace(recipe, neighbours=1)
-        (example,) = labelled_slices(images, masks, SPACING, recipe, slices=[0, 4, 5])
+        (example,) = labelled_slices(images[None], masks, SPACING, recipe, slices=[0, 4, 5])
         used = [0, 1, 3, 4, 5, 6]
         assert torch.equal(example.images[:, 0], torch.from_numpy(images[used]))
         assert torch.equal(example.masks, torch.from_numpy(masks[[0, 4, 5]]).long())
@@ -48,7 +48,7 @@ class TestExamples:
 
     def test_slices_larger_than_the_window_are_cut(self, recipe):
         images, masks = volume(2, 60, 32)
-        found = labelled_slices(images, masks, SPACING, replace(recipe, pixel_mm=1.0))
+        found = labelled_slices(images[None], masks, SPACING, replace(recipe, pixel_mm=1.0))
         assert len(found) == 3
         whole = torch.from_numpy(masks).long()
         assert torch.equal(found[0].masks, whole[:, :32])
@@ -59,7 +59,7 @@ class TestExamples:
         masks = np.zeros((1, 60, 50), dtype=np.uint8)
         masks[0, 12:40, 8:30] = 1
         (example,) = labelled_slices(
-            masks.astype(np.float32), masks, SPACING, replace(recipe, pixel_mm=pixel_mm)
+            masks.astype(np.float32)[None], masks, SPACING, replace(recipe, pixel_mm=pixel_mm)
         )
         agree = (example.images[:, 0] > 0.5) == (example.masks > 0)
         assert agree.float().mean() > 0.98

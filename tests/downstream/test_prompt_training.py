@@ -17,11 +17,11 @@ from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.prompting import PromptedVolume
 from core_mri.slice_grid import image_to_square
 from core_mri.volume import Volume
-from downstream.config import Task
+from downstream.config import Task, training_task
 from downstream.evaluation.suite import finetune, rehearse
 from downstream.prompting import answers, clicks
 from downstream.prompting.loss import mask_loss
-from downstream.prompting.train import PromptTrainer, training_task
+from downstream.prompting.train import PromptTrainer
 from downstream.segmentation.data import read_mask
 from downstream.segmentation.examples import LabelledSlices
 
@@ -411,7 +411,13 @@ class TestTask:
         with pytest.raises(ConfigError, match="distinct values"):
             replace(prompting, train_labels={"liver": 1, "spleen": 1})
 
-    def test_no_test_volume_shows_the_structure(self, finetune_config, prompting) -> None:
+    def test_no_test_volume_shows_the_structure(
+        self, finetune_config, prompting, monkeypatch
+    ) -> None:
         task = replace(prompting, labels={"tail": 99})
+        with pytest.raises(DataError, match=r"DATA-09.*test split show no structure"):
+            rehearse(finetune_config(task=task))
+        # Registries of an earlier version do not know the values of their label volumes.
+        monkeypatch.setattr("downstream.segmentation.data.stored_values", lambda _label: None)
         with pytest.raises(DataError, match=r"DATA-35.*none of the .* test volumes shows"):
             finetune(finetune_config(task=task, steps=1))
