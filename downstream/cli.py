@@ -108,7 +108,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         interval = "-" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
         p = "-" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
-        cells = [row["task"], row["weights"], row["method"], row["k"], row["metric"]]
+        metric = row["metric"] if row["unit"] == "1" else f"{row['metric']} ({row['unit']})"
+        cells = [row["task"], row["weights"], row["method"], row["k"], metric]
         lines.append([*map(str, cells), f"{row['mean']:.3f}", interval, str(row["n"]), p])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(

@@ -32,6 +32,9 @@ class Task:
     other_labels: Literal["error", "background"] = "error"
     """Segmentation, clustering: what a label value outside `labels` means; error names the volume
     and the value."""
+    tolerances: dict[str, float] = field(default_factory=dict)
+    """Segmentation: structure name to the deviation of its surface that the metric nsd forgives, in
+    mm (pixels where no spacing is known); 1 for those not named."""
     target: Literal["", "sequence", "region"] = ""
     """Classification: the volume column that holds the class."""
 
@@ -40,6 +43,13 @@ class Task:
             raise ConfigError(
                 "CONFIG-05",
                 f"task name {self.name!r} must be letters, digits, dash or underscore.",
+            )
+        strange = sorted(set(self.tolerances) - set(self.labels))
+        if strange or any(value < 0 for value in self.tolerances.values()):
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: tolerances are numbers of 0 or more for names of labels, "
+                f"{sorted(self.labels)}; got {self.tolerances}.",
             )
         if self.kind != "classification":
             self._check_labels()

@@ -31,10 +31,11 @@ from downstream.classification.probe import (
 from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import fingerprint, load_cohort, read_image, subjects
 from downstream.config import Adaptation, Recipe, Task
-from downstream.evaluation.cases import Slices, picture, save_cases
-from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
+from downstream.evaluation.cases import save_cases
+from downstream.evaluation.results import ALL_PATIENTS, Outcome, Probed, Score, finite
+from downstream.evaluation.testing import Tested, score_predictions
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
-from downstream.segmentation.predict import predict_pairs, write_prediction
+from downstream.segmentation.predict import predict_pairs
 from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
 
 if TYPE_CHECKING:
@@ -184,15 +185,8 @@ def _segment(
             run.request_stop()
     segmenter = trainer.finish()
 
-    scores: dict[tuple[str, str], list[float]] = {}
-    pictures: list[tuple[Case, Slices]] = []
-    for prediction in predict_pairs(segmenter, registry, pairs.test, cell.task):
-        for structure, value in prediction.scores.items():
-            scores.setdefault((prediction.pair.image.subject_id, structure), []).append(value)
-        pictures.append(picture(prediction))
-        if main:
-            write_prediction(prediction, cell.task, run.out / "predictions")
-    cases = save_cases(pictures, run.out / "cells", cell.key)
+    predictions = predict_pairs(segmenter, registry, pairs.test, cell.task)
+    tested = score_predictions(predictions, cell, run, write=main)
     if not main:
         shutil.rmtree(run.out / "cells" / cell.key / "checkpoints", ignore_errors=True)
     used = {
@@ -210,12 +204,9 @@ def _segment(
         _outcome(
             cell,
             used,
-            scores=tuple(
-                _score(cell, cell.adaptation, patient, structure, "dice", float(np.mean(values)))
-                for (patient, structure), values in sorted(scores.items())
-            ),
+            scores=measured_scores(cell, cell.adaptation, tested),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
-            cases=cases,
+            cases=tested.cases,
             notes=(f"{kept_step}, {chosen}", *_absent(trainer, cell)),
         ),
         segmenter,
@@ -402,8 +393,22 @@ def _outcome(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: objec
     )
 
 
+def measured_scores(cell: Cell, method: str, tested: Tested) -> tuple[Score, ...]:
+    """Rows of ``results.json`` of a segmentation cell."""
+    return tuple(
+        _score(cell, method, patient, found.structure, found.metric, found.value, found.unit)
+        for patient, found in tested.scores
+    )
+
+
 def _score(
-    cell: Cell, method: str, patient: str, structure: str, metric: str, value: float
+    cell: Cell,
+    method: str,
+    patient: str,
+    structure: str,
+    metric: str,
+    value: float,
+    unit: str = "1",
 ) -> Score:
     return Score(
         task=cell.task.name,
@@ -417,7 +422,7 @@ def _score(
         structure=structure,
         metric=metric,
         value=finite(value),
-        unit="1",
+        unit=unit,
     )
 
 

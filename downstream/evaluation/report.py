@@ -23,6 +23,8 @@ PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched")
 METRIC_NAMES = {
     "dice": "Dice",
     "dice_2d": "Dice per slice",
+    "nsd": "NSD",
+    "hd95": "HD95",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
 }
@@ -144,21 +146,23 @@ def _add_results(
             "n": row.n,
         }
         if ":" in row.metric:
-            structures.append(common | {"structure": row.metric.partition(":")[2]} | scores)
+            metric, _, structure = row.metric.partition(":")
+            named: dict[str, Cell] = {"structure": structure, "metric": _metric(metric, row.unit)}
+            structures.append(common | named | scores)
             continue
         test = tests.get((row.task, row.weights, row.method, row.k, row.metric))
         difference: dict[str, Cell] = {
             "minus twin": test.difference.mean if test else None,
             "p (Holm)": row.p_holm,
         }
-        main.append(common | {"metric": METRIC_NAMES[row.metric]} | scores | difference)
+        main.append(common | {"metric": _metric(row.metric, row.unit)} | scores | difference)
     descriptive = sorted({c.task for c in comparisons if c.descriptive})
     caption = (
         "Means over n test patients with 95 % bootstrap intervals; k is the number of labelled "
         f"training {config.recipe.shots_unit} (classification: training volumes; clustering: "
         "number of clusters). p: paired "
         "permutation test against the random-initialised twin on the same patients, draws and "
-        "budget."
+        "budget, in Dice or balanced accuracy; surface scores are described, not tested."
     )
     if descriptive:
         caption += (
@@ -171,13 +175,20 @@ def _add_results(
         report.add_table(
             "Results",
             structures,
-            "Dice by structure, over whole volumes with their empty slices, on the stored grid; 1 "
-            "when a structure is absent from reference and estimate, 0 when it is absent from one "
-            "of them. Clustering: per slice, over the slices that show the structure; `oracle` "
-            "takes the best cluster of every slice by its reference, `matched` the one that is "
+            "By structure, over whole volumes with their empty slices, on the stored grid. Dice; "
+            "NSD, the share of both surfaces within the task's tolerance of each other (1 mm, or "
+            "1 pixel where no spacing is known, unless the task says otherwise); HD95, the larger "
+            "95th percentile of the distances from one surface to the other. A structure absent "
+            "from reference and estimate scores 1, 1 and 0; absent from one of them 0, 0 and the "
+            "diagonal of the grid. Clustering: per slice, over the slices that show the structure; "
+            "`oracle` takes the best cluster of every slice by its reference, `matched` the one that is "
             "best on the training patients; k-means on each test patient alone or on the set of "
             "training patients.",
         )
+
+
+def _metric(name: str, unit: str) -> str:
+    return METRIC_NAMES[name] + ("" if unit == "1" else f" ({unit})")
 
 
 def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:

@@ -50,11 +50,12 @@ class Score:
     structure: str
     """Structure; empty for classification."""
     metric: str
-    """dice, dice_2d (per slice that shows the structure), balanced_accuracy or auroc."""
+    """dice, nsd or hd95 (`downstream.segmentation.scores`), dice_2d (per slice that shows the
+    structure), balanced_accuracy or auroc."""
     value: float | None
     """The number; None when it is not defined."""
     unit: str
-    """``1`` for shares between 0 and 1."""
+    """``1`` for shares between 0 and 1; distances: ``mm``, or ``px`` where no spacing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,7 @@ def write_results(
             s.patient,
             s.structure,
             s.metric,
+            s.unit,
         ),
     )
     cells = [asdict(score) for score in scores]

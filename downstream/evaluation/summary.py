@@ -1,8 +1,10 @@
 """From scores of cells to means with intervals, and from pairs of models to differences.
 
 The unit is the patient: draws of a patient are averaged first, then patients are resampled. A model
-is compared with its random twin on the same patients and the same draws. With fewer than
-`MIN_PATIENTS` test patients numbers are descriptive and carry no p-value.
+is compared with its random twin on the same patients and the same draws, in Dice or balanced
+accuracy alone: surface scores are described with their intervals, so that the number of tests does
+not depend on how many ways there are to look at one mask. With fewer than `MIN_PATIENTS` test
+patients numbers are descriptive and carry no p-value.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from downstream.evaluation.results import Outcome, Probed
 MIN_PATIENTS = 8
 NUM_RESAMPLES = 2000
 CLASSIFICATION_RESAMPLES = 1000
+PRIMARY = ("dice", "dice_2d")
+"""The metric of masks that is tested."""
 
 Group = tuple[str, str, str, int]
 """(task, weights, method, k)."""
@@ -41,7 +45,7 @@ class SummaryRow:
     method: str
     k: int
     metric: str
-    """dice or dice_2d (mean over structures), dice:STRUCTURE or dice_2d:STRUCTURE,
+    """dice, nsd, hd95 or dice_2d (mean over structures), the same with :STRUCTURE,
     balanced_accuracy or auroc."""
     mean: float
     n: int
@@ -53,6 +57,8 @@ class SummaryRow:
     """Paired permutation test against the random twin, for dice and balanced_accuracy."""
     p_holm: float | None = None
     """Adjusted for all tests of the run."""
+    unit: str = "1"
+    """Of mean and interval, as `Score.unit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +114,20 @@ def summarize(
 
 def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow]:
     common = dict(zip(("task", "weights", "method", "k"), key, strict=True))
-    intervals: dict[str, Interval] = {}
+    intervals: dict[tuple[str, str], Interval] = {}
     if outcomes[0].classes:
         table = _Table(outcomes[0], key[2])
-        intervals["balanced_accuracy"] = table.interval(lambda t, i: [t.accuracy(i)], seed)
-        intervals["auroc"] = table.interval(lambda t, i: [t.area(i)], seed)
+        intervals["balanced_accuracy", "1"] = table.interval(lambda t, i: [t.accuracy(i)], seed)
+        intervals["auroc", "1"] = table.interval(lambda t, i: [t.area(i)], seed)
     else:
-        metric = outcomes[0].scores[0].metric
         structures = sorted({score.structure for o in outcomes for score in o.scores})
-        intervals[metric] = _dice_interval(_per_patient(outcomes, key[2], structures), seed)
-        for structure in structures:
-            values = _per_patient(outcomes, key[2], [structure])
-            intervals[f"{metric}:{structure}"] = _dice_interval(values, seed)
+        kinds = {(s.metric, s.unit) for o in outcomes for s in o.scores if s.method == key[2]}
+        for metric, unit in sorted(kinds):
+            values = _per_patient(outcomes, key[2], structures, metric, unit)
+            intervals[metric, unit] = _mean_interval(values, seed)
+            for structure in structures:
+                values = _per_patient(outcomes, key[2], [structure], metric, unit)
+                intervals[f"{metric}:{structure}", unit] = _mean_interval(values, seed)
     return [
         SummaryRow(
             **common,  # type: ignore[arg-type]
@@ -128,8 +136,9 @@ def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow
             n=found.n,
             ci_low=found.low,
             ci_high=found.high,
+            unit=unit,
         )
-        for metric, found in intervals.items()
+        for (metric, unit), found in intervals.items()
     ]
 
 
@@ -148,9 +157,9 @@ def _compare(
         difference = table.interval(lambda t, i: [t.accuracy(i), -other.accuracy(i)], seed)
         a, b = table.contributions(), other.contributions()
     else:
-        metric = own[0].scores[0].metric
+        metric = next(m for m in PRIMARY if any(s.metric == m for s in own[0].scores))
         structures = sorted({score.structure for o in own for score in o.scores})
-        ours, theirs = (_per_patient(found, key[2], structures) for found in (own, twins))
+        ours, theirs = (_per_patient(found, key[2], structures, metric) for found in (own, twins))
         a, b = (np.array([values[p] for p in sorted(ours)]) for values in (ours, theirs))
         difference = bootstrap_interval(a - b, num_resamples=NUM_RESAMPLES, seed=seed)
     p = paired_permutation(a, b, seed=seed) if difference.n >= MIN_PATIENTS else None
@@ -181,19 +190,24 @@ def _with_test(
 
 
 def _per_patient(
-    outcomes: Sequence[Outcome], method: str, structures: Sequence[str]
+    outcomes: Sequence[Outcome],
+    method: str,
+    structures: Sequence[str],
+    metric: str,
+    unit: str = "1",
 ) -> dict[str, float]:
     """Patient to the mean over draws and structures."""
     values: dict[str, list[float]] = {}
     for outcome in outcomes:
         for score in outcome.scores:
-            wanted = score.method == method and score.structure in structures
+            kind = (score.method, score.metric, score.unit)
+            wanted = kind == (method, metric, unit) and score.structure in structures
             if wanted and score.value is not None:
                 values.setdefault(score.patient, []).append(score.value)
     return {patient: math.fsum(found) / len(found) for patient, found in sorted(values.items())}
 
 
-def _dice_interval(values: dict[str, float], seed: int) -> Interval:
+def _mean_interval(values: dict[str, float], seed: int) -> Interval:
     return bootstrap_interval(list(values.values()), num_resamples=NUM_RESAMPLES, seed=seed)
 
 

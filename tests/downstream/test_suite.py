@@ -29,6 +29,7 @@ CELL_KEYS = {
 }  # fmt: skip
 SUMMARY_KEYS = {
     "task", "weights", "method", "k", "metric", "mean", "n", "ci_low", "ci_high", "p", "p_holm",
+    "unit",
 }  # fmt: skip
 
 
@@ -100,10 +101,13 @@ class TestFinetune:
         patients = {r.subject_id for r in load_cohort(registry, config.task).test}
         for twin in (True, False):
             found = [
-                (c["patient"], c["structure"]) for c in results(out)["cells"] if c["twin"] is twin
+                (c["patient"], c["structure"], c["metric"])
+                for c in results(out)["cells"]
+                if c["twin"] is twin
             ]
-            assert len(found) == len(set(found)) == len(patients) * len(config.task.labels)
-            assert {patient for patient, _ in found} == patients
+            assert len(found) == len(set(found)) == 3 * len(patients) * len(config.task.labels)
+            assert {patient for patient, _, _ in found} == patients
+            assert {metric for _, _, metric in found} == {"dice", "nsd", "hd95"}
 
     def test_masks_lie_on_the_stored_grid_and_give_the_scores(self, finished, registry):
         config, out = finished
@@ -111,7 +115,7 @@ class TestFinetune:
         scores = {
             (c["patient"], c["structure"]): c["value"]
             for c in results(out)["cells"]
-            if not c["twin"]
+            if not c["twin"] and c["metric"] == "dice"
         }
         for pair in pairs.test:
             mask = read_nifti(out / "predictions" / f"{pair.image.volume_id}.nii.gz", kind="label")

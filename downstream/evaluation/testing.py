@@ -1,0 +1,68 @@
+"""The masks of the test volumes of a cell, turned into scores per patient and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core_mri.runs import Run
+from downstream.evaluation.cases import Slices, picture, save_cases
+from downstream.evaluation.results import Case
+from downstream.segmentation.predict import Prediction, write_prediction
+from downstream.segmentation.scores import Measured, distances_of, measure
+
+if TYPE_CHECKING:
+    from downstream.config import Task
+    from downstream.evaluation.cells import Cell
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the test volumes of a cell give."""
+
+    scores: tuple[tuple[str, Measured], ...]
+    """Patient (pseudonym) and number, the mean over the volumes of the patient."""
+    cases: tuple[Case, ...]
+
+
+def score_predictions(
+    predictions: Iterable[Prediction], cell: Cell, run: Run, *, write: bool = False
+) -> Tested:
+    """Score every volume, keep the pictures of three, and nothing else of them.
+
+    Args:
+        predictions: Of all test volumes.
+        cell: Where they belong; pictures go to ``cells/KEY.npz`` of the run.
+        run: The run of the whole evaluation.
+        write: Write the masks to ``predictions/`` of the run.
+    """
+    values: dict[tuple[str, Measured], list[float]] = {}
+    pictures: list[tuple[Case, Slices]] = []
+    for prediction in predictions:
+        patient = prediction.pair.image.subject_id
+        for found in _measured(prediction, cell.task):
+            values.setdefault((patient, replace(found, value=0.0)), []).append(found.value)
+        pictures.append(picture(prediction))
+        if write:
+            write_prediction(prediction, cell.task, run.out / "predictions")
+    means = [
+        (patient, replace(kind, value=float(np.mean(found))))
+        for (patient, kind), found in values.items()
+    ]
+    means.sort(key=lambda item: (item[0], item[1].metric, item[1].structure, item[1].unit))
+    return Tested(tuple(means), save_cases(pictures, run.out / "cells", cell.key))
+
+
+def _measured(prediction: Prediction, task: Task) -> Iterable[Measured]:
+    spacing, unit = distances_of(prediction.pair.image)
+    return measure(
+        prediction.reference,
+        prediction.estimate,
+        list(task.labels),
+        spacing=spacing,
+        unit=unit,
+        tolerances=task.tolerances,
+    )
