@@ -88,6 +88,8 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
         out = evaluate(config, resume=options.resume)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     print(table(results["summary"]))
+    for cell in results["empty"]:
+        print(f"empty: {cell['cell']}: {cell['why']}")
     num_failed = len(results["failed"])
     if num_failed:
         cells = "cell" if num_failed == 1 else "cells"
@@ -110,7 +112,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         p = "-" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
         metric = row["metric"] if row["unit"] == "1" else f"{row['metric']} ({row['unit']})"
         cells = [row["task"], row["weights"], row["method"], row["k"], metric]
-        lines.append([*map(str, cells), f"{row['mean']:.3f}", interval, str(row["n"]), p])
+        mean = "-" if row["mean"] is None else f"{row['mean']:.3f}"
+        lines.append([*map(str, cells), mean, interval, str(row["n"]), p])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -9,6 +9,7 @@ from typing import Literal
 from core_mri.errors import ConfigError
 
 Adaptation = Literal["frozen", "head", "full"]
+BaselineName = Literal["unet", "nnunetv2", "myopari"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +196,12 @@ class SuiteConfig:
     """Optimiser steps of a segmentation cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head or full, as in FinetuneConfig."""
+    tuning: tuple[float, ...] = (1.0,)
+    """Segmentation: factors on the learning rates. Every contender is trained with each of them and
+    tested with the one that is best on its validation patients."""
+    baselines: tuple[BaselineName, ...] = ()
+    """Segmentation: unet (2D, from scratch, planned like nnU-Net), nnunetv2 (the program itself)
+    and myopari (a released model of the heart); the latter two where they are installed."""
     recipe: Recipe = field(default_factory=Recipe)
     """How every model is fitted."""
     device: str = "auto"
@@ -213,6 +220,19 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
             )
+        if not self.tuning or min(self.tuning) <= 0 or len(set(self.tuning)) < len(self.tuning):
+            raise ConfigError(
+                "CONFIG-05", f"tuning must be distinct positive factors, got {list(self.tuning)}."
+            )
+        if len(self.tuning) > 1 and not self.recipe.num_validation:
+            raise ConfigError(
+                "CONFIG-05",
+                f"tuning {list(self.tuning)} is decided by validation examples, and "
+                "recipe.num_validation is 0.",
+                fix="Raise recipe.num_validation, or leave one factor.",
+            )
+        if taken := sorted(set(self.weights) & set(self.baselines)):
+            raise ConfigError("CONFIG-05", f"weights may not have the name of a baseline: {taken}.")
         names = [task.name for task in self.tasks]
         if not names or not self.weights or not self.k:
             raise ConfigError("CONFIG-05", "a suite needs at least one of each: weights, tasks, k.")

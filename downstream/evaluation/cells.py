@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 
 from core_mri.config import config_hash
-from core_mri.errors import ConfigError
 from core_mri.metrics import auroc, balanced_accuracy
 from core_mri.models.encoder import Encoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
 from core_mri.slice_grid import image_to_square, mask_to_square
-from core_mri.training.loop import fit
 from downstream.classification.probe import (
     METHODS,
     LabelledVolumes,
@@ -32,6 +29,7 @@ from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import fingerprint, load_cohort, read_image, subjects
 from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import save_cases
+from downstream.evaluation.fitting import drop_checkpoints, fit_best, scaled
 from downstream.evaluation.results import ALL_PATIENTS, Outcome, Probed, Score, finite
 from downstream.evaluation.testing import Tested, score_predictions
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
     from data_registry.schema import VolumeRow
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_EVERY = 500
-"""Steps of a cell between two checkpoints; a finished cell keeps none."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +93,20 @@ class Cell:
     seed: int
     steps: int = 0
     adaptation: Adaptation = "frozen"
+    tuning: tuple[float, ...] = (1.0,)
+    baseline: str = ""
+    """Name of a baseline, which has neither weights nor a twin."""
     recipe: Recipe
+
+    @property
+    def twin(self) -> bool:
+        """Whether this is of a random twin."""
+        return not self.against and not self.baseline
 
     @property
     def key(self) -> str:
         """File name; equal for equal weights, whatever they are called."""
-        model = "model" if self.against else "twin"
+        model = "twin" if self.twin else self.baseline or "model"
         nameless = config_hash(replace(self, weights="", against=""))
         return f"{self.task.name}-{model}-k{self.k}-d{self.draw}-{nameless[:12]}"
 
@@ -174,21 +177,19 @@ def _segment(
 ) -> tuple[Outcome, Segmenter | None]:
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
-    trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
-    if main:
-        _train(trainer, run, cell)
-    else:
-        folder = run.out / "cells" / cell.key
-        with Run.open(folder, cell) as own:
-            _train(trainer, own, cell)
-        if own.stop_requested:  # a signal during the last step
-            run.request_stop()
+
+    def make(factor: float) -> Trainer:
+        recipe = scaled(cell.recipe, factor)
+        own = replace(cell, recipe=recipe)
+        return make_trainer(own, contender.encoder, shots, validation, registry)
+
+    trainer, tuned = fit_best(make, cell, run, main=main)
     segmenter = trainer.finish()
 
     predictions = predict_pairs(segmenter, registry, pairs.test, cell.task)
     tested = score_predictions(predictions, cell, run, write=main)
     if not main:
-        shutil.rmtree(run.out / "cells" / cell.key / "checkpoints", ignore_errors=True)
+        drop_checkpoints(run, cell)
     used = {
         "train": [shot.pair.image for shot in shots],
         "val": [shot.pair.image for shot in validation],
@@ -201,13 +202,13 @@ def _segment(
         else "the last"
     )
     return (
-        _outcome(
+        outcome_of(
             cell,
             used,
             scores=measured_scores(cell, cell.adaptation, tested),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
             cases=tested.cases,
-            notes=(f"{kept_step}, {chosen}", *_absent(trainer, cell)),
+            notes=(f"{kept_step}, {chosen}", *tuned, *_absent(trainer, cell)),
         ),
         segmenter,
     )
@@ -246,7 +247,7 @@ def _classify(
         notes.append(f"{method}: {result.note}")
     if volumes.left_out:
         notes.append(f"left out, as not in both training and test split: {volumes.left_out}")
-    return _outcome(
+    return outcome_of(
         cell,
         parts,
         scores=tuple(scores),
@@ -267,13 +268,13 @@ def _cluster(
         registry,
         cell.recipe.image_size,
         cell.recipe.cache_gb,
-    ).run(cell.k, seed=_seed(cell))
+    ).run(cell.k, seed=seed_of(cell))
     used = {
         "train": [pair.image for pair in data.pairs.train],
         "val": [],
         "test": [pair.image for pair in data.pairs.test],
     }
-    return _outcome(
+    return outcome_of(
         cell,
         used,
         scores=tuple(
@@ -285,7 +286,8 @@ def _cluster(
     )
 
 
-def _seed(cell: Cell) -> int:
+def seed_of(cell: Cell) -> int:
+    """One seed of the run and the draw; the same for all contenders."""
     return int(np.random.SeedSequence((cell.seed, cell.draw)).generate_state(1)[0])
 
 
@@ -347,44 +349,19 @@ def make_trainer(
         adaptation=cell.adaptation,
         recipe=cell.recipe,
         steps=cell.steps,
-        seed=_seed(cell),
+        seed=seed_of(cell),
         name=cell.task.name,
     )
 
 
-def _train(trainer: Trainer, run: Run, cell: Cell) -> None:
-    """Fit with checkpoints.
-
-    Raises:
-        ConfigError: CONFIG-04 when the checkpoint of the folder is of other weights or scans.
-    """
-
-    def restore(state: Mapping[str, Any]) -> None:
-        if state["cell"] != cell.key:
-            raise ConfigError(
-                "CONFIG-04",
-                f"{run.out}: weights, labels or scans have changed since this run was started.",
-                fix="Choose another --out, or empty this folder.",
-            )
-        trainer.restore(state)
-
-    fit(
-        trainer.step,
-        run=run,
-        steps=cell.steps,
-        state=lambda: {"cell": cell.key, **trainer.state()},
-        restore=restore,
-        checkpoint_every=CHECKPOINT_EVERY,
-        description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",
-    )
-
-
-def _outcome(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:
+def outcome_of(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:
+    """What the cell leaves behind: the scans it used by split, and the fields `found`."""
     return Outcome(
         key=cell.key,
         task=cell.task.name,
         weights=cell.weights,
         against=cell.against,
+        baseline=bool(cell.baseline),
         k=cell.k,
         draw=cell.draw,
         patients={split: tuple(subjects(rows)) for split, rows in used.items()},
@@ -413,7 +390,7 @@ def _score(
     return Score(
         task=cell.task.name,
         weights=cell.weights,
-        twin=not cell.against,
+        twin=cell.twin,
         method=method,
         k=cell.k,
         draw=cell.draw,

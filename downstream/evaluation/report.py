@@ -74,7 +74,10 @@ def verdict(
         found = [
             c
             for c in comparisons
-            if c.task == task.name and c.weights == weights and c.method in PRIMARY_METHODS
+            if c.task == task.name
+            and c.weights == weights
+            and c.method in PRIMARY_METHODS
+            and not c.baseline
         ]
         if not found:
             sentences.append(f"{task.name}: no comparison could be finished.")
@@ -131,7 +134,7 @@ def _add_results(
     summary: Sequence[SummaryRow],
     comparisons: Sequence[Comparison],
 ) -> None:
-    tests = {(*c.group, c.metric): c for c in comparisons}
+    tests = {(*c.group, c.metric): c for c in comparisons if not c.baseline}
     main: list[dict[str, Cell]] = []
     structures: list[dict[str, Cell]] = []
     for row in summary:
@@ -141,7 +144,7 @@ def _add_results(
             "method": f"{row.method}, k {row.k}",
         }
         scores: dict[str, Cell] = {
-            "mean": row.mean,
+            "mean": row.mean if row.n else None,
             "95 % interval": f"{row.ci_low:.3f} to {row.ci_high:.3f}" if row.n > 1 else None,
             "n": row.n,
         }
@@ -170,6 +173,7 @@ def _add_results(
             f"{', '.join(descriptive)}."
         )
     report.add_table("Results", main, caption)
+    _add_baselines(report, comparisons)
     _add_intervals(report, summary)
     if structures:
         report.add_table(
@@ -181,10 +185,35 @@ def _add_results(
             "95th percentile of the distances from one surface to the other. A structure absent "
             "from reference and estimate scores 1, 1 and 0; absent from one of them 0, 0 and the "
             "diagonal of the grid. Clustering: per slice, over the slices that show the structure; "
-            "`oracle` takes the best cluster of every slice by its reference, `matched` the one that is "
-            "best on the training patients; k-means on each test patient alone or on the set of "
-            "training patients.",
+            "`oracle` takes the best cluster of every slice by its reference, `matched` the one "
+            "that is best on the training patients; k-means on each test patient alone or on the "
+            "set of training patients.",
         )
+
+
+def _add_baselines(report: Report, comparisons: Sequence[Comparison]) -> None:
+    rows: list[dict[str, Cell]] = [
+        {
+            "task": c.task,
+            "weights": c.weights,
+            "method": f"{c.method}, k {c.k}",
+            "minus": c.twin,
+            "difference": c.difference.mean,
+            "95 % interval": f"{_signed(c.difference.low)} to {_signed(c.difference.high)}",
+            "n": c.difference.n,
+            "p (Holm)": c.p_holm,
+        }
+        for c in comparisons
+        if c.baseline
+    ]
+    if rows:
+        caption = (
+            "Dice of the weights minus that of a baseline, same patients and draws. A baseline has "
+            "the steps, examples, validation and tuning of every other model; `unet` is planned "
+            "and trained like nnU-Net, `nnunetv2` is the program itself with the shortest of its "
+            "schedules that has as many steps."
+        )
+        report.add_table("Results", rows, caption)
 
 
 def _metric(name: str, unit: str) -> str:
@@ -202,7 +231,7 @@ def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
             Interval(row.mean, row.ci_low, row.ci_high, row.n),
         )
         for row in summary
-        if row.metric in ("dice", "dice_2d", "balanced_accuracy")
+        if row.metric in ("dice", "dice_2d", "balanced_accuracy") and row.n
     ]
     if rows:
         caption = "Means and 95 % intervals over test patients, each model beside its random twin."
@@ -253,7 +282,7 @@ def _by_k(task: Task, summary: Sequence[SummaryRow], metric: str, method: str = 
     rows = [
         row
         for row in summary
-        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method)
+        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method) and row.n
     ]
     for row in sorted(rows, key=lambda row: row.k):
         x, y = series.setdefault(row.weights, ([], []))
@@ -367,6 +396,9 @@ def _add_failures(report: Report, outcomes: Sequence[Outcome]) -> None:
     failed = [
         {"cell": outcome.key, "error": outcome.error} for outcome in outcomes if outcome.error
     ]
+    empty = [{"cell": outcome.key, "why": outcome.empty} for outcome in outcomes if outcome.empty]
+    if empty:
+        report.add_table("Empty cells", empty, "Asked for, not run, and no failure.")
     if failed:
         report.add_table(
             "Failed cells",
@@ -400,8 +432,10 @@ def _add_configuration(report: Report, config: SuiteConfig, outcomes: Sequence[O
 
 def _add_limits(report: Report, comparisons: Sequence[Comparison]) -> None:
     limits = [
-        "The random twin has the same architecture, seed, draws and budget; other baselines (a "
-        "U-Net from scratch, public encoders) are not part of this report.",
+        "The random twin has the same architecture, seed, draws and budget."
+        if any(c.baseline for c in comparisons)
+        else "The random twin has the same architecture, seed, draws and budget; no other baseline "
+        "is part of this report.",
         "Intervals cover the choice of test patients. They do not cover the choice of pretraining "
         "seed or of hospital.",
     ]

@@ -113,6 +113,7 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
         given["recipe"] = Recipe(image_size=config.recipe.image_size)
     else:
         given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": config.recipe}
+        given |= {"tuning": config.tuning}
     return [
         Cell(**given, k=k, draw=number)  # type: ignore[arg-type]
         for k in counts

@@ -21,6 +21,7 @@ from data_registry.governance.propagation import mixture_of_volumes
 from data_registry.governance.uses import note_training
 from downstream.adapt import architecture
 from downstream.config import FinetuneConfig, SuiteConfig
+from downstream.evaluation.baselines import Baseline, baseline_cells, baselines, run_baseline
 from downstream.evaluation.cells import (
     Cell,
     Contender,
@@ -117,8 +118,15 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
             check_leakage(contender, data, suite.allow_overlap)
             cells = cells_of(suite, contender, data)
             num_cells += len(cells)
-            seconds += len(cells) * suite.steps * _step_seconds(cells[0], contender, data, registry)
-    return [*lines, f"{num_cells} cells; training steps alone take about {seconds:.0f} s here"]
+            tried = len(cells) * len(suite.tuning)
+            seconds += tried * suite.steps * _step_seconds(cells[0], contender, data, registry)
+    for baseline in baselines(suite):
+        num_cells += sum(len(baseline_cells(suite, baseline, data)) for data in tasks)
+        lines.append(f"baseline {baseline.name} {baseline.version}".rstrip())
+    return [
+        *lines,
+        f"{num_cells} cells; training steps of the encoders alone take about {seconds:.0f} s here",
+    ]
 
 
 def _run(study: _Study, run: Run) -> Path:
@@ -130,7 +138,7 @@ def _run(study: _Study, run: Run) -> Path:
     summary, comparisons = summarize(outcomes, seed=config.seed)
     folders = [folder / "cells" for folder in (run.out, *config.reuse)]
     report = build_report(config, outcomes, summary, comparisons, folders)
-    write_results(run.out, outcomes, summary, report.verdict)
+    write_results(run.out, outcomes, summary, report.verdict, comparisons)
     report.write(run.out / "report.html")
     return run.out
 
@@ -142,7 +150,7 @@ class _Study:
     config: SuiteConfig
     registry: Registry
     tasks: Sequence[TaskData | Failed]
-    contenders: Iterator[Contender | Failed]
+    contenders: Iterator[Contender | Baseline | Failed]
     keep_model: bool
     """The first cell is the main one, whose model is kept; errors are raised, not recorded."""
 
@@ -157,7 +165,8 @@ class _Study:
             for part in (*tasks, first):
                 if isinstance(part, Failed):
                     raise part.error
-        return cls(config, registry, tasks, itertools.chain([first], found), keep_model)
+        everybody = itertools.chain([first], found, baselines(config))
+        return cls(config, registry, tasks, everybody, keep_model)
 
     def outcomes(self, run: Run) -> Iterator[Outcome]:
         """Every cell's outcome: an earlier one that still holds, or a new one."""
@@ -167,18 +176,21 @@ class _Study:
                 if isinstance(contender, Failed) or isinstance(data, Failed):
                     yield _failed_setup(contender, data)
                     continue
-                for cell in cells_of(self.config, contender, data):
+                for cell in _cells(self.config, contender, data):
                     yield self._outcome(cell, contender, data, run, first and self.keep_model)
                     first = False
                     _stop_if_asked(run)
 
     def _outcome(
-        self, cell: Cell, contender: Contender, data: TaskData, run: Run, main: bool
+        self, cell: Cell, contender: Contender | Baseline, data: TaskData, run: Run, main: bool
     ) -> Outcome:
         """An earlier outcome, a new one, or with its error a failed one."""
         try:
-            leakage = check_leakage(contender, data, self.config.allow_overlap)
             outcome = self._earlier(cell, run)
+            if isinstance(contender, Baseline):
+                outcome = outcome or self._baseline(cell, data, run)
+                return replace(outcome, leakage=contender.leakage)
+            leakage = check_leakage(contender, data, self.config.allow_overlap)
             if outcome is None:
                 outcome = self._fit(cell, contender, data, run, main, leakage)
             return _named(outcome, cell, leakage)
@@ -199,6 +211,16 @@ class _Study:
                 log.info("cell %s: finished before", cell.key)
                 return outcome
         return None
+
+    def _baseline(self, cell: Cell, data: TaskData, run: Run) -> Outcome:
+        log.info("cell %s: %s", cell.key, cell.weights)
+        outcome = run_baseline(cell, data, self.registry, run, self.config.device)
+        if outcome.empty:
+            log.warning("cell %s: empty: %s", outcome.key, outcome.empty)
+            return outcome
+        save_outcome(outcome, run.out / "cells")
+        _log_outcome(outcome)
+        return outcome
 
     def _fit(
         self,
@@ -222,7 +244,13 @@ class _Study:
         return outcome
 
 
-def _failed_setup(contender: Contender | Failed, data: TaskData | Failed) -> Outcome:
+def _cells(config: SuiteConfig, contender: Contender | Baseline, data: TaskData) -> list[Cell]:
+    if isinstance(contender, Baseline):
+        return baseline_cells(config, contender, data)
+    return cells_of(config, contender, data)
+
+
+def _failed_setup(contender: Contender | Baseline | Failed, data: TaskData | Failed) -> Outcome:
     """One failed cell stands for all those of an encoder or a task that cannot be set up."""
     culprit = contender if isinstance(contender, Failed) else data
     assert isinstance(culprit, Failed)
@@ -242,21 +270,31 @@ def _stop_if_asked(run: Run) -> None:
 
 def _named(outcome: Outcome, cell: Cell, leakage: str) -> Outcome:
     """The outcome under the names of this run, whatever run it comes from."""
-    scores = tuple(
-        replace(score, weights=cell.weights, twin=not cell.against) for score in outcome.scores
-    )
+    scores = tuple(replace(score, weights=cell.weights, twin=cell.twin) for score in outcome.scores)
     return replace(
         outcome, weights=cell.weights, against=cell.against, leakage=leakage, scores=scores
     )
 
 
 def _failure(
-    key: str, task: str, contender: Contender | Failed, k: int, number: int, error: Exception
+    key: str,
+    task: str,
+    contender: Contender | Baseline | Failed,
+    k: int,
+    number: int,
+    error: Exception,
 ) -> Outcome:
-    against = contender.against if isinstance(contender, Contender) else "its random twin"
+    against = "its random twin" if isinstance(contender, Failed) else contender.against
     text = str(error) if isinstance(error, CoreMRIError) else f"{type(error).__name__}: {error}"
     return Outcome(
-        key=key, task=task, weights=contender.name, against=against, k=k, draw=number, error=text
+        key=key,
+        task=task,
+        weights=contender.name,
+        against=against,
+        baseline=isinstance(contender, Baseline),
+        k=k,
+        draw=number,
+        error=text,
     )
 
 

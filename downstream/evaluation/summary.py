@@ -1,10 +1,10 @@
 """From scores of cells to means with intervals, and from pairs of models to differences.
 
 The unit is the patient: draws of a patient are averaged first, then patients are resampled. A model
-is compared with its random twin on the same patients and the same draws, in Dice or balanced
-accuracy alone: surface scores are described with their intervals, so that the number of tests does
-not depend on how many ways there are to look at one mask. With fewer than `MIN_PATIENTS` test
-patients numbers are descriptive and carry no p-value.
+is compared with its random twin and with the baselines on the same patients and the same draws, in
+Dice or balanced accuracy alone: surface scores are described with their intervals, so that the
+number of tests does not depend on how many ways there are to look at one mask. With fewer than
+`MIN_PATIENTS` test patients numbers are descriptive and carry no p-value.
 """
 
 from __future__ import annotations
@@ -63,17 +63,29 @@ class SummaryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model minus its random twin, same patients and draws."""
+    """A model minus its random twin or a baseline, same patients and draws."""
 
     task: str
     weights: str
     twin: str
+    """Name of the twin or baseline."""
     method: str
     k: int
     metric: str
     difference: Interval
     p: float | None
     p_holm: float | None = None
+    baseline: bool = False
+    """Whether the other is a baseline."""
+
+    def row(self) -> dict[str, object]:
+        """The comparison as ``results.json`` has it."""
+        found = self.difference
+        return {
+            "task": self.task, "weights": self.weights, "minus": self.twin, "method": self.method,
+            "k": self.k, "metric": self.metric, "difference": found.mean, "n": found.n,
+            "ci_low": found.low, "ci_high": found.high, "p": self.p, "p_holm": self.p_holm,
+        }  # fmt: skip
 
     @property
     def group(self) -> Group:
@@ -98,17 +110,22 @@ def summarize(
     comparisons: list[Comparison] = []
     groups: dict[Group, list[Outcome]] = {}
     for outcome in finished:
+        if outcome.empty and not outcome.draw:
+            rows.append(_empty_row(outcome))
         for method in sorted({score.method for score in outcome.scores}):
             key = (outcome.task, outcome.weights, method, outcome.k)
             groups.setdefault(key, []).append(outcome)
     for key, own in groups.items():
         rows += _rows(key, own, seed)
-        twin_key = (key[0], own[0].against, key[2], key[3])
-        if twin_key in groups:
-            comparison = _compare(key, own, groups[twin_key], seed)
-            comparisons += [comparison] if comparison else []
+        if not own[0].against:
+            continue
+        for other, others in groups.items():
+            is_twin = other == (key[0], own[0].against, key[2], key[3])
+            if is_twin or (others[0].baseline and (other[0], other[3]) == (key[0], key[3])):
+                comparison = _compare(key, own, others, seed, other[2])
+                comparisons += [comparison] if comparison else []
     comparisons = _adjusted(comparisons)
-    tests = {(*c.group, c.metric): c for c in comparisons}
+    tests = {(*c.group, c.metric): c for c in comparisons if not c.baseline}
     return [_with_test(row, tests) for row in rows], comparisons
 
 
@@ -142,10 +159,17 @@ def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow
     ]
 
 
+def _empty_row(outcome: Outcome) -> SummaryRow:
+    return SummaryRow(
+        task=outcome.task, weights=outcome.weights, method="-", k=outcome.k, metric=PRIMARY[0],
+        mean=math.nan, n=0, ci_low=math.nan, ci_high=math.nan,
+    )  # fmt: skip
+
+
 def _compare(
-    key: Group, own: Sequence[Outcome], twins: Sequence[Outcome], seed: int
+    key: Group, own: Sequence[Outcome], twins: Sequence[Outcome], seed: int, method: str
 ) -> Comparison | None:
-    """None when model and twin share no finished draw."""
+    """None when model and twin or baseline, which has its own `method`, share no finished draw."""
     draws = {o.draw for o in own} & {o.draw for o in twins}
     own = [o for o in own if o.draw in draws]
     twins = [o for o in twins if o.draw in draws]
@@ -153,13 +177,14 @@ def _compare(
         return None
     if own[0].classes:
         metric = "balanced_accuracy"
-        table, other = _Table(own[0], key[2]), _Table(twins[0], key[2])
+        table, other = _Table(own[0], key[2]), _Table(twins[0], method)
         difference = table.interval(lambda t, i: [t.accuracy(i), -other.accuracy(i)], seed)
         a, b = table.contributions(), other.contributions()
     else:
         metric = next(m for m in PRIMARY if any(s.metric == m for s in own[0].scores))
         structures = sorted({score.structure for o in own for score in o.scores})
-        ours, theirs = (_per_patient(found, key[2], structures, metric) for found in (own, twins))
+        ours = _per_patient(own, key[2], structures, metric)
+        theirs = _per_patient(twins, method, structures, metric)
         a, b = (np.array([values[p] for p in sorted(ours)]) for values in (ours, theirs))
         difference = bootstrap_interval(a - b, num_resamples=NUM_RESAMPLES, seed=seed)
     p = paired_permutation(a, b, seed=seed) if difference.n >= MIN_PATIENTS else None
@@ -172,6 +197,7 @@ def _compare(
         metric=metric,
         difference=difference,
         p=p,
+        baseline=twins[0].baseline,
     )
 
 
