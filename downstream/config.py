@@ -9,6 +9,7 @@ from typing import Literal
 from core_mri.errors import ConfigError
 
 Adaptation = Literal["frozen", "head", "full"]
+Protocol = Literal["volumes", "paper"]
 BaselineName = Literal["unet", "nnunetv2", "myopari"]
 
 
@@ -36,6 +37,10 @@ class Task:
     tolerances: dict[str, float] = field(default_factory=dict)
     """Segmentation: structure name to the deviation of its surface that the metric nsd forgives, in
     mm (pixels where no spacing is known); 1 for those not named."""
+    k: tuple[int, ...] = ()
+    """Segmentation: numbers of labelled examples in place of the suite's; empty takes those."""
+    optional: bool = False
+    """Too few labelled patients leave the cells of the task empty instead of failing them."""
     target: Literal["", "sequence", "region"] = ""
     """Classification: the volume column that holds the class."""
 
@@ -52,6 +57,7 @@ class Task:
                 f"task {self.name}: tolerances are numbers of 0 or more for names of labels, "
                 f"{sorted(self.labels)}; got {self.tolerances}.",
             )
+        _check_counts(**{f"task {self.name}: k[{i}]": k for i, k in enumerate(self.k)})
         if self.kind != "classification":
             self._check_labels()
         elif not self.target or self.labels or self.label_where:
@@ -196,6 +202,9 @@ class SuiteConfig:
     """Optimiser steps of a segmentation cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head or full, as in FinetuneConfig."""
+    protocol: Protocol = "volumes"
+    """Segmentation: volumes draws patients and scores whole volumes in mm; paper does as MRI-CORE
+    published (`downstream.segmentation.paper`), whose results are not comparable with others."""
     tuning: tuple[float, ...] = (1.0,)
     """Segmentation: factors on the learning rates. Every contender is trained with each of them and
     tested with the one that is best on its validation patients."""
@@ -230,6 +239,12 @@ class SuiteConfig:
                 f"tuning {list(self.tuning)} is decided by validation examples, and "
                 "recipe.num_validation is 0.",
                 fix="Raise recipe.num_validation, or leave one factor.",
+            )
+        if self.protocol == "paper" and self.recipe.shots_unit != "slices":
+            raise ConfigError(
+                "CONFIG-05",
+                "protocol paper labels slices, and recipe.shots_unit is volumes.",
+                fix="Set recipe.shots_unit to slices.",
             )
         if taken := sorted(set(self.weights) & set(self.baselines)):
             raise ConfigError("CONFIG-05", f"weights may not have the name of a baseline: {taken}.")

@@ -81,10 +81,11 @@ def baseline_cells(config: SuiteConfig, baseline: Baseline, data: TaskData) -> l
             draw=number,
             seed=config.seed,
             steps=0 if released else config.steps,
+            protocol=config.protocol,
             tuning=config.tuning if baseline.name == "unet" else (1.0,),
             recipe=config.recipe,
         )
-        for k in ((0,) if released else config.k)
+        for k in ((0,) if released else data.task.k or config.k)
         for number in range(1 if released else config.draws)
     ]
 

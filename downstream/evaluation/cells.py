@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from core_mri.config import config_hash
+from core_mri.errors import DataError
 from core_mri.metrics import auroc, balanced_accuracy
 from core_mri.models.encoder import Encoder
 from core_mri.models.segmenter import Segmenter
@@ -27,12 +29,13 @@ from downstream.classification.probe import (
 )
 from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import fingerprint, load_cohort, read_image, subjects
-from downstream.config import Adaptation, Recipe, Task
+from downstream.config import Adaptation, Protocol, Recipe, Task
 from downstream.evaluation.cases import save_cases
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, scaled
 from downstream.evaluation.results import ALL_PATIENTS, Outcome, Probed, Score, finite
 from downstream.evaluation.testing import Tested, score_predictions
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
+from downstream.segmentation.paper import PAPER_ENDING, paper_shots
 from downstream.segmentation.predict import predict_pairs
 from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
 
@@ -93,6 +96,7 @@ class Cell:
     seed: int
     steps: int = 0
     adaptation: Adaptation = "frozen"
+    protocol: Protocol = "volumes"
     tuning: tuple[float, ...] = (1.0,)
     baseline: str = ""
     """Name of a baseline, which has neither weights nor a twin."""
@@ -299,18 +303,19 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
         return np.flatnonzero(mask.any(axis=(1, 2))).tolist()
 
     unit = cell.recipe.shots_unit
-    shots = draw_shots(
-        pairs.train, cell.k, unit, seed=cell.seed, draw=cell.draw, foreground=foreground
-    )
-    validation = draw_shots(
-        pairs.val,
-        cell.recipe.num_validation,
-        unit,
+    choose = partial(
+        paper_shots if cell.protocol == "paper" else partial(draw_shots, unit=unit),
         seed=cell.seed,
         draw=cell.draw,
         foreground=foreground,
-        fewer=True,
     )
+    try:
+        shots = choose(pairs.train, cell.k)
+    except DataError as error:
+        raise DataError(
+            error.code, f"task {cell.task.name}, training split: {error.message}", fix=error.fix
+        ) from None
+    validation = choose(pairs.val, cell.recipe.num_validation, fewer=True)
     if len(validation) < cell.recipe.num_validation:
         log.warning(
             "task %s: %d validation %s instead of %d",
@@ -371,7 +376,9 @@ def outcome_of(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: obj
 
 
 def measured_scores(cell: Cell, method: str, tested: Tested) -> tuple[Score, ...]:
-    """Rows of ``results.json`` of a segmentation cell."""
+    """Rows of ``results.json`` of a segmentation cell; a method says if it is in paper mode."""
+    if cell.protocol == "paper":
+        method += PAPER_ENDING
     return tuple(
         _score(cell, method, patient, found.structure, found.metric, found.value, found.unit)
         for patient, found in tested.scores

@@ -56,7 +56,8 @@ def fit_best(
         main: Train in the folder of `run` itself; such a cell has one factor.
 
     Returns:
-        The trained model, and what a reader should know of the choice. The first of equals is kept.
+        The trained model, and what a reader should know of the choice. The first of equals is kept,
+        and the first factor where there are no validation patients.
     """
     best: T | None = None
     scores = []
@@ -73,9 +74,13 @@ def fit_best(
         scores.append(trainer.best_score)
         if best is None or trainer.best_score > best.best_score:
             best = trainer
+        if trainer.best_score < 0:
+            break
     assert best is not None
     if len(cell.tuning) == 1:
         return best, ()
+    if best.best_score < 0:
+        return best, (f"learning rates x{cell.tuning[0]:g}, not tuned: no validation patients",)
     found = ", ".join(f"x{f:g}: {s:.3f}" for f, s in zip(cell.tuning, scores, strict=True))
     chosen = cell.tuning[scores.index(max(scores))]
     return best, (

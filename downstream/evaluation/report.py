@@ -14,6 +14,8 @@ from downstream.config import SuiteConfig, Task
 from downstream.evaluation.cases import load_case
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
+from downstream.segmentation.paper import DIFFERENCES, LEFT_OUT, PAPER_ENDING
+from downstream.segmentation.paper import NAME as PAPER_MODE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +52,13 @@ def build_report(
     synthetic = [outcome.synthetic for outcome in outcomes if not outcome.error]
     title = f"Transfer of {', '.join(config.weights)}"
     subtitle = f"{len(config.tasks)} tasks, {len(outcomes)} cells, seed {config.seed}"
+    if config.protocol == "paper":
+        subtitle += f"; {PAPER_MODE}"
     report = Report(title, verdict(config, summary, comparisons, synthetic), subtitle)
+    if config.protocol == "paper":
+        heading = PAPER_MODE.capitalize()
+        report.add_text(heading, ["How it differs from our protocol:", *DIFFERENCES])
+        report.add_text(heading, ["What of the published one is not reproduced:", *LEFT_OUT])
     _add_results(report, config, summary, comparisons)
     _add_curves(report, config, outcomes, summary)
     _add_cases(report, config, outcomes, folders)
@@ -69,14 +77,14 @@ def verdict(
 ) -> str:
     """A sentence per task on the first weights at the first k, and whether scans are synthetic."""
     weights = next(iter(config.weights))
-    sentences = []
+    sentences = [f"{PAPER_MODE.capitalize()}."] if config.protocol == "paper" else []
     for task in config.tasks:
         found = [
             c
             for c in comparisons
             if c.task == task.name
             and c.weights == weights
-            and c.method in PRIMARY_METHODS
+            and c.method.removesuffix(PAPER_ENDING) in PRIMARY_METHODS
             and not c.baseline
         ]
         if not found:
@@ -247,7 +255,11 @@ def _add_curves(
     from core_mri.plots import curves
 
     for task in config.tasks:
-        clustered = [r for r in summary if (r.task, r.metric) == (task.name, "dice_2d")]
+        clustered = [
+            r
+            for r in summary
+            if (task.kind, r.task, r.metric) == ("clustering", task.name, "dice_2d")
+        ]
         for method in sorted({row.method for row in clustered}):
             series = _by_k(task, summary, "dice_2d", method)
             title = f"{task.name} ({method})"
@@ -256,7 +268,7 @@ def _add_curves(
             report.add_figure("Curves", figure, caption)
         if task.kind != "segmentation":
             continue
-        if len(config.k) > 1:
+        if len(task.k or config.k) > 1:
             series = _by_k(task, summary, "dice")
             if series:
                 figure = curves(
@@ -264,12 +276,13 @@ def _add_curves(
                 )
                 caption = f"{task.name}: mean Dice over test patients against the number of labels."
                 report.add_figure("Curves", figure, caption)
-        series = _validation(task, outcomes, config.k[0])
+        first_k = (task.k or config.k)[0]
+        series = _validation(task, outcomes, first_k)
         if series:
             figure = curves(series, "step", "validation Dice", title=task.name)
             caption = (
                 f"{task.name}: Dice on the validation patients during training, draw 0, k = "
-                f"{config.k[0]}; the best step is the one that was tested."
+                f"{first_k}; the best step is the one that was tested."
             )
             report.add_figure("Curves", figure, caption)
 

@@ -28,7 +28,6 @@ from downstream.evaluation.cells import (
     TaskData,
     draw,
     make_trainer,
-    prepare,
     run_cell,
 )
 from downstream.evaluation.report import build_report
@@ -104,8 +103,14 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
     """
     suite = as_suite(config) if isinstance(config, FinetuneConfig) else config
     registry = Registry.open(suite.registry)
-    tasks = [prepare(registry, task) for task in suite.tasks]
-    lines = [describe(data) for data in tasks]
+    found = prepared(suite, registry)
+    lines = [describe(data) for data in found]
+    tasks = []
+    for data in found:
+        if not isinstance(data, Failed):
+            tasks.append(data)
+        elif not (data.optional and _is_few(data.error)):
+            raise data.error
     num_cells, seconds = 0, 0.0
     for contender in contenders(suite):
         if isinstance(contender, Failed):
@@ -118,6 +123,8 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
             check_leakage(contender, data, suite.allow_overlap)
             cells = cells_of(suite, contender, data)
             num_cells += len(cells)
+            if isinstance(data.data, Pairs):
+                draw(max(cells, key=lambda cell: cell.k), data.data, registry)
             tried = len(cells) * len(suite.tuning)
             seconds += tried * suite.steps * _step_seconds(cells[0], contender, data, registry)
     for baseline in baselines(suite):
@@ -254,10 +261,24 @@ def _failed_setup(contender: Contender | Baseline | Failed, data: TaskData | Fai
     """One failed cell stands for all those of an encoder or a task that cannot be set up."""
     culprit = contender if isinstance(contender, Failed) else data
     assert isinstance(culprit, Failed)
+    if isinstance(data, Failed) and data.optional and _is_few(data.error):
+        return Outcome(
+            key=f"{data.name}-{contender.name}-empty",
+            task=data.name,
+            weights=contender.name,
+            against="",
+            k=0,
+            draw=0,
+            empty=str(data.error),
+        )
     task = data.name if isinstance(data, Failed) else data.task.name
     key = f"{task}-{contender.name}-not-set-up"
     log.error("cell %s: %s", key, culprit.error)
     return _failure(key, task, contender, 0, 0, culprit.error)
+
+
+def _is_few(error: Exception) -> bool:
+    return isinstance(error, CoreMRIError) and error.code == "DATA-09"
 
 
 def _stop_if_asked(run: Run) -> None:

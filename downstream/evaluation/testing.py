@@ -11,11 +11,11 @@ import numpy as np
 from core_mri.runs import Run
 from downstream.evaluation.cases import Slices, picture, save_cases
 from downstream.evaluation.results import Case
+from downstream.segmentation.paper import paper_measure
 from downstream.segmentation.predict import Prediction, write_prediction
 from downstream.segmentation.scores import Measured, distances_of, measure
 
 if TYPE_CHECKING:
-    from downstream.config import Task
     from downstream.evaluation.cells import Cell
 
 
@@ -43,7 +43,7 @@ def score_predictions(
     pictures: list[tuple[Case, Slices]] = []
     for prediction in predictions:
         patient = prediction.pair.image.subject_id
-        for found in _measured(prediction, cell.task):
+        for found in _measured(prediction, cell):
             values.setdefault((patient, replace(found, value=0.0)), []).append(found.value)
         pictures.append(picture(prediction))
         if write:
@@ -56,13 +56,16 @@ def score_predictions(
     return Tested(tuple(means), save_cases(pictures, run.out / "cells", cell.key))
 
 
-def _measured(prediction: Prediction, task: Task) -> Iterable[Measured]:
+def _measured(prediction: Prediction, cell: Cell) -> Iterable[Measured]:
+    structures = list(cell.task.labels)
+    if cell.protocol == "paper":
+        return paper_measure(prediction.reference, prediction.estimate, structures)
     spacing, unit = distances_of(prediction.pair.image)
     return measure(
         prediction.reference,
         prediction.estimate,
-        list(task.labels),
+        structures,
         spacing=spacing,
         unit=unit,
-        tolerances=task.tolerances,
+        tolerances=cell.task.tolerances,
     )

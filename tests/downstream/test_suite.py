@@ -214,6 +214,26 @@ class TestReproducibility:
         assert len((config.out / "metrics.jsonl").read_text().splitlines()) == 6
 
 
+class TestTooFew:
+    def test_k_beyond_the_training_patients_names_task_and_split(self, suite_config):
+        with pytest.raises(DataError, match=r"organs, training split: 99 labelled volumes"):
+            rehearse(suite_config(k=(1, 99)))
+
+    def test_an_optional_task_without_patients_is_empty(self, suite_config, organs, registry):
+        (one, *_) = load_cohort(registry, organs).train
+        where = f"subject_id = '{one.subject_id}'"
+        lonely = replace(organs, name="lonely", where=where, optional=True)
+        config = suite_config(tasks=(organs, lonely), k=(1,), draws=1)
+        assert any(line.startswith("task lonely: DATA-09") for line in rehearse(config))
+        content = results(evaluate(config))
+        assert not content["failed"]
+        assert "different patients" in content["empty"][0]["why"]
+        rows = [row for row in content["summary"] if row["task"] == "lonely"]
+        assert {(row["n"], row["mean"]) for row in rows} == {(0, None)}
+        with pytest.raises(DataError, match="different patients"):
+            rehearse(replace(config, tasks=(replace(lonely, optional=False),)))
+
+
 class TestEvaluate:
     def test_all_cells_and_one_report(self, suite_config):
         config = suite_config()
