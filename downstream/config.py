@@ -170,6 +170,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check_counts(k=self.k, draws=self.draws, steps=self.steps)
+        if self.task.k or self.task.optional:
+            raise ConfigError(
+                "CONFIG-05", f"task {self.task.name}: k and optional belong to tasks of a suite."
+            )
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",

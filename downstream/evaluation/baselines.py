@@ -52,6 +52,13 @@ class Baseline:
         return program[self.name]()
 
     @property
+    def standing(self) -> str:
+        """Version for the dry run, or that it is not installed."""
+        if self.name == "unet":
+            return ""
+        return f" {self.version}" if self.version else ": not installed, its cells stay empty"
+
+    @property
     def leakage(self) -> str:
         """What is known about test patients among those it has seen, one sentence."""
         if self.name == "myopari":

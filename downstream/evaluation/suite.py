@@ -129,7 +129,7 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
             seconds += tried * suite.steps * _step_seconds(cells[0], contender, data, registry)
     for baseline in baselines(suite):
         num_cells += sum(len(baseline_cells(suite, baseline, data)) for data in tasks)
-        lines.append(f"baseline {baseline.name} {baseline.version}".rstrip())
+        lines.append(f"baseline {baseline.name}{baseline.standing}")
     return [
         *lines,
         f"{num_cells} cells; training steps of the encoders alone take about {seconds:.0f} s here",
