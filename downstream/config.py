@@ -215,6 +215,9 @@ class SuiteConfig:
     baselines: tuple[BaselineName, ...] = ()
     """Segmentation: unet (2D, from scratch, planned like nnU-Net), nnunetv2 (the program itself)
     and myopari (a released model of the heart); the latter two where they are installed."""
+    baseline_steps: int = 0
+    """Optimiser steps of a baseline; 0 takes `steps`. Nets from scratch need more of them than a
+    decoder on features does, and may be given more."""
     recipe: Recipe = field(default_factory=Recipe)
     """How every model is fitted."""
     device: str = "auto"
@@ -232,6 +235,10 @@ class SuiteConfig:
         if not all(2 <= count <= 256 for count in self.clusters):
             raise ConfigError(
                 "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
+            )
+        if self.baseline_steps < 0:
+            raise ConfigError(
+                "CONFIG-05", f"baseline_steps must be 0 or more, got {self.baseline_steps}."
             )
         if not self.tuning or min(self.tuning) <= 0 or len(set(self.tuning)) < len(self.tuning):
             raise ConfigError(

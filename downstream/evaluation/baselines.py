@@ -87,7 +87,7 @@ def baseline_cells(config: SuiteConfig, baseline: Baseline, data: TaskData) -> l
             k=k,
             draw=number,
             seed=config.seed,
-            steps=0 if released else config.steps,
+            steps=0 if released else config.baseline_steps or config.steps,
             protocol=config.protocol,
             tuning=config.tuning if baseline.name == "unet" else (1.0,),
             recipe=config.recipe,

@@ -217,9 +217,9 @@ def _add_baselines(report: Report, comparisons: Sequence[Comparison]) -> None:
     if rows:
         caption = (
             "Dice of the weights minus that of a baseline, same patients and draws. A baseline has "
-            "the steps, examples, validation and tuning of every other model; `unet` is planned "
-            "and trained like nnU-Net, `nnunetv2` is the program itself with the shortest of its "
-            "schedules that has as many steps."
+            "the examples, validation and tuning of every other model, and its steps unless "
+            "baseline_steps says otherwise; `unet` is planned and trained like nnU-Net, `nnunetv2` "
+            "is the program itself with the shortest of its schedules that has as many steps."
         )
         report.add_table("Results", rows, caption)
 

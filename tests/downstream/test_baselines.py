@@ -147,7 +147,7 @@ class TestSuite:
 
     def test_baselines_stand_beside_the_weights(self, suite_config):
         config = suite_config(k=(1,), baselines=("unet", "nnunetv2", "myopari"), tuning=(0.3, 1.0))
-        out = evaluate(config)
+        out = evaluate(replace(config, baseline_steps=3))
         content = results(out)
         assert not content["failed"]
         unet = [c for c in content["cells"] if c["weights"] == "unet"]
@@ -166,7 +166,10 @@ class TestSuite:
         page = (out / "report.html").read_text()
         assert "pip install nnunetv2" in page
         notes = [json.loads(p.read_text())["notes"] for p in (out / "cells").glob("organs-*.json")]
-        assert all(any("2 trainings of 2 steps" in note for note in own) for own in notes)
+        told = [note for own in notes for note in own if "trainings" in note]
+        assert len(told) == len(notes) == 6
+        assert sum("2 trainings of 3 steps" in note for note in told) == 2  # the draws of the U-Net
+        assert sum("2 trainings of 2 steps" in note for note in told) == 4
 
     def test_the_draws_are_those_of_the_encoders(self, suite_config):
         out = evaluate(suite_config(k=(2,), baselines=("unet",)))
