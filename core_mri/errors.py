@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "DATA-27": "a labelled data set contradicts its own list, or its list cannot be read",
     "DATA-28": "the licence of a source is unknown, or does not allow what was asked",
     "DATA-29": "a case lacks a sequence, or has other ones than were told",
+    "DATA-30": "another program that was asked for scans or masks failed",
     "DATA-32": "an index of public scans is damaged or lacks what a plan needs",
     "DATA-33": "a plan asks for more, or for other scans, than may be chosen",
     "DATA-34": "a stored plan is damaged, or a list of patients cannot be understood",

@@ -88,6 +88,8 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
         out = evaluate(config, resume=options.resume)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     print(table(results["summary"]))
+    for cell in results["empty"]:
+        print(f"empty: {cell['cell']}: {cell['why']}")
     num_failed = len(results["failed"])
     if num_failed:
         cells = "cell" if num_failed == 1 else "cells"
@@ -108,8 +110,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         interval = "-" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
         p = "-" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
-        cells = [row["task"], row["weights"], row["method"], row["k"], row["metric"]]
-        lines.append([*map(str, cells), f"{row['mean']:.3f}", interval, str(row["n"]), p])
+        metric = row["metric"] if row["unit"] == "1" else f"{row['metric']} ({row['unit']})"
+        cells = [row["task"], row["weights"], row["method"], row["k"], metric]
+        mean = "-" if row["mean"] is None else f"{row['mean']:.3f}"
+        lines.append([*map(str, cells), mean, interval, str(row["n"]), p])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -10,6 +10,8 @@ from core_mri.errors import ConfigError
 
 DecoderName = Literal["linear", "light", "pyramid", "sam"]
 Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
+Protocol = Literal["volumes", "paper"]
+BaselineName = Literal["unet", "nnunetv2", "myopari"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,14 @@ class Task:
     train_where: str = ""
     """Prompting: condition on the images to train on, where it is not `where`; this leaves an
     anatomy out of the training."""
+    tolerances: dict[str, float] = field(default_factory=dict)
+    """Segmentation: structure name to the deviation of its surface that the metric nsd forgives, in
+    mm (pixels where no spacing is known); 1 for those not named."""
+    k: tuple[int, ...] = ()
+    """Segmentation, prompting: numbers of labelled examples in place of the suite's; empty takes
+    those."""
+    optional: bool = False
+    """Too few labelled patients leave the cells of the task empty instead of failing them."""
     target: Literal["", "sequence", "region"] = ""
     """Classification: the volume column that holds the class."""
 
@@ -66,6 +76,8 @@ class Task:
                 "CONFIG-05",
                 f"task {self.name}: only a prompting task has train_labels or train_where.",
             )
+        self._check_tolerances()
+        _check_counts(**{f"task {self.name}: k[{i}]": k for i, k in enumerate(self.k)})
         if self.kind != "classification":
             self._check_labels(self.labels)
             self._check_labels(self.train_labels or self.labels)
@@ -82,9 +94,10 @@ class Task:
                 f"task {self.name}: train_labels are values, and structures are told by name.",
                 fix="Give labels with values too, in place of label_names and unite.",
             )
-        if self.sequences and self.kind != "segmentation":
+        if self.kind != "segmentation" and (self.sequences or self.tolerances):
             raise ConfigError(
-                "CONFIG-05", f"task {self.name}: only segmentation takes sequences together."
+                "CONFIG-05",
+                f"task {self.name}: only segmentation takes sequences together, or tolerances.",
             )
         if len({name.lower() for name in self.sequences}) < len(self.sequences):
             raise ConfigError(
@@ -95,6 +108,16 @@ class Task:
     def by_name(self) -> bool:
         """Whether structures are told by their names; then `labels` is filled in by the data."""
         return bool(self.label_names or self.unite)
+
+    def _check_tolerances(self) -> None:
+        known = not self.by_name or bool(self.labels)
+        strange = known and set(self.tolerances) - set(self.labels)
+        if strange or any(value < 0 for value in self.tolerances.values()):
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: tolerances are numbers of 0 or more for names of labels, "
+                f"{sorted(self.labels)}; got {self.tolerances}.",
+            )
 
     def _check_labels(self, labels: dict[str, int]) -> None:
         if self.by_name and not labels and not self.target:
@@ -271,6 +294,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check_counts(k=self.k, draws=self.draws, steps=self.steps)
+        if self.task.k or self.task.optional:
+            raise ConfigError(
+                "CONFIG-05", f"task {self.task.name}: k and optional belong to tasks of a suite."
+            )
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",
@@ -303,6 +330,18 @@ class SuiteConfig:
     """Optimiser steps of a segmentation or prompting cell."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head, adapters, lora or full, as in FinetuneConfig."""
+    protocol: Protocol = "volumes"
+    """Segmentation: volumes draws patients and scores whole volumes in mm; paper does as MRI-CORE
+    published (`downstream.segmentation.paper`), whose results are not comparable with others."""
+    tuning: tuple[float, ...] = (1.0,)
+    """Segmentation, prompting: factors on the learning rates. Every contender is trained with each
+    of them and tested with the one that is best on its validation patients."""
+    baselines: tuple[BaselineName, ...] = ()
+    """Segmentation: unet (2D, from scratch, planned like nnU-Net), nnunetv2 (the program itself)
+    and myopari (a released model of the heart); the latter two where they are installed."""
+    baseline_steps: int = 0
+    """Optimiser steps of a baseline; 0 takes `steps`. Nets from scratch need more of them than a
+    decoder on features does, and may be given more."""
     recipe: Recipe = field(default_factory=Recipe)
     """How every model is fitted."""
     device: str = "auto"
@@ -321,6 +360,29 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
             )
+        if self.baseline_steps < 0:
+            raise ConfigError(
+                "CONFIG-05", f"baseline_steps must be 0 or more, got {self.baseline_steps}."
+            )
+        if not self.tuning or min(self.tuning) <= 0 or len(set(self.tuning)) < len(self.tuning):
+            raise ConfigError(
+                "CONFIG-05", f"tuning must be distinct positive factors, got {list(self.tuning)}."
+            )
+        if len(self.tuning) > 1 and not self.recipe.num_validation:
+            raise ConfigError(
+                "CONFIG-05",
+                f"tuning {list(self.tuning)} is decided by validation examples, and "
+                "recipe.num_validation is 0.",
+                fix="Raise recipe.num_validation, or leave one factor.",
+            )
+        if self.protocol == "paper" and self.recipe.shots_unit != "slices":
+            raise ConfigError(
+                "CONFIG-05",
+                "protocol paper labels slices, and recipe.shots_unit is volumes.",
+                fix="Set recipe.shots_unit to slices.",
+            )
+        if taken := sorted(set(self.weights) & set(self.baselines)):
+            raise ConfigError("CONFIG-05", f"weights may not have the name of a baseline: {taken}.")
         names = [task.name for task in self.tasks]
         if not names or not self.weights or not self.k:
             raise ConfigError("CONFIG-05", "a suite needs at least one of each: weights, tasks, k.")

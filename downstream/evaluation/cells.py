@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from core_mri.config import config_hash
-from core_mri.errors import ConfigError
+from core_mri.errors import DataError
 from core_mri.metrics import auroc, balanced_accuracy
 from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
-from core_mri.training.loop import fit
 from downstream.classification.probe import (
     METHODS,
     LabelledVolumes,
@@ -32,10 +31,12 @@ from downstream.classification.probe import (
 )
 from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
-from downstream.config import Adaptation, Recipe, Task, training_task
-from downstream.evaluation.cases import Slices, picture, save_cases
-from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
-from downstream.prompting.answers import Scores, check_shown, score_prompts
+from downstream.config import Adaptation, Protocol, Recipe, Task, training_task
+from downstream.evaluation.cases import save_cases
+from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled
+from downstream.evaluation.results import ALL_PATIENTS, Outcome, Probed, Score, finite
+from downstream.evaluation.testing import Tested, score_answers, score_predictions
+from downstream.prompting.answers import check_shown, score_prompts
 from downstream.prompting.train import PromptTrainer
 from downstream.segmentation.data import (
     Pair,
@@ -47,7 +48,8 @@ from downstream.segmentation.data import (
     read_mask,
 )
 from downstream.segmentation.examples import LabelledSlices, labelled_slices
-from downstream.segmentation.predict import Prediction, predict_pairs, write_prediction
+from downstream.segmentation.paper import PAPER_ENDING, paper_shots
+from downstream.segmentation.predict import predict_pairs
 from downstream.segmentation.sequences import read_channels
 from downstream.segmentation.structures import values_in
 from downstream.segmentation.train import Trainer, check_fits
@@ -57,9 +59,6 @@ if TYPE_CHECKING:
     from data_registry.schema import VolumeRow
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_EVERY = 500
-"""Steps of a cell between two checkpoints; a finished cell keeps none."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,21 @@ class Cell:
     seed: int
     steps: int = 0
     adaptation: Adaptation = "frozen"
+    protocol: Protocol = "volumes"
+    tuning: tuple[float, ...] = (1.0,)
+    baseline: str = ""
+    """Name of a baseline, which has neither weights nor a twin."""
     recipe: Recipe
+
+    @property
+    def twin(self) -> bool:
+        """Whether this is of a random twin."""
+        return not self.against and not self.baseline
 
     @property
     def key(self) -> str:
         """File name; equal for equal weights, whatever they are called."""
-        model = "model" if self.against else "twin"
+        model = "twin" if self.twin else self.baseline or "model"
         nameless = config_hash(replace(self, weights="", against=""))
         return f"{self.task.name}-{model}-k{self.k}-d{self.draw}-{nameless[:12]}"
 
@@ -203,58 +211,39 @@ def _segment(
     """A segmentation or prompting cell."""
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
-    trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
+
+    def make(factor: float) -> Trainer | PromptTrainer:
+        own = replace(cell, recipe=scaled(cell.recipe, factor))
+        return make_trainer(own, contender.encoder, shots, validation, registry)
+
+    trainer, tuned = fit_best(make, cell, run, main=main)
     moving, total = trainer.num_moving
-    if main:
-        _train(trainer, run, cell)
-    else:
-        folder = run.out / "cells" / cell.key
-        with Run.open(folder, cell) as own:
-            _train(trainer, own, cell)
-        if own.stop_requested:  # a signal during the last step
-            run.request_stop()
     model = trainer.finish()
 
-    scores: dict[tuple[str, str, str], list[float]] = {}
-    pictures: list[tuple[Case, Slices]] = []
-    for prediction, found in _tested(model, cell, pairs, registry):
-        patient = prediction.pair.image.subject_id
-        for (method, structure), values in found.items():
-            scores.setdefault((patient, structure, method), []).extend(values)
-        pictures.append(picture(prediction))
-        if main:
-            write_prediction(prediction, cell.task, run.out / "predictions")
-    cases = save_cases(pictures, run.out / "cells", cell.key)
+    tested = _test(model, cell, pairs, registry, run, main)
     if not main:
-        shutil.rmtree(run.out / "cells" / cell.key / "checkpoints", ignore_errors=True)
+        drop_checkpoints(run, cell)
     used = {
         "train": [shot.pair.image for shot in shots],
         "val": [shot.pair.image for shot in validation],
         "test": [pair.image for pair in pairs.test],
     }
-    metric = "dice_2d" if cell.task.kind == "prompting" else "dice"
-    done = trainer.curve[-1].step
-    kept_step = f"step {trainer.best_step} of {done} kept"
-    if done < cell.steps:
-        kept_step += f" (stopped early, {cell.steps} were allowed)"
     chosen = (
         f"best of {len(validation)} validation {cell.recipe.shots_unit}"
         if validation
         else "the last"
     )
     return (
-        _outcome(
+        outcome_of(
             cell,
             used,
-            scores=tuple(
-                _score(cell, method, patient, structure, metric, float(np.mean(values)))
-                for (patient, structure, method), values in sorted(scores.items())
-            ),
+            scores=measured_scores(cell, tested),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
-            cases=cases,
+            cases=tested.cases,
             notes=(
-                f"{kept_step}, {chosen}",
+                f"{kept(trainer, cell)}, {chosen}",
                 f"{moving:,} of {total:,} parameters moved",
+                *tuned,
                 *_absent(trainer, cell),
             ),
         ),
@@ -262,18 +251,19 @@ def _segment(
     )
 
 
-def _tested(
-    model: Segmenter | PromptableSegmenter, cell: Cell, pairs: Pairs, registry: Registry
-) -> Iterator[tuple[Prediction, Scores]]:
-    """Test volumes with what they score."""
+def _test(
+    model: Segmenter | PromptableSegmenter,
+    cell: Cell,
+    pairs: Pairs,
+    registry: Registry,
+    run: Run,
+    write: bool,
+) -> Tested:
     if isinstance(model, PromptableSegmenter):
-        yield from score_prompts(model, registry, pairs.test, cell.task)
-        return
-    for prediction in predict_pairs(model, registry, pairs.test, cell.task):
-        yield (
-            prediction,
-            {(cell.adaptation, name): [value] for name, value in prediction.scores.items()},
-        )
+        answers = score_prompts(model, registry, pairs.test, cell.task)
+        return score_answers(answers, cell, run, write=write)
+    predictions = predict_pairs(model, registry, pairs.test, cell.task)
+    return score_predictions(predictions, cell, run, method=cell.adaptation, write=write)
 
 
 def _classify(
@@ -309,7 +299,7 @@ def _classify(
         notes.append(f"{method}: {result.note}")
     if volumes.left_out:
         notes.append(f"left out, as not in both training and test split: {volumes.left_out}")
-    return _outcome(
+    return outcome_of(
         cell,
         parts,
         scores=tuple(scores),
@@ -330,13 +320,13 @@ def _cluster(
         registry,
         cell.recipe.image_size,
         cell.recipe.cache_gb,
-    ).run(cell.k, seed=_seed(cell))
+    ).run(cell.k, seed=seed_of(cell))
     used = {
         "train": [pair.image for pair in data.pairs.train],
         "val": [],
         "test": [pair.image for pair in data.pairs.test],
     }
-    return _outcome(
+    return outcome_of(
         cell,
         used,
         scores=tuple(
@@ -348,7 +338,8 @@ def _cluster(
     )
 
 
-def _seed(cell: Cell) -> int:
+def seed_of(cell: Cell) -> int:
+    """One seed of the run and the draw; the same for all contenders."""
     return int(np.random.SeedSequence((cell.seed, cell.draw)).generate_state(1)[0])
 
 
@@ -361,18 +352,19 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
         return np.flatnonzero(mask.any(axis=(1, 2))).tolist()
 
     unit = cell.recipe.shots_unit
-    shots = draw_shots(
-        pairs.train, cell.k, unit, seed=cell.seed, draw=cell.draw, foreground=foreground
-    )
-    validation = draw_shots(
-        pairs.val,
-        cell.recipe.num_validation,
-        unit,
+    choose = partial(
+        paper_shots if cell.protocol == "paper" else partial(draw_shots, unit=unit),
         seed=cell.seed,
         draw=cell.draw,
         foreground=foreground,
-        fewer=True,
     )
+    try:
+        shots = choose(pairs.train, cell.k)
+    except DataError as error:
+        raise DataError(
+            error.code, f"task {cell.task.name}, training split: {error.message}", fix=error.fix
+        ) from None
+    validation = choose(pairs.val, cell.recipe.num_validation, fewer=True)
     if len(validation) < cell.recipe.num_validation:
         log.warning(
             "task %s: %d validation %s instead of %d",
@@ -410,7 +402,7 @@ def make_trainer(
         "adaptation": cell.adaptation,
         "recipe": cell.recipe,
         "steps": cell.steps,
-        "seed": _seed(cell),
+        "seed": seed_of(cell),
         "name": cell.task.name,
     }
     if cell.task.kind == "prompting":
@@ -419,40 +411,14 @@ def make_trainer(
     return Trainer(encoder, *examples, labels=labels, sequences=task.sequences, **given)
 
 
-def _train(trainer: Trainer | PromptTrainer, run: Run, cell: Cell) -> None:
-    """Fit with checkpoints.
-
-    Raises:
-        ConfigError: CONFIG-04 when the checkpoint of the folder is of other weights or scans.
-    """
-
-    def restore(state: Mapping[str, Any]) -> None:
-        if state["cell"] != cell.key:
-            raise ConfigError(
-                "CONFIG-04",
-                f"{run.out}: weights, labels or scans have changed since this run was started.",
-                fix="Choose another --out, or empty this folder.",
-            )
-        trainer.restore(state)
-
-    fit(
-        trainer.step,
-        run=run,
-        steps=cell.steps,
-        state=lambda: {"cell": cell.key, **trainer.state()},
-        restore=restore,
-        checkpoint_every=CHECKPOINT_EVERY,
-        enough=lambda: trainer.enough,
-        description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",
-    )
-
-
-def _outcome(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:
+def outcome_of(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:
+    """What the cell leaves behind: the scans it used by split, and the fields `found`."""
     return Outcome(
         key=cell.key,
         task=cell.task.name,
         weights=cell.weights,
         against=cell.against,
+        baseline=bool(cell.baseline),
         k=cell.k,
         draw=cell.draw,
         patients={split: tuple(subjects(rows)) for split, rows in used.items()},
@@ -461,13 +427,30 @@ def _outcome(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: objec
     )
 
 
+def measured_scores(cell: Cell, tested: Tested) -> tuple[Score, ...]:
+    """Rows of ``results.json`` of a cell with masks; a method says if it is in paper mode."""
+    ending = PAPER_ENDING if cell.protocol == "paper" else ""
+    return tuple(
+        _score(
+            cell, method + ending, patient, found.structure, found.metric, found.value, found.unit
+        )
+        for patient, method, found in tested.scores
+    )
+
+
 def _score(
-    cell: Cell, method: str, patient: str, structure: str, metric: str, value: float
+    cell: Cell,
+    method: str,
+    patient: str,
+    structure: str,
+    metric: str,
+    value: float,
+    unit: str = "1",
 ) -> Score:
     return Score(
         task=cell.task.name,
         weights=cell.weights,
-        twin=not cell.against,
+        twin=cell.twin,
         method=method,
         k=cell.k,
         draw=cell.draw,
@@ -476,7 +459,7 @@ def _score(
         structure=structure,
         metric=metric,
         value=finite(value),
-        unit="1",
+        unit=unit,
     )
 
 

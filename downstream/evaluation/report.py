@@ -5,25 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from core_mri.config import to_mapping
 from core_mri.reports import Cell, Report
 from core_mri.volume import SLICE_ORIENTATION
-from downstream.config import SuiteConfig, Task
+from downstream.config import Adaptation, SuiteConfig, Task
 from downstream.evaluation.cases import load_case
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
 from downstream.prompting.answers import METHODS
+from downstream.segmentation.paper import DIFFERENCES, LEFT_OUT, PAPER_ENDING
+from downstream.segmentation.paper import NAME as PAPER_MODE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched", "box")
+PRIMARY_METHODS = (*get_args(Adaptation), "linear probe", "set-matched", "box")
 """The verdict speaks of these; knn, oracles and clicks stand in the table."""
 METRIC_NAMES = {
     "dice": "Dice",
     "dice_2d": "Dice per slice",
+    "nsd": "NSD",
+    "hd95": "HD95",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
 }
@@ -49,7 +53,13 @@ def build_report(
     synthetic = [outcome.synthetic for outcome in outcomes if not outcome.error]
     title = f"Transfer of {', '.join(config.weights)}"
     subtitle = f"{len(config.tasks)} tasks, {len(outcomes)} cells, seed {config.seed}"
+    if config.protocol == "paper":
+        subtitle += f"; {PAPER_MODE}"
     report = Report(title, verdict(config, summary, comparisons, synthetic), subtitle)
+    if config.protocol == "paper":
+        heading = PAPER_MODE.capitalize()
+        report.add_text(heading, ["How it differs from our protocol:", *DIFFERENCES])
+        report.add_text(heading, ["What of the published one is not reproduced:", *LEFT_OUT])
     _add_results(report, config, summary, comparisons)
     _add_curves(report, config, outcomes, summary)
     _add_cases(report, config, outcomes, folders)
@@ -68,12 +78,15 @@ def verdict(
 ) -> str:
     """A sentence per task on the first weights at the first k, and whether scans are synthetic."""
     weights = next(iter(config.weights))
-    sentences = []
+    sentences = [f"{PAPER_MODE.capitalize()}."] if config.protocol == "paper" else []
     for task in config.tasks:
         found = [
             c
             for c in comparisons
-            if c.task == task.name and c.weights == weights and c.method in PRIMARY_METHODS
+            if c.task == task.name
+            and c.weights == weights
+            and c.method.removesuffix(PAPER_ENDING) in PRIMARY_METHODS
+            and not c.baseline
         ]
         if not found:
             sentences.append(f"{task.name}: no comparison could be finished.")
@@ -130,7 +143,7 @@ def _add_results(
     summary: Sequence[SummaryRow],
     comparisons: Sequence[Comparison],
 ) -> None:
-    tests = {(*c.group, c.metric): c for c in comparisons}
+    tests = {(*c.group, c.metric): c for c in comparisons if not c.baseline}
     main: list[dict[str, Cell]] = []
     structures: list[dict[str, Cell]] = []
     for row in summary:
@@ -140,26 +153,28 @@ def _add_results(
             "method": f"{row.method}, k {row.k}",
         }
         scores: dict[str, Cell] = {
-            "mean": row.mean,
+            "mean": row.mean if row.n else None,
             "95 % interval": f"{row.ci_low:.3f} to {row.ci_high:.3f}" if row.n > 1 else None,
             "n": row.n,
         }
         if ":" in row.metric:
-            structures.append(common | {"structure": row.metric.partition(":")[2]} | scores)
+            metric, _, structure = row.metric.partition(":")
+            named: dict[str, Cell] = {"structure": structure, "metric": _metric(metric, row.unit)}
+            structures.append(common | named | scores)
             continue
         test = tests.get((row.task, row.weights, row.method, row.k, row.metric))
         difference: dict[str, Cell] = {
             "minus twin": test.difference.mean if test else None,
             "p (Holm)": row.p_holm,
         }
-        main.append(common | {"metric": METRIC_NAMES[row.metric]} | scores | difference)
+        main.append(common | {"metric": _metric(row.metric, row.unit)} | scores | difference)
     descriptive = sorted({c.task for c in comparisons if c.descriptive})
     caption = (
         "Means over n test patients with 95 % bootstrap intervals; k is the number of labelled "
         f"training {config.recipe.shots_unit} (classification: training volumes; clustering: "
         "number of clusters). p: paired "
         "permutation test against the random-initialised twin on the same patients, draws and "
-        "budget."
+        "budget, in Dice or balanced accuracy; surface scores are described, not tested."
     )
     if descriptive:
         caption += (
@@ -167,19 +182,52 @@ def _add_results(
             f"{', '.join(descriptive)}."
         )
     report.add_table("Results", main, caption)
+    _add_baselines(report, comparisons)
     _add_intervals(report, summary)
     if structures:
         report.add_table(
             "Results",
             structures,
-            "Dice by structure, over whole volumes with their empty slices, on the stored grid; 1 "
-            "when a structure is absent from reference and estimate, 0 when it is absent from one "
-            "of them. Clustering: per slice, over the slices that show the structure; `oracle` "
-            "takes the best cluster of every slice by its reference, `matched` the one that is "
-            "best on the training patients; k-means on each test patient alone or on the set of "
-            "training patients. Prompting: per slice too; the box is the tightest one, a click is "
-            "the pixel deepest in what the last answer missed or added.",
+            "By structure, over whole volumes with their empty slices, on the stored grid. Dice; "
+            "NSD, the share of both surfaces within the task's tolerance of each other (1 mm, or "
+            "1 pixel where no spacing is known, unless the task says otherwise); HD95, the larger "
+            "95th percentile of the distances from one surface to the other. A structure absent "
+            "from reference and estimate scores 1, 1 and 0; absent from one of them 0, 0 and the "
+            "diagonal of the grid. Clustering: per slice, over the slices that show the structure; "
+            "`oracle` takes the best cluster of every slice by its reference, `matched` the one "
+            "that is best on the training patients; k-means on each test patient alone or on the "
+            "set of training patients. Prompting: per slice too; the box is the tightest one, a "
+            "click is the pixel deepest in what the last answer missed or added.",
         )
+
+
+def _add_baselines(report: Report, comparisons: Sequence[Comparison]) -> None:
+    rows: list[dict[str, Cell]] = [
+        {
+            "task": c.task,
+            "weights": c.weights,
+            "method": f"{c.method}, k {c.k}",
+            "minus": c.twin,
+            "difference": c.difference.mean,
+            "95 % interval": f"{_signed(c.difference.low)} to {_signed(c.difference.high)}",
+            "n": c.difference.n,
+            "p (Holm)": c.p_holm,
+        }
+        for c in comparisons
+        if c.baseline
+    ]
+    if rows:
+        caption = (
+            "Dice of the weights minus that of a baseline, same patients and draws. A baseline has "
+            "the examples, validation and tuning of every other model, and its steps unless "
+            "baseline_steps says otherwise; `unet` is planned and trained like nnU-Net, `nnunetv2` "
+            "is the program itself with the shortest of its schedules that has as many steps."
+        )
+        report.add_table("Results", rows, caption)
+
+
+def _metric(name: str, unit: str) -> str:
+    return METRIC_NAMES[name] + ("" if unit == "1" else f" ({unit})")
 
 
 def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
@@ -193,7 +241,7 @@ def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
             Interval(row.mean, row.ci_low, row.ci_high, row.n),
         )
         for row in summary
-        if row.metric in ("dice", "dice_2d", "balanced_accuracy")
+        if row.metric in ("dice", "dice_2d", "balanced_accuracy") and row.n
     ]
     if rows:
         caption = "Means and 95 % intervals over test patients, each model beside its random twin."
@@ -210,7 +258,9 @@ def _add_curves(
 
     for task in config.tasks:
         if task.kind == "prompting":
-            figure = curves(_by_clicks(task, summary, config.k[0]), "clicks", "Dice per slice")
+            figure = curves(
+                _by_clicks(task, summary, (task.k or config.k)[0]), "clicks", "Dice per slice"
+            )
             caption = f"{task.name}: mean Dice over test patients against the number of clicks."
             report.add_figure("Curves", figure, caption)
         clustered = [
@@ -226,7 +276,7 @@ def _add_curves(
             report.add_figure("Curves", figure, caption)
         if task.kind not in ("segmentation", "prompting"):
             continue
-        if len(config.k) > 1:
+        if len(task.k or config.k) > 1:
             series = _by_k(task, summary, "dice")
             if series:
                 figure = curves(
@@ -234,12 +284,13 @@ def _add_curves(
                 )
                 caption = f"{task.name}: mean Dice over test patients against the number of labels."
                 report.add_figure("Curves", figure, caption)
-        series = _validation(task, outcomes, config.k[0])
+        first_k = (task.k or config.k)[0]
+        series = _validation(task, outcomes, first_k)
         if series:
             figure = curves(series, "step", "validation Dice", title=task.name)
             caption = (
                 f"{task.name}: Dice on the validation patients during training, draw 0, k = "
-                f"{config.k[0]}; the best step is the one that was tested."
+                f"{first_k}; the best step is the one that was tested."
             )
             report.add_figure("Curves", figure, caption)
 
@@ -252,7 +303,7 @@ def _by_k(task: Task, summary: Sequence[SummaryRow], metric: str, method: str = 
     rows = [
         row
         for row in summary
-        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method)
+        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method) and row.n
     ]
     for row in sorted(rows, key=lambda row: row.k):
         x, y = series.setdefault(row.weights, ([], []))
@@ -377,6 +428,9 @@ def _add_failures(report: Report, outcomes: Sequence[Outcome]) -> None:
     failed = [
         {"cell": outcome.key, "error": outcome.error} for outcome in outcomes if outcome.error
     ]
+    empty = [{"cell": outcome.key, "why": outcome.empty} for outcome in outcomes if outcome.empty]
+    if empty:
+        report.add_table("Empty cells", empty, "Asked for, not run, and no failure.")
     if failed:
         report.add_table(
             "Failed cells",
@@ -410,8 +464,10 @@ def _add_configuration(report: Report, config: SuiteConfig, outcomes: Sequence[O
 
 def _add_limits(report: Report, comparisons: Sequence[Comparison]) -> None:
     limits = [
-        "The random twin has the same architecture, seed, draws and budget; other baselines (a "
-        "U-Net from scratch, public encoders) are not part of this report.",
+        "The random twin has the same architecture, seed, draws and budget."
+        if any(c.baseline for c in comparisons)
+        else "The random twin has the same architecture, seed, draws and budget; no other baseline "
+        "is part of this report.",
         "Intervals cover the choice of test patients. They do not cover the choice of pretraining "
         "seed or of hospital.",
     ]

@@ -19,7 +19,7 @@ from core_mri.errors import ConfigError
 from core_mri.runs import write_atomically, writing
 
 if TYPE_CHECKING:
-    from downstream.evaluation.summary import SummaryRow
+    from downstream.evaluation.summary import Comparison, SummaryRow
 
 SCHEMA = 1
 ALL_PATIENTS = "all"
@@ -33,13 +33,13 @@ class Score:
     task: str
     """Name of the task."""
     weights: str
-    """Name of the weights, or of the random twin's architecture."""
+    """Name of the weights, of the random twin's architecture, or of the baseline."""
     twin: bool
     """Whether this is the random-initialised twin."""
     method: str
-    """Segmentation: frozen, head or full; classification: linear probe or knn; clustering:
-    patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`); prompting: box, 1
-    click, 3 clicks or 5 clicks."""
+    """Segmentation: an adaptation (frozen, head, adapters, lora, full), from scratch or as
+    released; classification: linear probe or knn; clustering: patient-oracle, set-oracle or
+    set-matched (`downstream.clustering.scores`); prompting: box, 1 click, 3 clicks or 5 clicks."""
     k: int
     """Labelled training volumes or slices; clustering: number of clusters."""
     draw: int
@@ -51,11 +51,12 @@ class Score:
     structure: str
     """Structure; empty for classification."""
     metric: str
-    """dice, dice_2d (per slice that shows the structure), balanced_accuracy or auroc."""
+    """dice, nsd or hd95 (`downstream.segmentation.scores`), dice_2d (per slice that shows the
+    structure), balanced_accuracy or auroc."""
     value: float | None
     """The number; None when it is not defined."""
     unit: str
-    """``1`` for shares between 0 and 1."""
+    """``1`` for shares between 0 and 1; distances: ``mm``, or ``px`` where no spacing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class Outcome:
     weights: str
     """Name of the weights."""
     against: str
-    """Name of its random twin; empty for a twin."""
+    """Name of its random twin; empty for a twin and a baseline."""
     k: int
     """Labelled training volumes or slices."""
     draw: int
@@ -134,11 +135,15 @@ class Outcome:
     """Processor time of this process."""
     error: str = ""
     """Why the cell failed; empty when it did not."""
+    baseline: bool = False
+    """Whether this is a baseline (`downstream.baselines`)."""
+    empty: str = ""
+    """Why there is nothing to score, such as a program that is not installed; no failure."""
 
     @property
     def twin(self) -> bool:
         """Whether this is a random twin."""
-        return not self.against
+        return not self.against and not self.baseline
 
 
 def save_outcome(outcome: Outcome, folder: Path) -> None:
@@ -162,7 +167,11 @@ def load_outcome(folder: Path, key: str) -> Outcome | None:
 
 
 def write_results(
-    out: Path, outcomes: Sequence[Outcome], summary: Sequence[SummaryRow], verdict: str
+    out: Path,
+    outcomes: Sequence[Outcome],
+    summary: Sequence[SummaryRow],
+    verdict: str,
+    comparisons: Sequence[Comparison] = (),
 ) -> Path:
     """Write ``results.json``, ``results.csv`` (one score a line) and ``summary.csv``.
 
@@ -183,6 +192,7 @@ def write_results(
             s.patient,
             s.structure,
             s.metric,
+            s.unit,
         ),
     )
     cells = [asdict(score) for score in scores]
@@ -193,6 +203,8 @@ def write_results(
         "verdict": verdict,
         "cells": cells,
         "summary": rows,
+        "comparisons": [_plain(comparison.row()) for comparison in comparisons],
+        "empty": [{"cell": o.key, "why": o.empty} for o in outcomes if o.empty],
         "failed": [{"cell": key, "error": error} for key, error in failed],
     }
     text = json.dumps(content, indent=1, allow_nan=False)

@@ -24,6 +24,8 @@ class Failed:
 
     name: str
     error: Exception
+    optional: bool = False
+    """Whether too few patients leave its cells empty (`Task.optional`)."""
 
 
 def as_suite(config: FinetuneConfig) -> SuiteConfig:
@@ -53,7 +55,7 @@ def prepared(config: SuiteConfig, registry: Registry) -> list[TaskData | Failed]
         try:
             found.append(prepare(registry, task))
         except CoreMRIError as error:
-            found.append(Failed(task.name, error))
+            found.append(Failed(task.name, error, task.optional))
     return found
 
 
@@ -107,15 +109,18 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
     if isinstance(data.data, LabelledVolumes):
         recipe = Recipe(image_size=config.recipe.image_size)
         return [Cell(**given, k=len(data.data.train), recipe=recipe)]  # type: ignore[arg-type]
-    counts = config.k
+    counts = data.task.k or config.k
     if isinstance(data.data, ClusterData):
         counts = config.clusters
         given["recipe"] = Recipe(image_size=config.recipe.image_size)
     else:
         recipe = config.recipe
+        given |= {"steps": config.steps, "adaptation": config.adaptation, "tuning": config.tuning}
         if data.task.kind == "prompting":  # whole single slices, as users prompt them
             recipe = replace(recipe, pixel_mm=0.0, neighbours=0)
-        given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": recipe}
+        else:
+            given["protocol"] = config.protocol
+        given["recipe"] = recipe
     return [
         Cell(**given, k=k, draw=number)  # type: ignore[arg-type]
         for k in counts

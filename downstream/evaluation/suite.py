@@ -21,13 +21,13 @@ from data_registry.governance.propagation import mixture_of_volumes
 from data_registry.governance.uses import note_training
 from downstream.adapt import architecture
 from downstream.config import FinetuneConfig, SuiteConfig, training_task
+from downstream.evaluation.baselines import Baseline, baseline_cells, baselines, run_baseline
 from downstream.evaluation.cells import (
     Cell,
     Contender,
     TaskData,
     draw,
     make_trainer,
-    prepare,
     run_cell,
 )
 from downstream.evaluation.report import build_report
@@ -41,7 +41,7 @@ from downstream.evaluation.setup import (
     describe,
     prepared,
 )
-from downstream.evaluation.summary import summarize
+from downstream.evaluation.summary import PRIMARY, summarize
 from downstream.segmentation.data import Pairs
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,14 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
     """
     suite = as_suite(config) if isinstance(config, FinetuneConfig) else config
     registry = Registry.open(suite.registry)
-    tasks = [prepare(registry, task) for task in suite.tasks]
-    lines = [describe(data) for data in tasks]
+    found = prepared(suite, registry)
+    lines = [describe(data) for data in found]
+    tasks = []
+    for data in found:
+        if not isinstance(data, Failed):
+            tasks.append(data)
+        elif not (data.optional and _is_few(data.error)):
+            raise data.error
     num_cells, seconds = 0, 0.0
     for contender in contenders(suite):
         if isinstance(contender, Failed):
@@ -117,8 +123,17 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
             check_leakage(contender, data, suite.allow_overlap)
             cells = cells_of(suite, contender, data)
             num_cells += len(cells)
-            seconds += len(cells) * suite.steps * _step_seconds(cells[0], contender, data, registry)
-    return [*lines, f"{num_cells} cells; training steps alone take about {seconds:.0f} s here"]
+            if isinstance(data.data, Pairs):
+                draw(max(cells, key=lambda cell: cell.k), data.data, registry)
+            tried = len(cells) * len(suite.tuning)
+            seconds += tried * suite.steps * _step_seconds(cells[0], contender, data, registry)
+    for baseline in baselines(suite):
+        num_cells += sum(len(baseline_cells(suite, baseline, data)) for data in tasks)
+        lines.append(f"baseline {baseline.name}{baseline.standing}")
+    return [
+        *lines,
+        f"{num_cells} cells; training steps of the encoders alone take about {seconds:.0f} s here",
+    ]
 
 
 def _run(study: _Study, run: Run) -> Path:
@@ -133,7 +148,7 @@ def _run(study: _Study, run: Run) -> Path:
     summary, comparisons = summarize(outcomes, seed=config.seed)
     folders = [folder / "cells" for folder in (run.out, *config.reuse)]
     report = build_report(config, outcomes, summary, comparisons, folders)
-    write_results(run.out, outcomes, summary, report.verdict)
+    write_results(run.out, outcomes, summary, report.verdict, comparisons)
     report.write(run.out / "report.html")
     return run.out
 
@@ -145,7 +160,7 @@ class _Study:
     config: SuiteConfig
     registry: Registry
     tasks: Sequence[TaskData | Failed]
-    contenders: Iterator[Contender | Failed]
+    contenders: Iterator[Contender | Baseline | Failed]
     keep_model: bool
     """The first cell is the main one, whose model is kept; errors are raised, not recorded."""
 
@@ -160,7 +175,8 @@ class _Study:
             for part in (*tasks, first):
                 if isinstance(part, Failed):
                     raise part.error
-        return cls(config, registry, tasks, itertools.chain([first], found), keep_model)
+        everybody = itertools.chain([first], found, baselines(config))
+        return cls(config, registry, tasks, everybody, keep_model)
 
     def outcomes(self, run: Run) -> Iterator[Outcome]:
         """Every cell's outcome: an earlier one that still holds, or a new one."""
@@ -170,18 +186,21 @@ class _Study:
                 if isinstance(contender, Failed) or isinstance(data, Failed):
                     yield _failed_setup(contender, data)
                     continue
-                for cell in cells_of(self.config, contender, data):
+                for cell in _cells(self.config, contender, data):
                     yield self._outcome(cell, contender, data, run, first and self.keep_model)
                     first = False
                     _stop_if_asked(run)
 
     def _outcome(
-        self, cell: Cell, contender: Contender, data: TaskData, run: Run, main: bool
+        self, cell: Cell, contender: Contender | Baseline, data: TaskData, run: Run, main: bool
     ) -> Outcome:
         """An earlier outcome, a new one, or with its error a failed one."""
         try:
-            leakage = check_leakage(contender, data, self.config.allow_overlap)
             outcome = self._earlier(cell, run)
+            if isinstance(contender, Baseline):
+                outcome = outcome or self._baseline(cell, data, run)
+                return replace(outcome, leakage=contender.leakage)
+            leakage = check_leakage(contender, data, self.config.allow_overlap)
             if outcome is None:
                 outcome = self._fit(cell, contender, data, run, main, leakage)
             return _named(outcome, cell, leakage)
@@ -202,6 +221,16 @@ class _Study:
                 log.info("cell %s: finished before", cell.key)
                 return outcome
         return None
+
+    def _baseline(self, cell: Cell, data: TaskData, run: Run) -> Outcome:
+        log.info("cell %s: %s", cell.key, cell.weights)
+        outcome = run_baseline(cell, data, self.registry, run, self.config.device)
+        if outcome.empty:
+            log.warning("cell %s: empty: %s", outcome.key, outcome.empty)
+            return outcome
+        save_outcome(outcome, run.out / "cells")
+        _log_outcome(outcome)
+        return outcome
 
     def _fit(
         self,
@@ -225,14 +254,34 @@ class _Study:
         return outcome
 
 
-def _failed_setup(contender: Contender | Failed, data: TaskData | Failed) -> Outcome:
+def _cells(config: SuiteConfig, contender: Contender | Baseline, data: TaskData) -> list[Cell]:
+    if isinstance(contender, Baseline):
+        return baseline_cells(config, contender, data)
+    return cells_of(config, contender, data)
+
+
+def _failed_setup(contender: Contender | Baseline | Failed, data: TaskData | Failed) -> Outcome:
     """One failed cell stands for all those of an encoder or a task that cannot be set up."""
     culprit = contender if isinstance(contender, Failed) else data
     assert isinstance(culprit, Failed)
+    if isinstance(data, Failed) and data.optional and _is_few(data.error):
+        return Outcome(
+            key=f"{data.name}-{contender.name}-empty",
+            task=data.name,
+            weights=contender.name,
+            against="",
+            k=0,
+            draw=0,
+            empty=str(data.error),
+        )
     task = data.name if isinstance(data, Failed) else data.task.name
     key = f"{task}-{contender.name}-not-set-up"
     log.error("cell %s: %s", key, culprit.error)
     return _failure(key, task, contender, 0, 0, culprit.error)
+
+
+def _is_few(error: Exception) -> bool:
+    return isinstance(error, CoreMRIError) and error.code == "DATA-09"
 
 
 def _stop_if_asked(run: Run) -> None:
@@ -245,21 +294,31 @@ def _stop_if_asked(run: Run) -> None:
 
 def _named(outcome: Outcome, cell: Cell, leakage: str) -> Outcome:
     """The outcome under the names of this run, whatever run it comes from."""
-    scores = tuple(
-        replace(score, weights=cell.weights, twin=not cell.against) for score in outcome.scores
-    )
+    scores = tuple(replace(score, weights=cell.weights, twin=cell.twin) for score in outcome.scores)
     return replace(
         outcome, weights=cell.weights, against=cell.against, leakage=leakage, scores=scores
     )
 
 
 def _failure(
-    key: str, task: str, contender: Contender | Failed, k: int, number: int, error: Exception
+    key: str,
+    task: str,
+    contender: Contender | Baseline | Failed,
+    k: int,
+    number: int,
+    error: Exception,
 ) -> Outcome:
-    against = contender.against if isinstance(contender, Contender) else "its random twin"
+    against = "its random twin" if isinstance(contender, Failed) else contender.against
     text = str(error) if isinstance(error, CoreMRIError) else f"{type(error).__name__}: {error}"
     return Outcome(
-        key=key, task=task, weights=contender.name, against=against, k=k, draw=number, error=text
+        key=key,
+        task=task,
+        weights=contender.name,
+        against=against,
+        baseline=isinstance(contender, Baseline),
+        k=k,
+        draw=number,
+        error=text,
     )
 
 
@@ -267,7 +326,7 @@ def _card(cell: Cell, contender: Contender, outcome: Outcome, leakage: str) -> d
     """Facts for the model card of a fine-tuned segmenter or promptable model."""
     values: dict[str, list[float]] = {}
     for score in outcome.scores:
-        if score.value is not None:
+        if score.value is not None and score.metric in PRIMARY:
             values.setdefault(score.method, []).append(score.value)
     what = f"Segments {', '.join(cell.task.labels)}"
     per_slice = ""

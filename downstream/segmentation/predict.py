@@ -54,11 +54,22 @@ def predict_pairs(
         reference = read_mask(registry, pair, task)
         spacing = pair.image.spacing_mm
         estimate = segment_slices(segmenter, channels, spacing, batch_size=BATCH)
-        scores = {
-            name: dice(reference == index, estimate == index, spacing_mm=spacing)
-            for index, name in segmenter.labels.items()
-        }
-        yield Prediction(pair, channels[0], reference, estimate, scores)
+        yield predicted(pair, channels[0], reference, estimate, task)
+
+
+def predicted(
+    pair: Pair,
+    image: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.uint8],
+    estimate: npt.NDArray[np.uint8],
+    task: Task,
+) -> Prediction:
+    """A volume with the Dice of every structure of the task; arrays [S, H, W]."""
+    scores = {
+        name: dice(reference == index, estimate == index)
+        for index, name in enumerate(task.labels, start=1)
+    }
+    return Prediction(pair, image, reference, estimate, scores)
 
 
 def write_prediction(prediction: Prediction, task: Task, folder: Path) -> None:

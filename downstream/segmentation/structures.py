@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -32,6 +33,11 @@ def named_values(label: VolumeRow) -> dict[str, Values]:
         if equals:
             found[name] = tuple(int(value) for value in values.split(","))
     return found
+
+
+def sided(names: Iterable[str]) -> list[str]:
+    """Those of the names that say left or right."""
+    return [name for name in names if {"left", "right"} & set(re.split("[^a-z]+", name.lower()))]
 
 
 def stored_values(label: VolumeRow) -> Values | None:

@@ -30,6 +30,7 @@ from downstream.segmentation.augment import Augmentation
 from downstream.segmentation.choose import Validated, choose_consistency
 from downstream.segmentation.examples import LabelledSlices, StackedSlices, mixed
 from downstream.segmentation.features import FrozenFeatures, encode
+from downstream.segmentation.structures import sided
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -312,17 +313,12 @@ def check_sides(labels: Mapping[int, str], recipe: Recipe) -> None:
     Raises:
         ConfigError: CONFIG-05.
     """
-    sided = [name for name in labels.values() if {"left", "right"} & set(_words(name))]
-    if recipe.mirror and sided:
+    if recipe.mirror and (names := sided(labels.values())):
         raise ConfigError(
             "CONFIG-05",
-            f"recipe.mirror makes left out of right, and {', '.join(sided)} must be told apart.",
+            f"recipe.mirror makes left out of right, and {', '.join(names)} must be told apart.",
             fix="Set recipe.mirror to false.",
         )
-
-
-def _words(name: str) -> list[str]:
-    return "".join(c if c.isalnum() else " " for c in name.lower()).split()
 
 
 def _build(

@@ -174,6 +174,12 @@ class TestStructuresByName:
         for pair in pairs.test:
             assert np.array_equal(read_mask(knees, pair, named), read_mask(knees, pair, by_value))
 
+    def test_tolerances_by_name(self, knees):
+        task = segmentation(where="sequence = 'T1'", label_names=("*",), tolerances={"tibia": 2.0})
+        assert pairs_of(knees, task)[0].tolerances == {"tibia": 2.0}
+        with pytest.raises(ConfigError, match="names of labels"):
+            pairs_of(knees, replace(task, tolerances={"patella": 2.0}))
+
     def test_one_of_many(self, brains):
         task = segmentation(
             where="sequence = 'T2'", label_names=("edema",), other_labels="background"
