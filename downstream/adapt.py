@@ -16,6 +16,7 @@ from torch import nn
 
 from core_mri.errors import WeightsError
 from core_mri.models import MODELS
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
@@ -30,12 +31,12 @@ def adapt(encoder: Encoder, adaptation: Adaptation) -> Encoder:
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """The encoder of a loaded model; a fine-tuned segmenter gives the one inside it.
+    """The encoder of a loaded model; a segmenter or classifier gives the one inside it.
 
     Raises:
         WeightsError: WEIGHTS-02 when there is no plain ViT, as in SAM's networks.
     """
-    encoder = model.encoder if isinstance(model, Segmenter) else model
+    encoder = model.encoder if isinstance(model, Segmenter | Classifier) else model
     if not isinstance(encoder, Encoder):
         raise WeightsError(
             "WEIGHTS-02",

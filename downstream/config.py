@@ -9,6 +9,10 @@ from typing import Literal
 from core_mri.errors import ConfigError
 
 Adaptation = Literal["frozen", "head", "full"]
+Level = Literal["slice", "volume", "patient"]
+Method = Literal["linear probe", "knn", "attention"]
+TARGETS = ("sequence", "region", "source", "vendor", "plane", "contrast")
+"""Columns of the registry that may be the class of a volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,8 @@ class Task:
     """Short name for tables and file names: letters, digits, dash, underscore."""
     kind: Literal["segmentation", "classification", "clustering"]
     """segmentation scores masks per patient and structure; classification scores one class per
-    volume; clustering scores clusters of frozen features as masks, without training."""
+    slice, volume or patient; clustering scores clusters of frozen features as masks, without
+    training."""
     where: str = ""
     """SQL condition on the volume columns of the registry, such as "source = 'phantoms' AND region
     = 'abdomen'"; empty takes every image."""
@@ -32,8 +37,19 @@ class Task:
     other_labels: Literal["error", "background"] = "error"
     """Segmentation, clustering: what a label value outside `labels` means; error names the volume
     and the value."""
-    target: Literal["", "sequence", "region"] = ""
-    """Classification: the volume column that holds the class."""
+    target: str = ""
+    """Classification: the column that holds the class: of `table` when there is one, else of the
+    registry's volumes (sequence, region, source, vendor, plane or contrast)."""
+    table: Path | None = None
+    """Classification: CSV of labels with a column `volume` (and perhaps `slice`, 0-based) or
+    `subject`, ids of the registry, and the column `target`."""
+    level: Level = "volume"
+    """Classification: what has one class. A volume has that of its patient, a slice that of its
+    volume, where the table says it of those."""
+    methods: tuple[Method, ...] = ("linear probe", "knn")
+    """Classification: linear probe and knn on frozen features, averaged over the slices of a
+    volume and the volumes of a patient; attention: a trained pooling over them, with the encoder
+    still or moving (adaptation)."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
@@ -43,21 +59,28 @@ class Task:
             )
         if self.kind != "classification":
             self._check_labels()
-        elif not self.target or self.labels or self.label_where:
+        elif not self.target or self.labels or self.label_where or not self.methods:
             raise ConfigError(
                 "CONFIG-05",
-                f"task {self.name}: a classification task has a target and no labels or "
+                f"task {self.name}: a classification task has a target, methods, and no labels or "
                 "label_where.",
                 fix="Set target to sequence or region.",
+            )
+        elif self.table is None and self.target not in TARGETS:
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: target {self.target!r} is no column of the registry.",
+                fix=f"Use {', '.join(TARGETS)}, or give a table that has the column.",
             )
 
     def _check_labels(self) -> None:
         values = list(self.labels.values())
-        if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
+        foreign = self.target or self.table
+        if not values or min(values) < 1 or len(set(values)) < len(values) or foreign:
             raise ConfigError(
                 "CONFIG-05",
-                f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
-                f"values of 1 or more; got {self.labels}.",
+                f"task {self.name}: a {self.kind} task has no target or table, and labels with "
+                f"distinct values of 1 or more; got {self.labels}.",
             )
 
 
@@ -94,6 +117,9 @@ class Recipe:
     since cached features cannot be augmented afresh at every step. 0 adds none."""
     cache_gb: float = 2.0
     """Memory in GB for the features of a cell's examples; beyond it they are recomputed."""
+    slices_per_example: int = 16
+    """Classification by attention with fresh augmentation or a moving encoder: slices drawn from
+    each example at each step."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -104,6 +130,7 @@ class Recipe:
             "encoder_learning_rate": self.encoder_learning_rate,
             "num_levels": self.num_levels,
             "head_width": self.head_width,
+            "slices_per_example": self.slices_per_example,
         }
         wrong = [f"recipe.{name} = {value}" for name, value in positive.items() if value <= 0]
         if wrong:
@@ -132,14 +159,16 @@ class FinetuneConfig:
     task: Task
     """What to learn."""
     k: int = 5
-    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation task; a
-    classification task uses every training volume."""
+    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation task."""
+    per_class: int = 0
+    """Labelled training examples per class of a classification task, and at most as many
+    validation examples; 0 takes all of them."""
     draws: int = 1
     """Seeded choices of the k examples; the model and the predictions of the first one are kept."""
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twin."""
     steps: int = 150
-    """Optimiser steps of a segmentation cell."""
+    """Optimiser steps of a segmentation cell, and of classification by attention."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen (a head on features cached once), head (encoder still, every step
     augmented afresh), full (everything)."""
@@ -153,6 +182,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check_counts(k=self.k, draws=self.draws, steps=self.steps)
+        _check_per_class((self.per_class,))
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",
@@ -175,6 +205,9 @@ class SuiteConfig:
     """Tasks with distinct names."""
     k: tuple[int, ...] = (5,)
     """Numbers of labelled training volumes or slices for the segmentation tasks."""
+    per_class: tuple[int, ...] = (0,)
+    """Labelled training examples per class for the classification tasks, and at most as many
+    validation examples; the k of their results. 0 takes all of them, once."""
     clusters: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     """Numbers of clusters for the clustering tasks; the k of their results."""
     draws: int = 3
@@ -182,7 +215,7 @@ class SuiteConfig:
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twins."""
     steps: int = 150
-    """Optimiser steps of a segmentation cell."""
+    """Optimiser steps of a segmentation cell, and of classification by attention."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head or full, as in FinetuneConfig."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -203,6 +236,7 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
             )
+        _check_per_class(self.per_class)
         names = [task.name for task in self.tasks]
         if not names or not self.weights or not self.k:
             raise ConfigError("CONFIG-05", "a suite needs at least one of each: weights, tasks, k.")
@@ -210,6 +244,36 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"task names and k must be distinct: {names}, {list(self.k)}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a suite runs; nothing here changes a result."""
+
+    ray: str = ""
+    """Run the cells on a Ray cluster: its address (host:port or ray://host:port), or `local`, which
+    starts one on this machine. All machines must see the same folders."""
+    workers: int = 0
+    """Cells at a time with --ray; 0 is one a core of the cluster."""
+    embeddings: Path | None = None
+    """Folder of cached features, which several suites may share; by default OUT/embeddings."""
+    embeddings_gb: float = 8.0
+    """Size of that folder in GB, beyond which the features used least recently go; 0 keeps none."""
+    update_cards: bool = False
+    """Write the results with their intervals into the model cards of the weights folders."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.embeddings_gb < 0:
+            raise ConfigError("CONFIG-05", "workers and embeddings_gb must be 0 or more.")
+        if self.workers and not self.ray:
+            raise ConfigError("CONFIG-05", "workers needs --ray ADDRESS.")
+
+
+def _check_per_class(counts: tuple[int, ...]) -> None:
+    if not counts or min(counts) < 0 or len(set(counts)) < len(counts):
+        raise ConfigError(
+            "CONFIG-05", f"per_class must be distinct numbers of 0 or more, got {list(counts)}."
+        )
 
 
 def _check_counts(**counts: int) -> None:

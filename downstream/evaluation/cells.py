@@ -14,25 +14,22 @@ import torch
 
 from core_mri.config import config_hash
 from core_mri.errors import ConfigError
-from core_mri.metrics import auroc, balanced_accuracy
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
 from core_mri.slice_grid import image_to_square, mask_to_square
 from core_mri.training.loop import fit
-from downstream.classification.probe import (
-    METHODS,
-    LabelledVolumes,
-    class_indices,
-    labelled_volumes,
-    probe,
-    volume_features,
-)
+from downstream.classification.attention import AttentionTrainer
+from downstream.classification.cell import classify
+from downstream.classification.examples import Examples, find_examples
+from downstream.classification.features import Tokens
 from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import fingerprint, load_cohort, read_image, subjects
 from downstream.config import Adaptation, Recipe, Task
 from downstream.evaluation.cases import Slices, picture, save_cases
-from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
+from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Score, finite
+from downstream.feature_cache import FeatureCache, remembering
 from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
 from downstream.segmentation.predict import predict_pairs, write_prediction
 from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
@@ -54,7 +51,7 @@ class TaskData:
     task: Task
     rows: tuple[VolumeRow, ...]
     """Every image volume that is used."""
-    data: Pairs | LabelledVolumes | ClusterData
+    data: Pairs | Examples | ClusterData
     scans: str
     """Fingerprint of images, labels and splits."""
 
@@ -111,14 +108,13 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     """Select and check the scans of a task.
 
     Raises:
-        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`.
+        DataError: DATA-08, DATA-09, DATA-31 as `load_cohort`, `pair_labels` and `find_examples`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
     if task.kind == "classification":
-        volumes = labelled_volumes(cohort, task)
-        rows = volumes.train + volumes.val + volumes.test
-        return TaskData(task, rows, volumes, fingerprint(rows))
+        examples = find_examples(cohort, task)
+        return TaskData(task, examples.rows, examples, examples.fingerprint)
     found = pair_labels(registry, cohort, task)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
@@ -134,10 +130,11 @@ def run_cell(
     run: Run,
     *,
     main: bool = False,
-) -> tuple[Outcome, Segmenter | None]:
+    cache: FeatureCache | None = None,
+) -> tuple[Outcome, Segmenter | Classifier | None]:
     """Fit and test; pictures of a segmentation cell go to ``cells/KEY.npz`` of the run.
 
-    The second result is the fitted model of a segmentation cell.
+    The second result is the fitted model, if there is one that can be released.
 
     Args:
         cell: What to do.
@@ -147,6 +144,7 @@ def run_cell(
         run: The run of the whole evaluation.
         main: Train in the folder of `run` itself, and write the masks of the test volumes to its
             ``predictions/``.
+        cache: Where features of encoders that do not move are kept.
 
     Raises:
         DataError: DATA-06, DATA-09 from labels and draws.
@@ -154,12 +152,18 @@ def run_cell(
         Interrupted: With a checkpoint in the cell's folder.
     """
     started = time.process_time()
-    if isinstance(data.data, LabelledVolumes):
-        outcome, model = _classify(cell, contender, data.data, registry), None
+    model: Segmenter | Classifier | None = None
+    if isinstance(data.data, Examples):
+        tokens = Tokens(
+            contender.encoder, contender.fingerprint, registry, cell.recipe.image_size, cache
+        )
+        outcome, model = _classify(cell, data.data, tokens, registry, run, main)
     elif isinstance(data.data, ClusterData):
-        outcome, model = _cluster(cell, contender, data.data, registry, run), None
+        outcome = _cluster(cell, contender, data.data, registry, run)
     else:
-        outcome, model = _segment(cell, contender, data.data, registry, run, main)
+        outcome, model = _segment(cell, contender, data.data, registry, run, main, cache)
+    if not main:
+        shutil.rmtree(run.out / "cells" / cell.key / "checkpoints", ignore_errors=True)
     common = {
         "sources": tuple(sorted({f"{row.source} ({row.licence})" for row in data.rows})),
         "synthetic": all(row.synthetic for row in data.rows),
@@ -169,20 +173,21 @@ def run_cell(
 
 
 def _segment(
-    cell: Cell, contender: Contender, pairs: Pairs, registry: Registry, run: Run, main: bool
+    cell: Cell,
+    contender: Contender,
+    pairs: Pairs,
+    registry: Registry,
+    run: Run,
+    main: bool,
+    cache: FeatureCache | None,
 ) -> tuple[Outcome, Segmenter | None]:
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
     trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
-    if main:
-        _train(trainer, run, cell)
-    else:
-        folder = run.out / "cells" / cell.key
-        with Run.open(folder, cell) as own:
-            _train(trainer, own, cell)
-        if own.stop_requested:  # a signal during the last step
-            run.request_stop()
+    _train(trainer, run, cell, main)
     segmenter = trainer.finish()
+    if cell.adaptation == "frozen":  # the same for every draw and k
+        segmenter.encoder = remembering(segmenter.encoder, contender.fingerprint, cache)
 
     scores: dict[tuple[str, str], list[float]] = {}
     pictures: list[tuple[Case, Slices]] = []
@@ -193,8 +198,6 @@ def _segment(
         if main:
             write_prediction(prediction, cell.task, run.out / "predictions")
     cases = save_cases(pictures, run.out / "cells", cell.key)
-    if not main:
-        shutil.rmtree(run.out / "cells" / cell.key / "checkpoints", ignore_errors=True)
     used = {
         "train": [shot.pair.image for shot in shots],
         "val": [shot.pair.image for shot in validation],
@@ -223,46 +226,29 @@ def _segment(
 
 
 def _classify(
-    cell: Cell, contender: Contender, volumes: LabelledVolumes, registry: Registry
-) -> Outcome:
-    parts = {"train": volumes.train, "val": volumes.val, "test": volumes.test}
-    features = {
-        split: volume_features(contender.encoder, registry, rows, cell.recipe.image_size)
-        for split, rows in parts.items()
-    }
-    truth = {s: class_indices(rows, cell.task, volumes.classes) for s, rows in parts.items()}
-    scores: list[Score] = []
-    probed: list[Probed] = []
-    notes: list[str] = []
-    for method in METHODS:
-        train, val = ((features[s], truth[s]) for s in ("train", "val"))
-        result = probe(method, train, val, features["test"])
-        reference, found = truth["test"].numpy(), result.scores.numpy()
-        for metric, value in (
-            ("balanced_accuracy", balanced_accuracy(reference, found.argmax(1))),
-            ("auroc", auroc(reference, found)),
-        ):
-            scores.append(_score(cell, method, ALL_PATIENTS, "", metric, value))
-        probed += [
-            Probed(
-                method=method,
-                patient=row.subject_id,
-                truth=int(reference[index]),
-                scores=tuple(float(v) for v in found[index]),
-            )
-            for index, row in enumerate(volumes.test)
-        ]
-        notes.append(f"{method}: {result.note}")
-    if volumes.left_out:
-        notes.append(f"left out, as not in both training and test split: {volumes.left_out}")
-    return _outcome(
+    cell: Cell, examples: Examples, tokens: Tokens, registry: Registry, run: Run, main: bool
+) -> tuple[Outcome, Classifier | None]:
+    found = classify(
         cell,
-        parts,
-        scores=tuple(scores),
-        probed=tuple(probed),
-        classes=volumes.classes,
-        notes=tuple(notes),
+        examples,
+        tokens,
+        registry,
+        seed=_seed(cell),
+        train=lambda trainer: _train(trainer, run, cell, main),
     )
+    outcome = _outcome(
+        cell,
+        {split: [row for e in own for row in e.rows] for split, own in found.used.items()},
+        scores=tuple(
+            _score(cell, method, ALL_PATIENTS, "", metric, value)
+            for (method, metric), value in found.scores.items()
+        ),
+        probed=found.probed,
+        classes=examples.classes,
+        curve=found.curve,
+        notes=found.notes,
+    )
+    return outcome, found.model
 
 
 def _cluster(
@@ -361,7 +347,18 @@ def make_trainer(
     )
 
 
-def _train(trainer: Trainer, run: Run, cell: Cell) -> None:
+def _train(trainer: Trainer | AttentionTrainer, run: Run, cell: Cell, main: bool) -> None:
+    """All steps, in the folder of the run itself or in one of the cell."""
+    if main:
+        _fit(trainer, run, cell)
+        return
+    with Run.open(run.out / "cells" / cell.key, cell) as own:
+        _fit(trainer, own, cell)
+    if own.stop_requested:  # a signal during the last step
+        run.request_stop()
+
+
+def _fit(trainer: Trainer | AttentionTrainer, run: Run, cell: Cell) -> None:
     """Fit with checkpoints.
 
     Raises:

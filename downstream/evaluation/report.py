@@ -25,6 +25,10 @@ METRIC_NAMES = {
     "dice_2d": "Dice per slice",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "ece": "ECE",
+    "ece_uncalibrated": "ECE, uncalibrated",
+    "brier": "Brier score",
 }
 SIGNIFICANT = 0.05
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core_mri.devices import select_device
@@ -12,9 +12,9 @@ from core_mri.models.registry import EncoderConfig
 from core_mri.weights import load_model
 from data_registry.catalogue import Registry
 from downstream.adapt import architecture, encoder_of, random_twin, weights_fingerprint
-from downstream.classification.probe import LabelledVolumes
+from downstream.classification.examples import Examples
 from downstream.clustering.scores import ClusterData
-from downstream.config import FinetuneConfig, Recipe, SuiteConfig
+from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
 from downstream.evaluation.cells import Cell, Contender, TaskData, prepare
 
 
@@ -36,6 +36,7 @@ def as_suite(config: FinetuneConfig) -> SuiteConfig:
         weights={name: config.weights},
         tasks=(config.task,),
         k=(config.k,),
+        per_class=(config.per_class,),
         draws=config.draws,
         seed=config.seed,
         steps=config.steps,
@@ -94,7 +95,7 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
     """The cells of one encoder on one task.
 
     Segmentation: every k and draw; clustering: every number of clusters and start; classification:
-    one cell with all training volumes.
+    every number per class and draw, and one cell with all training examples.
     """
     given = {
         "task": data.task,
@@ -104,9 +105,13 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
         "scans": data.scans,
         "seed": config.seed,
     }
-    if isinstance(data.data, LabelledVolumes):
-        recipe = Recipe(image_size=config.recipe.image_size)
-        return [Cell(**given, k=len(data.data.train), recipe=recipe)]  # type: ignore[arg-type]
+    if isinstance(data.data, Examples):
+        given |= _classification_settings(config, data.task)
+        return [
+            Cell(**given, k=count, draw=number)  # type: ignore[arg-type]
+            for count in config.per_class
+            for number in range(config.draws if count else 1)
+        ]
     counts = config.k
     if isinstance(data.data, ClusterData):
         counts = config.clusters
@@ -118,6 +123,23 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
         for k in counts
         for number in range(config.draws)
     ]
+
+
+def _classification_settings(config: SuiteConfig, task: Task) -> dict[str, object]:
+    """Of the recipe, only what has an effect."""
+    recipe = Recipe(image_size=config.recipe.image_size)
+    if "attention" not in task.methods:
+        return {"recipe": recipe}
+    effective = replace(
+        config.recipe,
+        shots_unit=recipe.shots_unit,
+        num_validation=recipe.num_validation,
+        num_levels=recipe.num_levels,
+        head_width=recipe.head_width,
+        augmented_copies=recipe.augmented_copies,
+        cache_gb=recipe.cache_gb,
+    )
+    return {"recipe": effective, "steps": config.steps, "adaptation": config.adaptation}
 
 
 def check_leakage(contender: Contender, data: TaskData, allow_overlap: str) -> str:
