@@ -97,7 +97,9 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
         assert isinstance(options, SuiteOptions)
         out = evaluate(config, resume=options.resume, running=options)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    print(table(results["summary"]))
+    from downstream.evaluation.calibration_report import CALIBRATION
+
+    print(table([row for row in results["summary"] if row["metric"] not in CALIBRATION]))
     num_failed = len(results["failed"])
     if num_failed:
         cells = "cell" if num_failed == 1 else "cells"

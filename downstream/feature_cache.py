@@ -7,6 +7,7 @@ limit those used least recently go; a file that vanished or is damaged is comput
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -67,7 +68,7 @@ class FeatureCache:
 
     def _keep(self, path: Path, tensors: Tensors) -> None:
         """A full disk ends no cell: the features are only not kept."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size > self.limit_bytes:
@@ -77,11 +78,12 @@ class FeatureCache:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._make_room(size)
-                save_file(tensors, aside)
+                aside.write_bytes(save(tensors))
                 aside.replace(path)
         except DataError as error:
             log.warning("features are not kept: %s", error)
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink()
 
     def _make_room(self, size: int) -> None:
         """Other workers may remove the same files at the same time."""

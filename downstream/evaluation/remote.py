@@ -48,7 +48,8 @@ def cells_on_ray(
     """
     common = {
         "config": json.dumps(to_mapping(config), sort_keys=True),
-        "running": to_mapping(running),
+        "embeddings": str((running.embeddings or config.out / "embeddings").absolute()),
+        "embeddings_gb": running.embeddings_gb,
         "folder": str(Path.cwd()),
         "threads": torch.get_num_threads(),
     }
@@ -75,7 +76,9 @@ def work(payload: Mapping[str, Any]) -> dict[str, Any]:
     os.chdir(payload["folder"])
     torch.set_num_threads(payload["threads"])
     config, registry, tasks = _inputs(payload["config"])
-    running = load_config(Running, payload["running"])
+    running = Running(
+        embeddings=Path(payload["embeddings"]), embeddings_gb=payload["embeddings_gb"]
+    )
     contender = _contender(payload["config"], payload["contender"])
     data = tasks[payload["task"]]
     (cell,) = [c for c in cells_of(config, contender, data) if c.key == payload["key"]]

@@ -11,7 +11,11 @@ from core_mri.config import to_mapping
 from core_mri.reports import Cell, Report
 from core_mri.volume import SLICE_ORIENTATION
 from downstream.config import SuiteConfig, Task
+from downstream.evaluation.calibration_report import CALIBRATION, add_calibration
 from downstream.evaluation.cases import load_case
+from downstream.evaluation.comparison_table import add_comparisons, method_text, score_text
+from downstream.evaluation.efficiency import add_efficiency
+from downstream.evaluation.power_note import add_power
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
 
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched")
-"""The verdict speaks of these; knn and oracles stand in the table."""
+"""The verdict speaks of these, and of attention where it was asked for; knn and oracles stand in
+the table."""
 METRIC_NAMES = {
     "dice": "Dice",
     "dice_2d": "Dice per slice",
@@ -51,11 +56,15 @@ def build_report(
     """
     synthetic = [outcome.synthetic for outcome in outcomes if not outcome.error]
     title = f"Transfer of {', '.join(config.weights)}"
-    subtitle = f"{len(config.tasks)} tasks, {len(outcomes)} cells, seed {config.seed}"
+    tasks = "1 task" if len(config.tasks) == 1 else f"{len(config.tasks)} tasks"
+    subtitle = f"{tasks}, {len(outcomes)} cells, seed {config.seed}"
     report = Report(title, verdict(config, summary, comparisons, synthetic), subtitle)
+    report.add_text("Results", sentences(config, summary, comparisons))
     _add_results(report, config, summary, comparisons)
+    add_calibration(report, config, outcomes, summary)
     _add_curves(report, config, outcomes, summary)
     _add_cases(report, config, outcomes, folders)
+    add_power(report, comparisons)
     _add_data(report, outcomes)
     _add_failures(report, outcomes)
     _add_configuration(report, config, outcomes)
@@ -69,44 +78,68 @@ def verdict(
     comparisons: Sequence[Comparison],
     synthetic: Sequence[bool],
 ) -> str:
-    """A sentence per task on the first weights at the first k, and whether scans are synthetic."""
-    weights = next(iter(config.weights))
-    sentences = []
+    """On which tasks the first weights help, one paragraph; of a single task with its numbers."""
+    chosen = _chosen(config, comparisons)
+    told = sentences(config, summary, comparisons)
+    if len(config.tasks) > 1:
+        weights = next(iter(config.weights))
+        unfinished = [task.name for task in config.tasks if task.name not in chosen]
+        told = overall(weights, list(chosen.values()))
+        if unfinished:
+            told.append(f"No comparison could be finished on {', '.join(unfinished)}.")
+    if synthetic and all(synthetic):
+        told.append(
+            "All scans are synthetic: this shows that the chain works, not what it is worth on "
+            "patients."
+        )
+    elif any(synthetic):
+        told.append("Some scans are synthetic.")
+    return " ".join(told)
+
+
+def sentences(
+    config: SuiteConfig, summary: Sequence[SummaryRow], comparisons: Sequence[Comparison]
+) -> list[str]:
+    """A sentence per task on the first weights at the first k."""
+    chosen = _chosen(config, comparisons)
+    told = []
     for task in config.tasks:
-        found = [
-            c
-            for c in comparisons
-            if c.task == task.name and c.weights == weights and c.method in PRIMARY_METHODS
-        ]
-        if not found:
-            sentences.append(f"{task.name}: no comparison could be finished.")
+        if task.name not in chosen:
+            told.append(f"{task.name}: no comparison could be finished.")
             continue
-        first = min(found, key=lambda c: config.k.index(c.k) if c.k in config.k else 0)
+        first = chosen[task.name]
         means = {
             row.weights: row.mean
             for row in summary
             if (row.task, row.method, row.k, row.metric)
             == (first.task, first.method, first.k, first.metric)
         }
-        sentences.append(_sentence(first, means, task, config.recipe.shots_unit))
-    if synthetic and all(synthetic):
-        sentences.append(
-            "All scans are synthetic: this shows that the chain works, not what it is worth on "
-            "patients."
-        )
-    elif any(synthetic):
-        sentences.append("Some scans are synthetic.")
-    return " ".join(sentences)
+        told.append(_sentence(first, means, task, config.recipe.shots_unit))
+    return told
+
+
+def _chosen(config: SuiteConfig, comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    """Task to the comparison that the verdict speaks of."""
+    weights = next(iter(config.weights))
+    chosen = {}
+    for task in config.tasks:
+        found = [
+            c
+            for c in comparisons
+            if c.task == task.name and c.weights == weights and is_primary(c.method, task)
+        ]
+        order = config.per_class if task.kind == "classification" else config.k
+        if found:
+            chosen[task.name] = min(found, key=lambda c: order.index(c.k) if c.k in order else 0)
+    return chosen
 
 
 def _sentence(c: Comparison, means: Mapping[str, float], task: Task, unit: str) -> str:
     d = c.difference
-    labels = f"labelled {unit if c.k > 1 else unit[:-1]}"
-    if task.kind == "clustering":
-        labels = "clusters"
     method = "" if task.kind == "segmentation" else f", {c.method}"
+    labels = labels_of(c.k, task, unit)
     start = (
-        f"{task.name}{method}, {c.k} {labels}: {c.weights} reaches "
+        f"{task.name}{method}, {labels}: {c.weights} reaches "
         f"{METRIC_NAMES[c.metric]} {means[c.weights]:.2f}, its random twin {means[c.twin]:.2f}; "
         f"difference {_signed(d.mean)} (95 % interval {_signed(d.low)} to {_signed(d.high)}; "
         f"{d.n} test {'patients' if d.n > 1 else 'patient'}"
@@ -116,6 +149,38 @@ def _sentence(c: Comparison, means: Mapping[str, float], task: Task, unit: str) 
     assert c.p_holm is not None
     claim = "" if c.p_holm < SIGNIFICANT else ": no difference shown"
     return f"{start}, p = {_p(c.p_holm)} after Holm{claim})."
+
+
+def overall(weights: str, chosen: Sequence[Comparison]) -> list[str]:
+    """Where pretraining helped, harmed, or neither could be shown; one sentence, or none."""
+    tested = [c for c in chosen if c.p_holm is not None]
+    shown = [c for c in tested if c.p_holm is not None and c.p_holm < SIGNIFICANT]
+    parts = {
+        "it is better on": [c for c in shown if c.difference.mean > 0],
+        "it is worse on": [c for c in shown if c.difference.mean < 0],
+        "no difference is shown on": [c for c in tested if c not in shown],
+        f"fewer than {MIN_PATIENTS} test patients, so only described:": [
+            c for c in chosen if c not in tested
+        ],
+    }
+    told = [f"{text} {', '.join(c.task for c in own)}" for text, own in parts.items() if own]
+    return [f"{weights} against its random twin: {'; '.join(told)}."] if told else []
+
+
+def is_primary(method: str, task: Task) -> bool:
+    """Whether the verdict speaks of this method: one a task."""
+    if "attention" in task.methods and task.kind == "classification":
+        return method.startswith("attention")
+    return method in PRIMARY_METHODS
+
+
+def labels_of(k: int, task: Task, unit: str) -> str:
+    """How much was labelled, or how many clusters, in words."""
+    if task.kind == "clustering":
+        return f"{k} clusters"
+    if task.kind == "segmentation":
+        return f"{k} labelled {unit if k > 1 else unit[:-1]}"
+    return f"{k} labelled {task.level}{'s' * (k > 1)} per class" if k else "all labels"
 
 
 def _signed(value: float) -> str:
@@ -137,10 +202,12 @@ def _add_results(
     main: list[dict[str, Cell]] = []
     structures: list[dict[str, Cell]] = []
     for row in summary:
+        if row.metric in CALIBRATION:
+            continue
         common: dict[str, Cell] = {
             "task": row.task,
             "weights": row.weights,
-            "method": f"{row.method}, k {row.k}",
+            "method": method_text(row.method, row.k),
         }
         scores: dict[str, Cell] = {
             "mean": row.mean,
@@ -148,7 +215,9 @@ def _add_results(
             "n": row.n,
         }
         if ":" in row.metric:
-            structures.append(common | {"structure": row.metric.partition(":")[2]} | scores)
+            text = score_text(row.mean, row.ci_low, row.ci_high)
+            named: dict[str, Cell] = {"structure": row.metric.partition(":")[2], "text": text}
+            structures.append(common | named | {"n": row.n})
             continue
         test = tests.get((row.task, row.weights, row.method, row.k, row.metric))
         difference: dict[str, Cell] = {
@@ -159,46 +228,72 @@ def _add_results(
     descriptive = sorted({c.task for c in comparisons if c.descriptive})
     caption = (
         "Means over n test patients with 95 % bootstrap intervals; k is the number of labelled "
-        f"training {config.recipe.shots_unit} (classification: training volumes; clustering: "
-        "number of clusters). p: paired "
-        "permutation test against the random-initialised twin on the same patients, draws and "
-        "budget."
+        f"training {config.recipe.shots_unit} (classification: examples per class, or all; "
+        "clustering: number of clusters). p: paired permutation test against the "
+        "random-initialised twin on the same patients, draws and budget."
     )
     if descriptive:
         caption += (
             f" Descriptive, without p-values, because fewer than {MIN_PATIENTS} test patients: "
             f"{', '.join(descriptive)}."
         )
-    report.add_table("Results", main, caption)
-    _add_intervals(report, summary)
+    tasks = {task.name: task for task in config.tasks}
+    shown = [c for c in comparisons if is_primary(c.method, tasks[c.task])]
+    add_comparisons(report, shown, summary, METRIC_NAMES, caption)
+    _add_intervals(report, config, summary)
+    report.add_table(
+        "Results", main, f"All {len(main)} means: every method and metric.", folded=True
+    )
     if structures:
         report.add_table(
             "Results",
-            structures,
-            "Dice by structure, over whole volumes with their empty slices, on the stored grid; 1 "
-            "when a structure is absent from reference and estimate, 0 when it is absent from one "
-            "of them. Clustering: per slice, over the slices that show the structure; `oracle` "
-            "takes the best cluster of every slice by its reference, `matched` the one that is "
-            "best on the training patients; k-means on each test patient alone or on the set of "
+            _by_structure(structures),
+            "Dice by structure, with 95 % intervals, over whole volumes with their empty slices, "
+            "on the stored grid; 1 when a structure is absent from reference and estimate, 0 when "
+            "it is absent from one of them. Clustering: per slice, over the slices that show the "
+            "structure; `oracle` takes the best cluster of every slice by its reference, `matched` "
+            "the one that is best on the training patients; k-means on each test patient alone or on the set of "
             "training patients.",
+            folded=True,
         )
 
 
-def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
+def _by_structure(rows: Sequence[Mapping[str, Cell]]) -> list[dict[str, Cell]]:
+    """One row a model, a column a structure."""
+    wide: dict[tuple[Cell, ...], dict[str, Cell]] = {}
+    for row in rows:
+        key = (row["task"], row["weights"], row["method"])
+        start: dict[str, Cell] = {name: row[name] for name in ("task", "weights", "method", "n")}
+        wide.setdefault(key, start)[str(row["structure"])] = row["text"]
+    return list(wide.values())
+
+
+def _add_intervals(report: Report, config: SuiteConfig, summary: Sequence[SummaryRow]) -> None:
+    """At the first number of labels; the others are points of the curves."""
     from core_mri.metrics import Interval
     from core_mri.plots import interval_plot
 
+    firsts = {
+        task.name: {"segmentation": config.k, "classification": config.per_class}.get(
+            task.kind, config.clusters
+        )[0]
+        for task in config.tasks
+    }
+
     rows = [
         (
-            f"{row.task}, {row.method}, k {row.k}\n{METRIC_NAMES[row.metric]}",
+            f"{row.task}, {row.method}\n{METRIC_NAMES[row.metric]}",
             row.weights,
             Interval(row.mean, row.ci_low, row.ci_high, row.n),
         )
         for row in summary
-        if row.metric in ("dice", "dice_2d", "balanced_accuracy")
+        if row.metric in ("dice", "dice_2d", "balanced_accuracy") and row.k == firsts[row.task]
     ]
     if rows:
-        caption = "Means and 95 % intervals over test patients, each model beside its random twin."
+        caption = (
+            "Means and 95 % intervals over test patients, each model beside its random twin, at "
+            "the first k of each task."
+        )
         report.add_figure("Results", interval_plot(rows, "score (1 is perfect)"), caption)
 
 
@@ -211,23 +306,9 @@ def _add_curves(
     from core_mri.plots import curves
 
     for task in config.tasks:
-        clustered = [r for r in summary if (r.task, r.metric) == (task.name, "dice_2d")]
-        for method in sorted({row.method for row in clustered}):
-            series = _by_k(task, summary, "dice_2d", method)
-            title = f"{task.name} ({method})"
-            figure = curves(series, "clusters", "Dice per slice", title=title)
-            caption = f"{title}: mean Dice over test patients against the number of clusters."
-            report.add_figure("Curves", figure, caption)
+        add_efficiency(report, config, task, summary)
         if task.kind != "segmentation":
             continue
-        if len(config.k) > 1:
-            series = _by_k(task, summary, "dice")
-            if series:
-                figure = curves(
-                    series, f"labelled {config.recipe.shots_unit}", "Dice", title=task.name
-                )
-                caption = f"{task.name}: mean Dice over test patients against the number of labels."
-                report.add_figure("Curves", figure, caption)
         series = _validation(task, outcomes, config.k[0])
         if series:
             figure = curves(series, "step", "validation Dice", title=task.name)
@@ -239,20 +320,6 @@ def _add_curves(
 
 
 Series = dict[str, tuple[list[float], list[float]]]
-
-
-def _by_k(task: Task, summary: Sequence[SummaryRow], metric: str, method: str = "") -> Series:
-    series: Series = {}
-    rows = [
-        row
-        for row in summary
-        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method)
-    ]
-    for row in sorted(rows, key=lambda row: row.k):
-        x, y = series.setdefault(row.weights, ([], []))
-        x.append(float(row.k))
-        y.append(row.mean)
-    return series
 
 
 def _validation(task: Task, outcomes: Sequence[Outcome], k: int) -> Series:
