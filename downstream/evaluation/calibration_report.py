@@ -53,30 +53,31 @@ def add_calibration(
         folded=len(rows) > MAX_SHOWN,
     )
     weights = next(iter(config.weights))
-    pictures: list[tuple[Figure, str]] = []
+    first: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        first = outcome.k == config.per_class[0] and not outcome.draw
-        if outcome.weights == weights and outcome.classes and first:
-            pictures += _pictures(outcome)
-    report.add_gallery(HEADING, pictures)
+        if outcome.weights == weights and outcome.probed and outcome.k == config.per_class[0]:
+            first.setdefault(outcome.task, []).append(outcome)
+    report.add_gallery(HEADING, [picture for own in first.values() for picture in _pictures(own)])
 
 
-def _pictures(outcome: Outcome) -> list[tuple[Figure, str]]:
+def _pictures(draws: Sequence[Outcome]) -> list[tuple[Figure, str]]:
+    """One a method, all draws together."""
     from core_mri.plots import reliability_plot
 
     found = []
-    for method in dict.fromkeys(row.method for row in outcome.probed):
-        own = [row for row in outcome.probed if row.method == method]
+    rows = [row for outcome in draws for row in outcome.probed]
+    for method in dict.fromkeys(row.method for row in rows):
+        own = [row for row in rows if row.method == method]
         truth = [row.truth for row in own]
         series = {
             "as it is": reliability(truth, [row.scores for row in own]),
             "with temperature": reliability(truth, [row.calibrated for row in own]),
         }
-        labels = f"k {outcome.k}" if outcome.k else "all labels"
-        figure = reliability_plot(series, title=f"{outcome.task}, {method}, {labels}")
+        title = f"{draws[0].task}, {method_text(method, draws[0].k)}"
+        figure = reliability_plot(series, title=title)
         caption = (
-            f"{outcome.task}: {outcome.weights}, {method}, {labels}, draw 0; {len(own)} test "
-            "examples. Larger points hold more of them."
+            f"{title}: {draws[0].weights}, {len(own) // len(draws)} test examples in each of "
+            f"{len(draws)} draws. Larger points hold more of them."
         )
         found.append((figure, caption))
     return found

@@ -44,9 +44,9 @@ def add_comparisons(
                 **({"weights": c.weights} if several else {}),
                 "method": method_text(c.method, c.k),
                 "metric": names[c.metric],
-                "patients": c.difference.n,
-                "score": score_text(own.mean, own.ci_low, own.ci_high),
-                "random twin": score_text(twin.mean, twin.ci_low, twin.ci_high),
+                "n": c.difference.n,
+                "score": score_text(own.mean, own.ci_low, own.ci_high, digits=2),
+                "random twin": score_text(twin.mean, twin.ci_low, twin.ci_high, digits=2),
                 "difference": difference_text(c.difference),
                 "p (Holm)": c.p_holm,
             }
@@ -60,15 +60,15 @@ def method_text(method: str, k: int) -> str:
     return f"{method}, {f'k{NBSP}{k}' if k else 'all'}"
 
 
-def score_text(mean: float, low: float, high: float) -> str:
+def score_text(mean: float, low: float, high: float, *, digits: int = 3) -> str:
     """A mean, and its interval, within which a line does not break."""
     if math.isnan(low):
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ({low:.3f}{JOIN}\u2013{JOIN}{high:.3f})"
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({low:.{digits}f}{JOIN}\u2013{JOIN}{high:.{digits}f})"
 
 
 def difference_text(found: Interval) -> str:
-    """As `score_text`, with signs."""
+    """As `score_text`, with signs and two digits."""
     if math.isnan(found.low):
-        return f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} ({found.low:+.3f}{NBSP}to{NBSP}{found.high:+.3f})"
+        return f"{found.mean:+.2f}"
+    return f"{found.mean:+.2f} ({found.low:+.2f}{NBSP}to{NBSP}{found.high:+.2f})"

@@ -215,7 +215,7 @@ def _add_results(
             "n": row.n,
         }
         if ":" in row.metric:
-            text = score_text(row.mean, row.ci_low, row.ci_high)
+            text = score_text(row.mean, row.ci_low, row.ci_high, digits=2)
             named: dict[str, Cell] = {"structure": row.metric.partition(":")[2], "text": text}
             structures.append(common | named | {"n": row.n})
             continue
@@ -252,8 +252,8 @@ def _add_results(
             "on the stored grid; 1 when a structure is absent from reference and estimate, 0 when "
             "it is absent from one of them. Clustering: per slice, over the slices that show the "
             "structure; `oracle` takes the best cluster of every slice by its reference, `matched` "
-            "the one that is best on the training patients; k-means on each test patient alone or on the set of "
-            "training patients.",
+            "the one that is best on the training patients; k-means on each test patient alone or "
+            "on the set of training patients.",
             folded=True,
         )
 

@@ -120,4 +120,4 @@ class TestPage:
             )
         ]
         html = self.page(replace(config, k=(1, 5)), cells, tmp_path)
-        assert "mean Dice over test patients against the number of labels" in html
+        assert "mean Dice over test patients against the number of labelled volumes" in html
