@@ -190,7 +190,8 @@ def map_on_ray(
 
     Yields:
         Number of the payload, and its result or what went wrong: the error of the function if it is
-        ours, else RUN-02. Other payloads go on.
+        ours, else RUN-02; a payload whose worker died was tried twice, one whose machine ran out of
+        memory until it had some. Other payloads go on.
 
     Raises:
         RunError: RUN-02 when the cluster cannot be reached.
@@ -199,7 +200,7 @@ def map_on_ray(
         import ray
 
         limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_call)
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=1)(_call)
         waiting = iter(enumerate(payloads))
         running: dict[Any, int] = {}
         while True:
