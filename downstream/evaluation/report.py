@@ -164,7 +164,9 @@ def overall(weights: str, chosen: Sequence[Comparison]) -> list[str]:
         ],
     }
     told = [f"{text} {', '.join(c.task for c in own)}" for text, own in parts.items() if own]
-    return [f"{weights} against its random twin: {'; '.join(told)}."] if told else []
+    return (
+        [f"{weights} against its random twin, at the first k: {'; '.join(told)}."] if told else []
+    )
 
 
 def is_primary(method: str, task: Task) -> bool:
