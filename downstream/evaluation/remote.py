@@ -1,7 +1,7 @@
 """Cells on the machines of a Ray cluster.
 
-A cell is computed there as it would be here, with as many threads, so that the numbers are the
-same. The run's folder, the registry and the weights must lie under the same paths everywhere.
+A cell is computed there as it would be here, with as many threads. The run's folder, the registry
+and the weights must lie under the same paths everywhere.
 """
 
 from __future__ import annotations
