@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "DATA-28": "the licence of a source is unknown, or does not allow what was asked",
     "DATA-29": "a case lacks a sequence, or has other ones than were told",
     "DATA-30": "another program that was asked for scans or masks failed",
+    "DATA-31": "a table of labels is damaged, or gives one example two labels",
     "DATA-32": "an index of public scans is damaged or lacks what a plan needs",
     "DATA-33": "a plan asks for more, or for other scans, than may be chosen",
     "DATA-34": "a stored plan is damaged, or a list of patients cannot be understood",

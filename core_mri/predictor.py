@@ -13,6 +13,7 @@ from torch import Tensor
 from core_mri.automatic import AutomaticMasks
 from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, GeometryError, WeightsError
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
@@ -41,11 +42,21 @@ class Embedding(NamedTuple):
     """Slices, rows and columns."""
 
 
+class Classification(NamedTuple):
+    """Classes with their calibrated probabilities."""
+
+    classes: tuple[str, ...]
+    """Names, C of them."""
+    probabilities: npt.NDArray[np.float32]
+    """[C]; of a classifier of slices [S, C]."""
+
+
 class Predictor:
     """Runs a model over volumes; geometry is kept.
 
     Args:
-        model: An `Encoder`, a `SamEncoder`, a `Segmenter` or a `PromptableSegmenter`.
+        model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier` or a
+            `PromptableSegmenter`.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
@@ -60,7 +71,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Encoder | Segmenter | SamEncoder | PromptableSegmenter,
+        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter,
         *,
         image_size: int | None = None,
         batch_size: int = 16,
@@ -74,7 +85,7 @@ class Predictor:
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
             self.encoder = own.encoder if isinstance(own, NeckedEncoder) else own
             trained = model.image_size
-        elif isinstance(model, Segmenter):
+        elif isinstance(model, Segmenter | Classifier):
             self.encoder, trained = model.encoder, model.image_size
         else:
             self.encoder, trained = model, model.config.image_size
@@ -201,6 +212,39 @@ class Predictor:
             batch_size=self.batch_size,
         )
         return prepared[0].restore(classes)
+
+    @torch.inference_mode()
+    def classify(self, volumes: Volume | Sequence[Volume]) -> Classification:
+        """The class of a patient, a volume or its slices, as the model was trained.
+
+        Args:
+            volumes: One volume; all volumes of a patient for a classifier of patients.
+
+        Raises:
+            WeightsError: WEIGHTS-02 when the model is no classifier.
+            ConfigError: CONFIG-05 when several volumes are given to one of volumes or slices, or
+                none.
+            DataError: As :meth:`embed`.
+        """
+        if not isinstance(self.model, Classifier):
+            raise WeightsError(
+                "WEIGHTS-02",
+                f"these weights ({type(self.model).__name__}) hold no classifier.",
+                fix="Train one first: core-mri finetune CONFIG, with a classification task.",
+            )
+        given = [volumes] if isinstance(volumes, Volume) else list(volumes)
+        if not given or (len(given) > 1 and self.model.level != "patient"):
+            raise ConfigError(
+                "CONFIG-05",
+                f"this classifier takes one {self.model.level} at a time, got {len(given)} "
+                "volumes.",
+            )
+        bags = [
+            torch.cat([self.encoder(images).cls for images in self._batches(prepared)])
+            for prepared in map(Preprocess().apply, given)
+        ]
+        found = self.model.probabilities(bags).float().cpu().numpy()
+        return Classification(self.model.classes, found)
 
     def _batches(self, prepared: Prepared) -> Iterator[Tensor]:
         """Images [B, 1, N, N] in [0, 1] on the model's device."""

@@ -21,6 +21,7 @@ from torch import nn
 from core_mri.errors import WeightsError
 from core_mri.models import MODELS
 from core_mri.models.adapters import add_adapters, mri_core_places
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
@@ -84,14 +85,15 @@ def learning_rates(
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """The encoder of a loaded model; a segmenter or promptable model gives the one inside it.
+    """The encoder of a loaded model; a segmenter, promptable model or classifier holds one.
 
     Raises:
         WeightsError: WEIGHTS-02 when there is no plain ViT, as in SAM's networks.
     """
     if isinstance(model, PromptableSegmenter):
         model = model.image_encoder
-    encoder = model.encoder if isinstance(model, Segmenter | NeckedEncoder) else model
+    held = isinstance(model, Segmenter | Classifier | NeckedEncoder)
+    encoder = model.encoder if held else model
     if not isinstance(encoder, Encoder):
         raise WeightsError(
             "WEIGHTS-02",

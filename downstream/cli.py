@@ -14,7 +14,7 @@ from typing import Any
 
 from core_mri.config import find_config, parse_command
 from core_mri.errors import ConfigError
-from downstream.config import FinetuneConfig, SuiteConfig
+from downstream.config import FinetuneConfig, Running, SuiteConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -31,6 +31,15 @@ class Options:
     def __post_init__(self) -> None:
         if self.dry_run and self.resume:
             raise ConfigError("CONFIG-05", "--dry-run and --resume exclude each other.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions(Running, Options):
+    """Flags of an evaluation that change no result."""
+
+    def __post_init__(self) -> None:
+        Running.__post_init__(self)
+        Options.__post_init__(self)
 
 
 def finetune_main(arguments: Sequence[str]) -> int:
@@ -52,7 +61,7 @@ def evaluate_main(arguments: Sequence[str]) -> int:
 
         return evaluate_reconstruction_main(arguments, folder)
     config, options = parse_command(
-        SuiteConfig, Options, arguments, program="core-mri evaluate", folder=folder
+        SuiteConfig, SuiteOptions, arguments, program="core-mri evaluate", folder=folder
     )
     return _main("evaluate", config, options)
 
@@ -85,9 +94,12 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
     if isinstance(config, FinetuneConfig):
         out = finetune(config, resume=options.resume)
     else:
-        out = evaluate(config, resume=options.resume)
+        assert isinstance(options, SuiteOptions)
+        out = evaluate(config, resume=options.resume, running=options)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    print(table(results["summary"]))
+    from downstream.evaluation.calibration_report import CALIBRATION
+
+    print(table([row for row in results["summary"] if row["metric"] not in CALIBRATION]))
     for cell in results["empty"]:
         print(f"empty: {cell['cell']}: {cell['why']}")
     num_failed = len(results["failed"])
@@ -96,7 +108,7 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
         print(f"{num_failed} {cells} failed: see {out / 'report.html'}; run again to retry them.")
     print(
         f"\nreport: {out / 'report.html'}\nresults: {out / 'results.json'}, results.csv, "
-        "summary.csv"
+        "summary.csv, summary.tex"
     )
     print("next:\n" + "\n".join(f"  {line}" for line in _next(config, out)))
     return 1 if num_failed else 0

@@ -12,6 +12,10 @@ DecoderName = Literal["linear", "light", "pyramid", "sam"]
 Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
 Protocol = Literal["volumes", "paper"]
 BaselineName = Literal["unet", "nnunetv2", "myopari"]
+Level = Literal["slice", "volume", "patient"]
+Method = Literal["linear probe", "knn", "attention"]
+TARGETS = ("sequence", "region", "source", "vendor", "plane", "contrast")
+"""Columns of the registry that may be the class of a volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +26,8 @@ class Task:
     """Short name for tables and file names: letters, digits, dash, underscore."""
     kind: Literal["segmentation", "classification", "clustering", "prompting"]
     """segmentation scores masks per patient and structure; classification scores one class per
-    volume; clustering scores clusters of frozen features as masks, without training; prompting
-    trains a mask decoder and scores its answers to boxes and clicks."""
+    slice, volume or patient; clustering scores clusters of frozen features as masks, without
+    training; prompting trains a mask decoder and scores its answers to boxes and clicks."""
     where: str = ""
     """SQL condition on the volume columns of the registry, such as "source = 'phantoms' AND region
     = 'abdomen'"; empty takes every image."""
@@ -62,8 +66,19 @@ class Task:
     those."""
     optional: bool = False
     """Too few labelled patients leave the cells of the task empty instead of failing them."""
-    target: Literal["", "sequence", "region"] = ""
-    """Classification: the volume column that holds the class."""
+    target: str = ""
+    """Classification: the column that holds the class: of `table` when there is one, else of the
+    registry's volumes (sequence, region, source, vendor, plane or contrast)."""
+    table: Path | None = None
+    """Classification: CSV of labels with a column `volume` (and perhaps `slice`, 0-based) or
+    `subject`, ids of the registry, and the column `target`."""
+    level: Level = "volume"
+    """Classification: what has one class. A volume has that of its patient, a slice that of its
+    volume, where the table says it of those."""
+    methods: tuple[Method, ...] = ("linear probe", "knn")
+    """Classification: linear probe and knn on frozen features, averaged over the slices of a
+    volume and the volumes of a patient; attention: a trained pooling over them, with the encoder
+    still or moving (adaptation)."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
@@ -81,13 +96,8 @@ class Task:
         if self.kind != "classification":
             self._check_labels(self.labels)
             self._check_labels(self.train_labels or self.labels)
-        elif not self.target or self.labels or self.by_name or self.label_where:
-            raise ConfigError(
-                "CONFIG-05",
-                f"task {self.name}: a classification task has a target and no labels or "
-                "label_where.",
-                fix="Set target to sequence or region.",
-            )
+        else:
+            self._check_target()
         if self.train_labels and self.by_name:
             raise ConfigError(
                 "CONFIG-05",
@@ -109,6 +119,21 @@ class Task:
         """Whether structures are told by their names; then `labels` is filled in by the data."""
         return bool(self.label_names or self.unite)
 
+    def _check_target(self) -> None:
+        if not self.target or self.labels or self.by_name or self.label_where or not self.methods:
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: a classification task has a target, methods, and no labels or "
+                "label_where.",
+                fix="Set target to sequence or region.",
+            )
+        if self.table is None and self.target not in TARGETS:
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: target {self.target!r} is no column of the registry.",
+                fix=f"Use {', '.join(TARGETS)}, or give a table that has the column.",
+            )
+
     def _check_tolerances(self) -> None:
         known = not self.by_name or bool(self.labels)
         strange = known and set(self.tolerances) - set(self.labels)
@@ -120,14 +145,15 @@ class Task:
             )
 
     def _check_labels(self, labels: dict[str, int]) -> None:
-        if self.by_name and not labels and not self.target:
+        foreign = self.target or self.table
+        if self.by_name and not labels and not foreign:
             return
         values = list(labels.values())
-        if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
+        if not values or min(values) < 1 or len(set(values)) < len(values) or foreign:
             raise ConfigError(
                 "CONFIG-05",
-                f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
-                f"values of 1 or more, or label_names; got {labels}.",
+                f"task {self.name}: a {self.kind} task has no target or table, and labels with "
+                f"distinct values of 1 or more, or label_names; got {labels}.",
             )
 
 
@@ -216,6 +242,9 @@ class Recipe:
     since cached features cannot be augmented afresh at every step. 0 adds none."""
     cache_gb: float = 2.0
     """Memory in GB for the features of a cell's examples; beyond it they are recomputed."""
+    slices_per_example: int = 16
+    """Classification by attention with fresh augmentation or a moving encoder: slices drawn from
+    each example at each step."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -232,6 +261,7 @@ class Recipe:
             "num_levels": self.num_levels,
             "head_width": self.head_width,
             "prompt_rounds": self.prompt_rounds,
+            "slices_per_example": self.slices_per_example,
         }
         wrong = [f"recipe.{name} = {value}" for name, value in positive.items() if value <= 0]
         if wrong:
@@ -273,14 +303,17 @@ class FinetuneConfig:
     task: Task
     """What to learn."""
     k: int = 5
-    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting task;
-    a classification task uses every training volume."""
+    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting
+    task."""
+    per_class: int = 0
+    """Labelled training examples per class of a classification task, and at most as many
+    validation examples; 0 takes all of them."""
     draws: int = 1
     """Seeded choices of the k examples; the model and the predictions of the first one are kept."""
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twin."""
     steps: int = 150
-    """Optimiser steps of a segmentation or prompting cell."""
+    """Optimiser steps of a segmentation or prompting cell, and of classification by attention."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen (a decoder on features cached once), head (encoder still, every
     step augmented afresh), adapters, lora, full (everything)."""
@@ -298,6 +331,7 @@ class FinetuneConfig:
             raise ConfigError(
                 "CONFIG-05", f"task {self.task.name}: k and optional belong to tasks of a suite."
             )
+        _check_per_class((self.per_class,))
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",
@@ -320,6 +354,9 @@ class SuiteConfig:
     """Tasks with distinct names."""
     k: tuple[int, ...] = (5,)
     """Numbers of labelled training volumes or slices for segmentation and prompting tasks."""
+    per_class: tuple[int, ...] = (0,)
+    """Labelled training examples per class for the classification tasks, and at most as many
+    validation examples; the k of their results. 0 takes all of them, once."""
     clusters: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     """Numbers of clusters for the clustering tasks; the k of their results."""
     draws: int = 3
@@ -327,7 +364,7 @@ class SuiteConfig:
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twins."""
     steps: int = 150
-    """Optimiser steps of a segmentation or prompting cell."""
+    """Optimiser steps of a segmentation or prompting cell, and of classification by attention."""
     adaptation: Adaptation = "frozen"
     """Which weights move: frozen, head, adapters, lora or full, as in FinetuneConfig."""
     protocol: Protocol = "volumes"
@@ -360,6 +397,7 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
             )
+        _check_per_class(self.per_class)
         if self.baseline_steps < 0:
             raise ConfigError(
                 "CONFIG-05", f"baseline_steps must be 0 or more, got {self.baseline_steps}."
@@ -390,6 +428,36 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"task names and k must be distinct: {names}, {list(self.k)}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a suite runs; nothing here changes a result."""
+
+    ray: str = ""
+    """Run the cells on a Ray cluster: its address (host:port or ray://host:port), or `local`, which
+    starts one on this machine. All machines must see the same folders."""
+    workers: int = 0
+    """Cells at a time with --ray; 0 is one a core of the cluster."""
+    embeddings: Path | None = None
+    """Folder of cached features, which several suites may share; by default OUT/embeddings."""
+    embeddings_gb: float = 8.0
+    """Size of that folder in GB, beyond which the features used least recently go; 0 keeps none."""
+    update_cards: bool = False
+    """Write the results with their intervals into the model cards of the weights folders."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.embeddings_gb < 0:
+            raise ConfigError("CONFIG-05", "workers and embeddings_gb must be 0 or more.")
+        if self.workers and not self.ray:
+            raise ConfigError("CONFIG-05", "workers needs --ray ADDRESS.")
+
+
+def _check_per_class(counts: tuple[int, ...]) -> None:
+    if not counts or min(counts) < 0 or len(set(counts)) < len(counts):
+        raise ConfigError(
+            "CONFIG-05", f"per_class must be distinct numbers of 0 or more, got {list(counts)}."
+        )
 
 
 def _check_counts(**counts: int) -> None:

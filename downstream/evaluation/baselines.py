@@ -17,6 +17,7 @@ from downstream.cohort import read_image
 from downstream.config import BaselineName, SuiteConfig
 from downstream.evaluation.cells import (
     Cell,
+    Contender,
     TaskData,
     draw,
     measured_scores,
@@ -25,6 +26,7 @@ from downstream.evaluation.cells import (
 )
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept
 from downstream.evaluation.results import Outcome
+from downstream.evaluation.setup import cells_of
 from downstream.evaluation.testing import score_predictions
 from downstream.segmentation.data import Pair, Pairs, Shot, read_mask
 from downstream.segmentation.predict import Prediction, predicted
@@ -96,6 +98,13 @@ def baseline_cells(config: SuiteConfig, baseline: Baseline, data: TaskData) -> l
         for k in ((0,) if released else data.task.k or config.k)
         for number in range(1 if released else config.draws)
     ]
+
+
+def all_cells(config: SuiteConfig, contender: Contender | Baseline, data: TaskData) -> list[Cell]:
+    """The cells of an encoder or a baseline on a task."""
+    if isinstance(contender, Baseline):
+        return baseline_cells(config, contender, data)
+    return cells_of(config, contender, data)
 
 
 def run_baseline(cell: Cell, data: TaskData, registry: Registry, run: Run, device: str) -> Outcome:

@@ -16,26 +16,22 @@ import torch
 
 from core_mri.config import config_hash
 from core_mri.errors import DataError
-from core_mri.metrics import auroc, balanced_accuracy
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
-from downstream.classification.probe import (
-    METHODS,
-    LabelledVolumes,
-    class_indices,
-    labelled_volumes,
-    probe,
-    volume_features,
-)
+from downstream.classification.cell import classify
+from downstream.classification.examples import Examples, find_examples
+from downstream.classification.features import Tokens
 from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
 from downstream.config import Adaptation, Protocol, Recipe, Task, training_task
 from downstream.evaluation.cases import save_cases
-from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled
-from downstream.evaluation.results import ALL_PATIENTS, Outcome, Probed, Score, finite
+from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled, train
+from downstream.evaluation.results import ALL_PATIENTS, Outcome, Score, finite
 from downstream.evaluation.testing import Tested, score_answers, score_predictions
+from downstream.feature_cache import FeatureCache, remembering
 from downstream.prompting.answers import check_shown, score_prompts
 from downstream.prompting.train import PromptTrainer
 from downstream.segmentation.data import (
@@ -68,7 +64,7 @@ class TaskData:
     task: Task
     rows: tuple[VolumeRow, ...]
     """Every image volume that is used."""
-    data: Pairs | LabelledVolumes | ClusterData
+    data: Pairs | Examples | ClusterData
     scans: str
     """Fingerprint of images, labels and splits."""
 
@@ -135,8 +131,8 @@ def prepare(registry: Registry, task: Task) -> TaskData:
 
     Raises:
         ConfigError: CONFIG-05 as `name_labels` and `pair_labels`.
-        DataError: DATA-06, DATA-08, DATA-09, DATA-29 as `load_cohort`, `pair_labels` and
-            `labelled_volumes`; DATA-35 as `check_shown`.
+        DataError: DATA-06, DATA-08, DATA-09, DATA-29, DATA-31 as `load_cohort`, `pair_labels` and
+            `find_examples`; DATA-35 as `check_shown`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
@@ -145,9 +141,8 @@ def prepare(registry: Registry, task: Task) -> TaskData:
         cohort = Cohort(trained.train, trained.val, cohort.test)
         check_disjoint(cohort.rows, task.name)
     if task.kind == "classification":
-        volumes = labelled_volumes(cohort, task)
-        rows = volumes.train + volumes.val + volumes.test
-        return TaskData(task, rows, volumes, fingerprint(rows))
+        examples = find_examples(cohort, task)
+        return TaskData(task, examples.rows, examples, examples.fingerprint)
     task = name_labels(registry, cohort, task)
     found = pair_labels(registry, cohort, task)
     if task.kind == "prompting":
@@ -170,10 +165,11 @@ def run_cell(
     run: Run,
     *,
     main: bool = False,
-) -> tuple[Outcome, Segmenter | PromptableSegmenter | None]:
+    cache: FeatureCache | None = None,
+) -> tuple[Outcome, Segmenter | PromptableSegmenter | Classifier | None]:
     """Fit and test; pictures of a segmentation cell go to ``cells/KEY.npz`` of the run.
 
-    The second result is the fitted model of a segmentation or prompting cell.
+    The second result is the fitted model, if there is one that can be released.
 
     Args:
         cell: What to do.
@@ -183,6 +179,7 @@ def run_cell(
         run: The run of the whole evaluation.
         main: Train in the folder of `run` itself, and write the masks of the test volumes to its
             ``predictions/``.
+        cache: Where features of encoders that do not move are kept.
 
     Raises:
         DataError: DATA-06, DATA-09 from labels and draws.
@@ -190,13 +187,18 @@ def run_cell(
         Interrupted: With a checkpoint in the cell's folder.
     """
     started = time.process_time()
-    model: Segmenter | PromptableSegmenter | None
-    if isinstance(data.data, LabelledVolumes):
-        outcome, model = _classify(cell, contender, data.data, registry), None
+    model: Segmenter | PromptableSegmenter | Classifier | None = None
+    if isinstance(data.data, Examples):
+        tokens = Tokens(
+            contender.encoder, contender.fingerprint, registry, cell.recipe.image_size, cache
+        )
+        outcome, model = _classify(cell, data.data, tokens, registry, run, main)
     elif isinstance(data.data, ClusterData):
-        outcome, model = _cluster(cell, contender, data.data, registry, run), None
+        outcome = _cluster(cell, contender, data.data, registry, run)
     else:
-        outcome, model = _segment(cell, contender, data.data, registry, run, main)
+        outcome, model = _segment(cell, contender, data.data, registry, run, main, cache)
+    if not main:
+        drop_checkpoints(run, cell)
     common = {
         "sources": tuple(sorted({f"{row.source} ({row.licence})" for row in data.rows})),
         "synthetic": all(row.synthetic for row in data.rows),
@@ -206,7 +208,13 @@ def run_cell(
 
 
 def _segment(
-    cell: Cell, contender: Contender, pairs: Pairs, registry: Registry, run: Run, main: bool
+    cell: Cell,
+    contender: Contender,
+    pairs: Pairs,
+    registry: Registry,
+    run: Run,
+    main: bool,
+    cache: FeatureCache | None,
 ) -> tuple[Outcome, Segmenter | PromptableSegmenter]:
     """A segmentation or prompting cell."""
     check_fits(contender.encoder, cell.recipe)
@@ -219,10 +227,11 @@ def _segment(
     trainer, tuned = fit_best(make, cell, run, main=main)
     moving, total = trainer.num_moving
     model = trainer.finish()
+    if cell.adaptation == "frozen":  # the same for every draw and k
+        holder: Any = model.image_encoder if isinstance(model, PromptableSegmenter) else model
+        holder.encoder = remembering(holder.encoder, contender.fingerprint, cache)
 
     tested = _test(model, cell, pairs, registry, run, main)
-    if not main:
-        drop_checkpoints(run, cell)
     used = {
         "train": [shot.pair.image for shot in shots],
         "val": [shot.pair.image for shot in validation],
@@ -267,46 +276,29 @@ def _test(
 
 
 def _classify(
-    cell: Cell, contender: Contender, volumes: LabelledVolumes, registry: Registry
-) -> Outcome:
-    parts = {"train": volumes.train, "val": volumes.val, "test": volumes.test}
-    features = {
-        split: volume_features(contender.encoder, registry, rows, cell.recipe.image_size)
-        for split, rows in parts.items()
-    }
-    truth = {s: class_indices(rows, cell.task, volumes.classes) for s, rows in parts.items()}
-    scores: list[Score] = []
-    probed: list[Probed] = []
-    notes: list[str] = []
-    for method in METHODS:
-        train, val = ((features[s], truth[s]) for s in ("train", "val"))
-        result = probe(method, train, val, features["test"])
-        reference, found = truth["test"].numpy(), result.scores.numpy()
-        for metric, value in (
-            ("balanced_accuracy", balanced_accuracy(reference, found.argmax(1))),
-            ("auroc", auroc(reference, found)),
-        ):
-            scores.append(_score(cell, method, ALL_PATIENTS, "", metric, value))
-        probed += [
-            Probed(
-                method=method,
-                patient=row.subject_id,
-                truth=int(reference[index]),
-                scores=tuple(float(v) for v in found[index]),
-            )
-            for index, row in enumerate(volumes.test)
-        ]
-        notes.append(f"{method}: {result.note}")
-    if volumes.left_out:
-        notes.append(f"left out, as not in both training and test split: {volumes.left_out}")
-    return outcome_of(
+    cell: Cell, examples: Examples, tokens: Tokens, registry: Registry, run: Run, main: bool
+) -> tuple[Outcome, Classifier | None]:
+    found = classify(
         cell,
-        parts,
-        scores=tuple(scores),
-        probed=tuple(probed),
-        classes=volumes.classes,
-        notes=tuple(notes),
+        examples,
+        tokens,
+        registry,
+        seed=seed_of(cell),
+        train=lambda trainer: train(trainer, cell, run, main=main),
     )
+    outcome = outcome_of(
+        cell,
+        {split: [row for e in own for row in e.rows] for split, own in found.used.items()},
+        scores=tuple(
+            _score(cell, method, ALL_PATIENTS, "", metric, value)
+            for (method, metric), value in found.scores.items()
+        ),
+        probed=found.probed,
+        classes=examples.classes,
+        curve=found.curve,
+        notes=found.notes,
+    )
+    return outcome, found.model
 
 
 def _cluster(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from core_mri.errors import ConfigError
@@ -26,15 +25,8 @@ CHECKPOINT_EVERY = 500
 """Steps of a cell between two checkpoints; a finished cell keeps none."""
 
 
-class Training(Protocol):
-    """What can be fitted."""
-
-    best_score: float
-    """Best validation Dice; -1 without validation."""
-    best_step: int
-    """The step that is kept."""
-    curve: list[CurvePoint]
-    """A point a step."""
+class Steps(Protocol):
+    """What can be trained."""
 
     @property
     def enough(self) -> bool:
@@ -48,6 +40,17 @@ class Training(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
+
+
+class Training(Steps, Protocol):
+    """What can be tuned too."""
+
+    best_score: float
+    """Best validation Dice; -1 without validation."""
+    best_step: int
+    """The step that is kept."""
+    curve: list[CurvePoint]
+    """A point a step."""
 
 
 T = TypeVar("T", bound=Training)
@@ -72,14 +75,8 @@ def fit_best(
     scores = []
     for factor in cell.tuning:
         trainer = make(factor)
-        if main:
-            _fit(trainer, run, cell)
-        else:
-            folder = run.out / "cells" / cell.key
-            with Run.open(_folder(folder, factor, cell), cell) as own:
-                _fit(trainer, own, cell)
-            if own.stop_requested:  # a signal during the last step
-                run.request_stop()
+        part = "" if len(cell.tuning) == 1 else f"x{factor:g}"
+        train(trainer, cell, run, main=main, part=part)
         scores.append(trainer.best_score)
         if best is None or trainer.best_score > best.best_score:
             best = trainer
@@ -96,6 +93,28 @@ def fit_best(
         f"learning rates x{chosen:g} chosen by validation Dice ({found}); "
         f"{len(cell.tuning)} trainings of {cell.steps} steps",
     )
+
+
+def train(trainer: Steps, cell: Cell, run: Run, *, main: bool = False, part: str = "") -> None:
+    """All steps, with checkpoints.
+
+    Args:
+        trainer: Before its first step.
+        cell: What is trained.
+        run: The run of the whole evaluation.
+        main: Train in the folder of `run` itself, not in one of the cell.
+        part: Name of a folder within that of the cell.
+
+    Raises:
+        ConfigError: CONFIG-04 when the checkpoint of the folder is of other weights or scans.
+    """
+    if main:
+        _fit(trainer, run, cell)
+        return
+    with Run.open(run.out / "cells" / cell.key / part, cell) as own:
+        _fit(trainer, own, cell)
+    if own.stop_requested:  # a signal during the last step
+        run.request_stop()
 
 
 def kept(trainer: Training, cell: Cell) -> str:
@@ -117,17 +136,7 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
     return replace(recipe, **{name: getattr(recipe, name) * factor for name in rates})
 
 
-def _folder(folder: Path, factor: float, cell: Cell) -> Path:
-    return folder if len(cell.tuning) == 1 else folder / f"x{factor:g}"
-
-
-def _fit(trainer: Training, run: Run, cell: Cell) -> None:
-    """Fit with checkpoints.
-
-    Raises:
-        ConfigError: CONFIG-04 when the checkpoint of the folder is of other weights or scans.
-    """
-
+def _fit(trainer: Steps, run: Run, cell: Cell) -> None:
     def restore(state: Mapping[str, Any]) -> None:
         if state["cell"] != cell.key:
             raise ConfigError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from core_mri.config import load_config, to_mapping
 from core_mri.errors import ConfigError
 from core_mri.runs import write_atomically, writing
+from downstream.evaluation.latex import latex_table
 
 if TYPE_CHECKING:
     from downstream.evaluation.summary import Comparison, SummaryRow
@@ -38,10 +39,12 @@ class Score:
     """Whether this is the random-initialised twin."""
     method: str
     """Segmentation: an adaptation (frozen, head, adapters, lora, full), from scratch or as
-    released; classification: linear probe or knn; clustering: patient-oracle, set-oracle or
-    set-matched (`downstream.clustering.scores`); prompting: box, 1 click, 3 clicks or 5 clicks."""
+    released; classification: linear probe, knn, or attention- with an adaptation; clustering:
+    patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`); prompting: box, 1
+    click, 3 clicks or 5 clicks."""
     k: int
-    """Labelled training volumes or slices; clustering: number of clusters."""
+    """Labelled training volumes or slices; classification: labelled examples per class, 0 for all
+    of them; clustering: number of clusters."""
     draw: int
     """Number of the draw of the k."""
     seed: int
@@ -52,7 +55,8 @@ class Score:
     """Structure; empty for classification."""
     metric: str
     """dice, nsd or hd95 (`downstream.segmentation.scores`), dice_2d (per slice that shows the
-    structure), balanced_accuracy or auroc."""
+    structure), balanced_accuracy, auroc, auprc, ece (of calibrated probabilities), ece_uncalibrated
+    or brier (calibrated)."""
     value: float | None
     """The number; None when it is not defined."""
     unit: str
@@ -61,16 +65,20 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What a classifier said about one test volume."""
+    """What a classifier said about one test example."""
 
     method: str
-    """linear probe or knn."""
+    """As `Score.method`."""
     patient: str
     """Pseudonym."""
+    example: str
+    """Id of the slice, volume or patient."""
     truth: int
     """Position of its class in `Outcome.classes`."""
     scores: tuple[float, ...]
-    """One per class."""
+    """Probability of each class."""
+    calibrated: tuple[float, ...]
+    """The same after the temperature chosen on the validation patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +122,9 @@ class Outcome:
     classes: tuple[str, ...] = ()
     """Classification: names of the classes."""
     probed: tuple[Probed, ...] = ()
-    """Classification: the test volumes."""
+    """Classification: the test examples."""
     curve: tuple[tuple[int, float, float | None], ...] = ()
-    """Segmentation: (step, loss, validation Dice where taken)."""
+    """Segmentation: (step, loss, validation Dice where taken); attention: balanced accuracy."""
     cases: tuple[Case, ...] = ()
     """Segmentation: what is pictured."""
     patients: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -173,7 +181,7 @@ def write_results(
     verdict: str,
     comparisons: Sequence[Comparison] = (),
 ) -> Path:
-    """Write ``results.json``, ``results.csv`` (one score a line) and ``summary.csv``.
+    """Write ``results.json``, ``results.csv`` (one score a line), ``summary.csv``, ``summary.tex``.
 
     Nothing in them depends on time, order of work or machine.
 
@@ -212,6 +220,7 @@ def write_results(
         write_atomically(out / "results.json", f"{text}\n".encode())
         _write_csv(out / "results.csv", [f.name for f in fields(Score)], cells)
         _write_csv(out / "summary.csv", list(rows[0]) if rows else [], rows)
+        write_atomically(out / "summary.tex", latex_table(summary).encode())
     return out / "results.json"
 
 

@@ -10,25 +10,24 @@ number of tests does not depend on how many ways there are to look at one mask. 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from core_mri.metrics import (
     Interval,
-    auroc,
-    balanced_accuracy,
     bootstrap_interval,
+    detectable_difference,
     holm,
     paired_permutation,
+    smallest_p,
 )
-from downstream.evaluation.results import Outcome, Probed
+from downstream.evaluation.classified import METRICS, ClassifierTable
+from downstream.evaluation.results import Outcome
 
 MIN_PATIENTS = 8
 NUM_RESAMPLES = 2000
-CLASSIFICATION_RESAMPLES = 1000
 PRIMARY = ("dice", "dice_2d")
 """The metric of masks that is tested."""
 
@@ -45,8 +44,8 @@ class SummaryRow:
     method: str
     k: int
     metric: str
-    """dice, nsd, hd95 or dice_2d (mean over structures), the same with :STRUCTURE,
-    balanced_accuracy or auroc."""
+    """dice, nsd, hd95 or dice_2d (mean over structures), the same with :STRUCTURE, or one of
+    `downstream.evaluation.classified.METRICS`."""
     mean: float
     n: int
     """Test patients."""
@@ -77,6 +76,14 @@ class Comparison:
     p_holm: float | None = None
     baseline: bool = False
     """Whether the other is a baseline."""
+    detectable: float = math.nan
+    """The smallest true difference that as many patients would show in 4 of 5 studies
+    (`core_mri.metrics.detectable_difference`); nan with one patient."""
+
+    @property
+    def smallest_p(self) -> float:
+        """That the test can give for so many patients, before Holm."""
+        return smallest_p(self.difference.n)
 
     def row(self) -> dict[str, object]:
         """The comparison as ``results.json`` has it."""
@@ -133,9 +140,8 @@ def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow
     common = dict(zip(("task", "weights", "method", "k"), key, strict=True))
     intervals: dict[tuple[str, str], Interval] = {}
     if outcomes[0].classes:
-        table = _Table(outcomes[0], key[2])
-        intervals["balanced_accuracy", "1"] = table.interval(lambda t, i: [t.accuracy(i)], seed)
-        intervals["auroc", "1"] = table.interval(lambda t, i: [t.area(i)], seed)
+        table = ClassifierTable(outcomes, key[2])
+        intervals |= {(metric, "1"): table.interval(metric, seed) for metric in METRICS}
     else:
         structures = sorted({score.structure for o in outcomes for score in o.scores})
         kinds = {(s.metric, s.unit) for o in outcomes for s in o.scores if s.method == key[2]}
@@ -177,16 +183,18 @@ def _compare(
         return None
     if own[0].classes:
         metric = "balanced_accuracy"
-        table, other = _Table(own[0], key[2]), _Table(twins[0], method)
-        difference = table.interval(lambda t, i: [t.accuracy(i), -other.accuracy(i)], seed)
+        table, other = ClassifierTable(own, key[2]), ClassifierTable(twins, method)
+        difference = table.interval(metric, seed, minus=other)
         a, b = table.contributions(), other.contributions()
+        spread = len(a) * (a - b)  # their mean is the difference
     else:
         metric = next(m for m in PRIMARY if any(s.metric == m for s in own[0].scores))
         structures = sorted({score.structure for o in own for score in o.scores})
         ours = _per_patient(own, key[2], structures, metric)
         theirs = _per_patient(twins, method, structures, metric)
         a, b = (np.array([values[p] for p in sorted(ours)]) for values in (ours, theirs))
-        difference = bootstrap_interval(a - b, num_resamples=NUM_RESAMPLES, seed=seed)
+        spread = a - b
+        difference = bootstrap_interval(spread, num_resamples=NUM_RESAMPLES, seed=seed)
     p = paired_permutation(a, b, seed=seed) if difference.n >= MIN_PATIENTS else None
     return Comparison(
         task=key[0],
@@ -198,6 +206,7 @@ def _compare(
         difference=difference,
         p=p,
         baseline=twins[0].baseline,
+        detectable=detectable_difference(spread),
     )
 
 
@@ -235,57 +244,3 @@ def _per_patient(
 
 def _mean_interval(values: dict[str, float], seed: int) -> Interval:
     return bootstrap_interval(list(values.values()), num_resamples=NUM_RESAMPLES, seed=seed)
-
-
-class _Table:
-    """Test volumes of one classifier, by patient; tables of the same volumes are in one order."""
-
-    def __init__(self, outcome: Outcome, method: str) -> None:
-        rows: list[Probed] = [row for row in outcome.probed if row.method == method]
-        self.truth = np.array([row.truth for row in rows])
-        self.scores = np.array([row.scores for row in rows], dtype=np.float64)  # [M, C]
-        self.estimate = self.scores.argmax(1)
-        names = np.array([row.patient for row in rows])
-        self.volumes = [np.flatnonzero(names == patient) for patient in np.unique(names)]
-
-    def accuracy(self, index: npt.NDArray[np.intp]) -> float:
-        return balanced_accuracy(self.truth[index], self.estimate[index])
-
-    def area(self, index: npt.NDArray[np.intp]) -> float:
-        return auroc(self.truth[index], self.scores[index])
-
-    def contributions(self) -> npt.NDArray[np.float64]:
-        """One number per patient, which sum to the balanced accuracy.
-
-        Exchanging two classifiers on a patient exchanges these numbers, so the sign-flip test on
-        them is exact.
-        """
-        classes, counts = np.unique(self.truth, return_counts=True)
-        share = dict(zip(classes.tolist(), (1 / (len(classes) * counts)).tolist(), strict=True))
-        worth = np.array([share[t] for t in self.truth.tolist()]) * (self.truth == self.estimate)
-        return np.array([worth[index].sum() for index in self.volumes])
-
-    def interval(
-        self, parts: Callable[[_Table, npt.NDArray[np.intp]], list[float]], seed: int
-    ) -> Interval:
-        """Percentile bootstrap of ``sum(parts)``; patients are drawn with all their volumes.
-
-        Resamples in which a metric is not defined are left out.
-        """
-        n = len(self.volumes)
-        value = math.fsum(parts(self, np.concatenate(self.volumes)))
-        if n == 1:
-            return Interval(value, math.nan, math.nan, 1)
-        rng = np.random.default_rng(seed)
-        resampled = np.array(
-            [
-                math.fsum(
-                    parts(self, np.concatenate([self.volumes[p] for p in rng.integers(n, size=n)]))
-                )
-                for _ in range(CLASSIFICATION_RESAMPLES)
-            ]
-        )
-        if np.isnan(resampled).all():
-            return Interval(value, math.nan, math.nan, n)
-        low, high = np.nanquantile(resampled, (0.025, 0.975))
-        return Interval(value, float(low), float(high), n)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import core_mri
 from core_mri.__main__ import main
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.adapters import add_adapters, mri_core_places
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.heads import DECODERS, SegmentationHead
 from core_mri.models.promptable import PromptableSegmenter
@@ -200,6 +202,15 @@ class TestRefusals:
     def test_a_fixed_model_keeps_its_size(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="works at 64 px"):
             export(_segmenter(), tmp_path / "s.pt", format="torchscript", image_size=96)
+
+    @pytest.mark.parametrize("form", ["sam", "torchscript", "onnx"])
+    def test_a_classifier_has_no_form(self, tmp_path: Path, form: Any) -> None:
+        model = Classifier(
+            _encoder(), classes=("a", "b"), level="volume", image_size=64, attention=4
+        )
+        with pytest.raises(WeightsError, match=r"WEIGHTS-02.*[Ee]xport"):
+            export(model, tmp_path / "c.pt", format=form)
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_existing_file_survives_a_failure(self, tmp_path: Path) -> None:
         (tmp_path / "e.pt").write_text("old")
