@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -223,6 +224,73 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def map_on_ray(
+    entry: str,
+    payloads: Sequence[Mapping[str, Any]],
+    *,
+    address: str,
+    num_workers: int = 0,
+    num_gpus: float = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, Mapping[str, Any] | CoreMRIError]]:
+    """Call ``entry(payload)`` for every payload on a Ray cluster, as workers become free.
+
+    Args:
+        entry: ``"module:function"``, importable in every worker; gives something JSON-able. A
+            worker process is used for many payloads, so that it may keep what it has loaded.
+        payloads: JSON-able, paths absolute.
+        address: Of a running cluster, or ``local``, which starts one on this machine.
+        num_workers: Payloads at a time; 0 is one a core of the cluster.
+        num_gpus: GPUs of each.
+        stopped: Asked once a second; when true what runs is cancelled and the rest left out.
+
+    Yields:
+        Number of the payload, and its result or what went wrong: the error of the function if it is
+        ours, else RUN-02; a payload whose worker died was tried twice, one whose machine ran out of
+        memory until it had some. Other payloads go on.
+
+    Raises:
+        RunError: RUN-02 when the cluster cannot be reached.
+    """
+    with ray_cluster(None if address == "local" else address, max(1, num_workers)):
+        import ray
+
+        limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=1)(_call)
+        waiting = iter(enumerate(payloads))
+        running: dict[Any, int] = {}
+        while True:
+            for index, payload in itertools.islice(waiting, limit - len(running)):
+                running[remote.remote(entry, dict(payload))] = index
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            if stopped():
+                for task in running:
+                    ray.cancel(task, force=True)
+                return
+            for task in done:
+                yield running.pop(task), _result(task)
+
+
+def _call(entry: str, payload: Mapping[str, Any]) -> Any:
+    return _resolve(entry)(payload)
+
+
+def _result(task: Any) -> Mapping[str, Any] | CoreMRIError:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        found: Mapping[str, Any] = ray.get(task)
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, CoreMRIError):
+            return cause
+        return RunError("RUN-02", f"a Ray worker failed: {cause}")
+    return found
+
+
 def _check_reachable(address: str) -> None:
     """Fail in seconds where Ray retries for minutes; only ``[ray://]host:port`` can be tried.
 
@@ -312,7 +380,7 @@ def _threads_per_worker(num_workers: int) -> int:
     return max(1, available_cores() // num_workers)
 
 
-def _resolve(entry: str) -> Callable[[Mapping[str, Any]], None]:
+def _resolve(entry: str) -> Callable[[Mapping[str, Any]], Any]:
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from core_mri.figure_style import INK, LINE_COLORS, SMALL_PT, cycle, new_axes
+from core_mri.figure_style import FAINT, INK, LINE_COLORS, SMALL_PT, cycle, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from core_mri.metrics.classification import ReliabilityBin
     from core_mri.metrics.intervals import Interval
 
 _MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":")
@@ -100,6 +101,88 @@ def interval_plot(
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
     axes.set_xlabel(xlabel)
     _legend_above(axes, len(weights))
+    return figure
+
+
+def efficiency_curves(
+    series: Mapping[str, Sequence[tuple[int, Interval]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    title: str = "",
+) -> Figure:
+    """Scores against the number of labels on a logarithmic axis, each with its interval.
+
+    Intervals at the same number stand side by side, each in the color of its line; a point without
+    one (one patient) is hollow.
+
+    Args:
+        series: Name to ``(number of labels, interval)``; numbers are 1 or more.
+        xlabel: What is counted.
+        ylabel: Metric and unit.
+        title: One short line.
+    """
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    figure, axes = new_axes(7.2, 3.6, title)
+    numbers = sorted({number for points in series.values() for number, _ in points})
+    for index, (name, points) in enumerate(series.items()):
+        color, marker = cycle(LINE_COLORS, index), cycle(_MARKERS, index)
+        aside = 1.03 ** (index - (len(series) - 1) / 2)
+        own = sorted(points, key=lambda point: point[0])
+        x = [number * aside for number, _ in own]
+        style = cycle(_DASHES, index // len(LINE_COLORS))
+        means = [found.mean for _, found in own]
+        axes.plot(x, means, style, color=color, linewidth=1.6, label=name)
+        axes.vlines(
+            x, [f.low for _, f in own], [f.high for _, f in own], color=color, linewidth=1.6
+        )
+        for place, (_, found) in zip(x, own, strict=True):
+            face = "white" if math.isnan(found.low) else color
+            axes.plot(
+                [place], [found.mean], marker, color=color, markerfacecolor=face, markersize=5
+            )
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [str(number) for number in numbers])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(numbers[0] / 1.3, numbers[-1] * 1.3)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if len(series) > 1:
+        _legend_above(axes, len(series))
+    return figure
+
+
+def reliability_plot(series: Mapping[str, Sequence[ReliabilityBin]], *, title: str = "") -> Figure:
+    """Share of right answers against stated confidence; on the diagonal they agree.
+
+    The area of a point grows with its number of cases.
+
+    Args:
+        series: Name to bins, of `core_mri.metrics.reliability`.
+        title: One short line.
+    """
+    figure, axes = new_axes(4.4, 4.4, title)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=":")
+    axes.annotate(
+        "as stated", (0.06, 0.06), xytext=(8, -2), textcoords="offset points",
+        size=SMALL_PT, color=FAINT, rotation=45, rotation_mode="anchor",
+    )  # fmt: skip
+    for index, (name, bins) in enumerate(series.items()):
+        color, total = cycle(LINE_COLORS, index), sum(own.count for own in bins)
+        x, y = [own.confidence for own in bins], [own.accuracy for own in bins]
+        axes.plot(x, y, cycle(_DASHES, index), color=color, linewidth=1.4, label=name)
+        sizes = [12 + 160 * own.count / total for own in bins]
+        axes.scatter(
+            x, y, sizes, color=color, marker=cycle(_MARKERS, index), linewidth=0, alpha=0.8
+        )
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(-0.02, 1.04)
+    axes.set_aspect("equal")
+    axes.set_xlabel("stated probability of the likeliest class")
+    axes.set_ylabel("share of right answers")
+    _legend_above(axes, 2)
     return figure
 
 

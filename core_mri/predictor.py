@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core_mri.automatic import AutomaticMasks
 from core_mri.devices import select_precision
-from core_mri.errors import ConfigError, WeightsError
+from core_mri.errors import ConfigError, GeometryError, WeightsError
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
@@ -21,7 +22,8 @@ from core_mri.models.segmenter import Segmenter
 from core_mri.preprocess import Prepared, Preprocess
 from core_mri.prompting import PromptedVolume
 from core_mri.prompts import Boxes, Points
-from core_mri.slice_grid import image_to_square, patch_grid, square_to_classes
+from core_mri.slice_grid import image_to_square, patch_grid
+from core_mri.slice_inference import segment_slices
 from core_mri.volume import Volume
 
 
@@ -40,11 +42,21 @@ class Embedding(NamedTuple):
     """Slices, rows and columns."""
 
 
+class Classification(NamedTuple):
+    """Classes with their calibrated probabilities."""
+
+    classes: tuple[str, ...]
+    """Names, C of them."""
+    probabilities: npt.NDArray[np.float32]
+    """[C]; of a classifier of slices [S, C]."""
+
+
 class Predictor:
     """Runs a model over volumes; geometry is kept.
 
     Args:
-        model: An `Encoder`, a `SamEncoder`, a `Segmenter` or a `PromptableSegmenter`.
+        model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier` or a
+            `PromptableSegmenter`.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
@@ -59,7 +71,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Encoder | Segmenter | SamEncoder | PromptableSegmenter,
+        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter,
         *,
         image_size: int | None = None,
         batch_size: int = 16,
@@ -73,7 +85,7 @@ class Predictor:
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
             self.encoder = own.encoder if isinstance(own, NeckedEncoder) else own
             trained = model.image_size
-        elif isinstance(model, Segmenter):
+        elif isinstance(model, Segmenter | Classifier):
             self.encoder, trained = model.encoder, model.image_size
         else:
             self.encoder, trained = model, model.config.image_size
@@ -130,6 +142,7 @@ class Predictor:
         points: Points = (),
         mask: Volume | None = None,
         automatic: bool | AutomaticMasks = False,
+        sequences: Sequence[Volume] = (),
     ) -> Volume:
         """The class of every voxel, or the prompted objects, on the grid of `volume`.
 
@@ -145,6 +158,8 @@ class Predictor:
             mask: An earlier answer on the same grid. With points or boxes, the slices these lie on
                 are answered anew, from the mask too, and the others keep it.
             automatic: Every object that a grid of points finds, the largest first; no prompts.
+            sequences: The further sequences of a model of several, on the grid of `volume` and in
+                the order of ``predictor.model.sequences``.
 
         Returns:
             A label volume, uint8: class indices, named by ``predictor.model.labels``, or the number
@@ -153,15 +168,19 @@ class Predictor:
 
         Raises:
             WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head,
-                WEIGHTS-08 when prompts are given to a model that takes none.
+                WEIGHTS-08 when prompts are given to a model that takes none, WEIGHTS-09 when it
+                takes another number of sequences.
             ConfigError: CONFIG-05 when prompts lie outside the volume, or are missing for a
                 promptable model.
-            GeometryError: GEOMETRY-03 when `mask` is on another grid.
+            GeometryError: GEOMETRY-03 when `mask` or a sequence is on another grid.
             DataError: As :meth:`embed`.
         """
         prompted = bool(len(boxes) or len(points) or mask is not None)
         if prompted and automatic:
             raise ConfigError("CONFIG-05", "automatic takes no boxes, points or mask.")
+        scans = [volume, *sequences]
+        if not isinstance(self.model, Encoder):
+            _check_sequences(getattr(self.model, "sequences", [""]), scans)
         if isinstance(self.model, PromptableSegmenter):
             if self._prompted is None or self._prompted.volume is not volume:
                 self._prompted = PromptedVolume(self.model, volume, self.image_size)
@@ -182,13 +201,50 @@ class Predictor:
                 "these weights hold an encoder without a segmentation head.",
                 fix="Fine-tune it first: core-mri finetune CONFIG.",
             )
-        prepared = Preprocess().apply(volume)
-        rows, columns = prepared.array.shape[1:]
-        classes = [
-            square_to_classes(self.model(images), rows, columns)
-            for images in self._batches(prepared)
+        prepared = [Preprocess().apply(scan) for scan in scans]
+        arrays = [cast("npt.NDArray[np.float32]", one.array) for one in prepared]
+        spacing = np.linalg.norm(prepared[0].affine[:3, :3], axis=0).tolist()
+        classes = segment_slices(
+            self.model,
+            np.stack(arrays),
+            spacing,
+            image_size=self.image_size,
+            batch_size=self.batch_size,
+        )
+        return prepared[0].restore(classes)
+
+    @torch.inference_mode()
+    def classify(self, volumes: Volume | Sequence[Volume]) -> Classification:
+        """The class of a patient, a volume or its slices, as the model was trained.
+
+        Args:
+            volumes: One volume; all volumes of a patient for a classifier of patients.
+
+        Raises:
+            WeightsError: WEIGHTS-02 when the model is no classifier.
+            ConfigError: CONFIG-05 when several volumes are given to one of volumes or slices, or
+                none.
+            DataError: As :meth:`embed`.
+        """
+        if not isinstance(self.model, Classifier):
+            raise WeightsError(
+                "WEIGHTS-02",
+                f"these weights ({type(self.model).__name__}) hold no classifier.",
+                fix="Train one first: core-mri finetune CONFIG, with a classification task.",
+            )
+        given = [volumes] if isinstance(volumes, Volume) else list(volumes)
+        if not given or (len(given) > 1 and self.model.level != "patient"):
+            raise ConfigError(
+                "CONFIG-05",
+                f"this classifier takes one {self.model.level} at a time, got {len(given)} "
+                "volumes.",
+            )
+        bags = [
+            torch.cat([self.encoder(images).cls for images in self._batches(prepared)])
+            for prepared in map(Preprocess().apply, given)
         ]
-        return prepared.restore(np.concatenate(classes))
+        found = self.model.probabilities(bags).float().cpu().numpy()
+        return Classification(self.model.classes, found)
 
     def _batches(self, prepared: Prepared) -> Iterator[Tensor]:
         """Images [B, 1, N, N] in [0, 1] on the model's device."""
@@ -197,3 +253,20 @@ class Predictor:
         for start in range(0, len(slices), self.batch_size):
             batch = slices[start : start + self.batch_size]
             yield image_to_square(batch, self.image_size).to(device)
+
+
+def _check_sequences(names: Sequence[str], scans: Sequence[Volume]) -> None:
+    if len(scans) != len(names):
+        raise WeightsError(
+            "WEIGHTS-09",
+            f"these weights segment {len(names)} sequences together ({', '.join(names)}), got "
+            f"{len(scans)}."
+            if len(names) > 1
+            else f"these weights segment one sequence, got {len(scans)}.",
+            fix="Give one volume for each, on one grid and in this order.",
+        )
+    for scan in scans[1:]:
+        if not scan.same_grid(scans[0]):
+            raise GeometryError(
+                "GEOMETRY-03", f"{scan} does not lie on the grid of the first one, {scans[0]}."
+            )

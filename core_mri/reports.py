@@ -51,6 +51,7 @@ class _Table:
     caption: str
     csv_uri: str
     csv_name: str
+    folded: bool
     kind: str = "table"
 
 
@@ -111,6 +112,7 @@ class Report:
         caption: str = "",
         *,
         download_csv: bool = True,
+        folded: bool = False,
     ) -> None:
         """Add a table; columns are the keys of all rows in order of first appearance.
 
@@ -120,6 +122,7 @@ class Report:
                 significant digits).
             caption: What the table says, shown above it.
             download_csv: Add a link to the same rows as CSV, with all digits.
+            folded: Show the caption alone until a reader opens it.
         """
         names = list(dict.fromkeys(name for row in rows for name in row))
         columns = tuple((name, _is_numeric([row.get(name) for row in rows])) for name in names)
@@ -128,7 +131,7 @@ class Report:
         num_tables = sum(isinstance(block, _Table) for block in section.blocks)
         name = section.anchor + (f"-{num_tables + 1}" if num_tables else "")
         uri = _data_uri("text/csv;charset=utf-8", _csv(names, rows)) if download_csv else ""
-        section.blocks.append(_Table(columns, shown, caption, uri, f"{name}.csv"))
+        section.blocks.append(_Table(columns, shown, caption, uri, f"{name}.csv", folded))
 
     def add_figure(self, heading: str, figure: Figure, caption: str, alt: str = "") -> None:
         """Add a figure at its own size.

@@ -25,8 +25,11 @@ class SegmentOptions:
     """Weights: of a segmentation model, or of a promptable one with boxes or points."""
     image: tyro.conf.Positional[Path]
     """A file or folder of one volume."""
+    sequence: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """For weights of several sequences: the others, in the order of their model card."""
     out: Path
-    """.nii, .nii.gz, .nrrd, .mha, or .dcm for a DICOM segmentation of a DICOM series."""
+    """.nii, .nii.gz, .nrrd, .mha, or .dcm for a DICOM segmentation of a DICOM series. The names of
+    the labels go into the .dcm, else into a .tsv beside the mask."""
     box: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """i0,j0,k0,i1,j1,k1[,OBJECT]: 0-based voxel indices, the end not in it; one object each, or of
     the object with that number."""
@@ -65,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     from core_mri.files import read_volume, write_volume
     from core_mri.files.segmentation import matching_series
     from core_mri.predictor import Predictor
+    from core_mri.runs import write_atomically
     from core_mri.weights import load_model
 
     volume = read_volume(options.image)
@@ -83,26 +87,38 @@ def main(arguments: Sequence[str]) -> int:
             "CONFIG-05", "voxel indices are whole numbers.", fix="For millimetres add --world."
         )
     earlier = None if options.mask is None else read_volume(options.mask)
-    predictor = Predictor(load_model(options.source, device=options.device))
+    others = [read_volume(path) for path in options.sequence]
+    model = load_model(options.source, device=options.device)
     try:
-        mask = predictor.segment(
+        mask = Predictor(model).segment(
             volume,
             boxes=_by_object("box", boxes, 6),
             points=_by_object("point", points, 4),
             mask=earlier,
             automatic=options.masks if options.automatic else False,
+            sequences=others,
         )
     except DataError as error:
         raise type(error)(error.code, f"{options.image}: {error.message}", fix=error.fix) from None
-    write_volume(mask, options.out, like=options.image if is_seg else volume)
+    names: dict[int, str] = getattr(model, "labels", {})
+    write_volume(mask, options.out, like=options.image if is_seg else volume, labels=names)
+    if names and not is_seg:
+        table = "".join(f"{value}\t{name}\n" for value, name in names.items())
+        write_atomically(_table_of(options.out), f"index\tname\n{table}".encode())
     for value, count in zip(*np.unique(mask.array, return_counts=True), strict=True):
         if value:
             ml = count * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
-            print(f"{value}: {count} voxels, {ml:.3g} ml")
+            name = f" {names[value]}" if value in names else ""
+            print(f"{value}{name}: {count} voxels, {ml:.3g} ml")
     if not mask.array.any():
         print("nothing found: the mask is empty", file=sys.stderr)
     print(options.out)
     return 0
+
+
+def _table_of(path: Path) -> Path:
+    """The lookup table of a mask, beside it (BIDS: a TSV of index and name)."""
+    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".tsv")
 
 
 def _numbers(flag: str, text: str, count: int) -> list[float]:

@@ -241,6 +241,22 @@ class Registry:
         """
         return self._partners(volume, "label")
 
+    def partial_labels_of(self, volume: VolumeRow) -> list[VolumeRow]:
+        """Label maps of the same subject that hold some of the slices of `volume`.
+
+        DICOM segmentations leave out the slices where nothing is marked; `first_slice` tells where
+        the others belong.
+        """
+        others = self.volumes(
+            "role = 'label' AND subject_id = ? AND num_slices < ? AND rows = ? AND columns = ?",
+            [volume.subject_id, volume.num_slices, volume.rows, volume.columns],
+        )
+        return [
+            row
+            for row in others
+            if _pair_name(row) == _pair_name(volume) and first_slice(row, volume) is not None
+        ]
+
     def images_of(self, label: VolumeRow) -> list[VolumeRow]:
         """The other way round: images of the same subject whose voxels a label map describes."""
         return self._partners(label, "image")
@@ -308,6 +324,24 @@ def _holds_data(folder: Path) -> bool:
 def reason_of(code: str) -> str:
     """A quarantine reason for people: the code and what it stands for; never text of a file."""
     return f"{code} {CODES.get(code, 'unknown reason')}"
+
+
+def first_slice(part: VolumeRow, whole: VolumeRow) -> int | None:
+    """The slice of `whole` that the first of `part` is; None when its voxels are no others.
+
+    ``inv(A_whole) A_part`` is then a move by whole slices, up to a hundredth of a voxel.
+    """
+    to_whole, of_part = (np.array(row.affine).reshape(4, 4) for row in (whole, part))
+    move = np.linalg.inv(to_whole) @ of_part
+    start = round(move[0, 3])
+    expected = np.eye(4)
+    expected[0, 3] = start
+    if part.num_slices == 1:
+        expected[:3, 0] = move[:3, 0]  # one slice states no distance to the next
+    size = np.array([part.num_slices, part.rows, part.columns, 1])
+    if np.abs((move - expected) * size).max() > 1e-2 or start < 0:
+        return None
+    return start if start + part.num_slices <= whole.num_slices else None
 
 
 def _pair_name(row: VolumeRow) -> str:

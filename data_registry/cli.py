@@ -17,6 +17,7 @@ import tyro
 
 from core_mri.errors import ConfigError
 from data_registry.export import Format, Release
+from data_registry.layouts.detect import Layout
 from data_registry.looking.cli import noncommercial_line, stats_table
 from data_registry.terminal import parse, progress, table
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from data_registry.ingest import IngestReport
+    from data_registry.source_list import Source
 
 VERBS: dict[str, tuple[str, str]] = {
     "sources": ("data_registry.sources_cli:main", "list data sets whose folders are understood"),
@@ -80,6 +82,17 @@ class _Ingest:
     """Its licence: an SPDX id (CC-BY-4.0), LicenseRef-NAME, or unknown."""
     subject: str = ""
     """Regular expression with a group (?P<subject>...) that finds the patient in a path."""
+    layout: Layout = "auto"
+    """How a labelled data set lists its cases: nnU-Net raw, Medical Segmentation Decathlon, MONAI
+    data list, MRI-CORE's PNG lists, or pairs by name; auto sees it from the files, none takes every
+    file for itself."""
+    pairs: str = ""
+    """Images and label maps that belong together: 'images/*.nii.gz=labels/*_seg.nii.gz', where * is
+    the same text on both sides; several sequences: 't1:*/t1.nii.gz,t2:*/t2.nii.gz=*/seg.nii.gz'."""
+    label_names: tuple[str, ...] = ()
+    """Structure of each label value, such as 1=liver 2=spleen, where the layout tells none."""
+    fold: int | None = None
+    """Fold of a data list that is kept out of training."""
     sources: str = ""
     """Instead of PATH...: a source list (YAML file, or the name of a packaged one), or with --root
     a source card (YAML file, or a name that `core-mri data sources` lists)."""
@@ -178,49 +191,32 @@ def main(arguments: Sequence[str]) -> int:
 def ingest_main(arguments: Sequence[str]) -> int:
     """`core-mri data ingest`."""
     from data_registry.catalogue import Registry
-    from data_registry.import_bids import bids_sources, is_bids
     from data_registry.ingest import IngestConfig, ingest
-    from data_registry.source_list import Source, load_sources
+    from data_registry.source_list import load_sources
 
     options = parse(_Ingest, arguments, "ingest")
+    told: tuple[str, ...] = ()
     if bool(options.sources) == bool(options.paths):
         raise ConfigError(
             "CONFIG-05",
             "give either PATH... with --source and --licence, or --sources NAME.",
         )
     if options.sources:
-        if options.source or options.licence or options.subject or options.spacing_mm:
+        of_paths = (
+            *(options.source, options.licence, options.subject, options.spacing_mm),
+            *(options.pairs, options.label_names, options.layout != "auto"),
+        )
+        if any(of_paths) or options.fold is not None:
             raise ConfigError(
                 "CONFIG-05",
-                "--source, --licence, --subject and --spacing-mm belong to PATH..., not to "
-                "--sources.",
+                "--source, --licence, --subject, --spacing-mm, --layout, --pairs, --label-names "
+                "and --fold belong to PATH..., not to --sources.",
             )
         sources = load_sources(options.sources, options.root)
     else:
         if options.root is not None:
             raise ConfigError("CONFIG-05", "--root belongs to --sources, not to PATH....")
-        plain = [path for path in options.paths if not is_bids(path)]
-        if plain and (not options.source or not options.licence):
-            raise ConfigError(
-                "CONFIG-01",
-                "PATH... needs --source NAME and --licence SPDX.",
-                fix="LicenseRef-NAME means a text of your own; unknown is never exported.",
-            )
-        sources = tuple(
-            Source(
-                name=options.source,
-                licence=options.licence,
-                root=str(path),
-                role="by-name",
-                subject=options.subject,
-                spacing_mm=options.spacing_mm,
-            )
-            for path in plain
-        )
-        for path in options.paths:
-            if path not in plain:
-                given = {"name": options.source, "licence": options.licence}
-                sources += bids_sources(path, **given, subject=options.subject)
+        sources, told = _sources_of_paths(options)
     config = IngestConfig(
         registry=options.registry,
         sources=sources,
@@ -234,8 +230,10 @@ def ingest_main(arguments: Sequence[str]) -> int:
         report = ingest(config, on_progress)
     stats = Registry.open(options.registry).stats()
     if options.json:
-        print(json.dumps({**report.to_mapping(), "registry": stats}, indent=2))
+        layouts = {"layouts": list(told)} if told else {}
+        print(json.dumps({**report.to_mapping(), **layouts, "registry": stats}, indent=2))
     else:
+        print("".join(f"{line}\n" for line in told), end="")
         _show_report(report)
         print(stats_table(options.registry, stats))
         print(f"\nNext: core-mri data ls --registry {options.registry}")
@@ -246,6 +244,74 @@ def ingest_main(arguments: Sequence[str]) -> int:
         )
         return 1
     return 0
+
+
+def _sources_of_paths(options: _Ingest) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+    """Sources of PATH..., and what the lists of labelled data sets among them told."""
+    from data_registry.import_bids import bids_sources, is_bids
+    from data_registry.layouts.as_sources import Choices
+    from data_registry.layouts.detect import Asked, sources_in
+    from data_registry.source_list import Source
+
+    asked = Asked(
+        layout=options.layout, pairs=options.pairs, label_names=_label_names(options.label_names)
+    )
+    sources: tuple[Source, ...] = ()
+    lines: tuple[str, ...] = ()
+    for path in options.paths:
+        if asked.layout == "auto" and not asked.pairs and is_bids(path):
+            given = {"name": options.source, "licence": options.licence}
+            sources += bids_sources(path, **given, subject=options.subject)
+            continue
+        if not options.source or not options.licence:
+            raise ConfigError(
+                "CONFIG-01",
+                "PATH... needs --source NAME and --licence SPDX.",
+                fix="LicenseRef-NAME means a text of your own; unknown is never exported.",
+            )
+        choices = Choices(
+            name=options.source,
+            licence=options.licence,
+            subject=options.subject,
+            fold=options.fold,
+            spacing_mm=options.spacing_mm,
+        )
+        with progress("checking label maps") as on_progress:
+            told = sources_in(path, asked, choices, on_progress)
+        if told is not None:
+            sources += told.sources
+            lines += told.lines
+            continue
+        if asked.label_names or options.fold is not None:
+            raise ConfigError(
+                "CONFIG-05", f"{path} has no layout to which --label-names or --fold belong."
+            )
+        sources += (
+            Source(
+                name=options.source,
+                licence=options.licence,
+                root=str(path),
+                role="by-name",
+                subject=options.subject,
+                spacing_mm=options.spacing_mm,
+            ),
+        )
+    return sources, lines
+
+
+def _label_names(pairs: Sequence[str]) -> dict[int, str]:
+    """``1=liver`` ... by value."""
+    from data_registry.layouts.labelled_set import plain_name
+
+    names: dict[int, str] = {}
+    for pair in pairs:
+        value, equals, name = pair.partition("=")
+        if not value.isdigit() or int(value) == 0 or not equals or int(value) in names:
+            raise ConfigError(
+                "CONFIG-01", f"--label-names {pair!r}: expected VALUE=NAME, each value once."
+            )
+        names[int(value)] = plain_name(Path("--label-names"), name)
+    return names
 
 
 def export_main(arguments: Sequence[str]) -> int:

@@ -84,7 +84,7 @@ def _scans(
             volume = read_volume(
                 paths if unit.kind == "stack" else lead.path,
                 kind=source.voxels_of(lead.relative),
-                spacing_mm=source.spacing_mm,
+                spacing_mm=source.declared_spacing_mm,
             )
             if not source.bids:
                 return volume

@@ -30,7 +30,17 @@ Codec = Literal["bitshuffle-lz4", "none"]
 Row = TypeVar("Row")
 
 PAIR_NAME = "PairName"
-"""Fact of single pictures: keyed name of the file, which an image shares with its labels."""
+"""Fact of single pictures and listed cases: keyed name that an image shares with its labels."""
+CHANNEL = "Channel"
+"""Fact of images: name of the sequence within a case of several, as its data set tells."""
+LABEL_NAMES = "LabelNames"
+"""Fact of label maps: ``1=liver;2=spleen``."""
+LABEL_REGIONS = "LabelRegions"
+"""Fact of label maps: structures of several values, ``whole tumor=1,2,3;core=2,3``."""
+LABEL_VALUES = "LabelValues"
+"""Fact of label maps: the values they hold besides 0, ascending, ``1;2``."""
+UNKNOWN_SPACING = "UnknownSpacing"
+"""Fact of pictures whose spacing nobody knows: their millimetres are pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +48,8 @@ class VolumeRow:
     """One stored volume: what it shows, where it came from, where its voxels lie."""
 
     volume_id: str
-    """Hash of subject, role, voxels and geometry: a scan has one id wherever its files lie."""
+    """Hash of subject, role, voxels and geometry, and of the `PAIR_NAME` of a label map: a scan has
+    one id wherever its files lie."""
     subject_id: str
     """Keyed pseudonym of the patient; splits follow it."""
     study_id: str

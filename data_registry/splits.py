@@ -38,3 +38,18 @@ def split_of(key: bytes, subject_id: str, fractions: Fractions = DEFAULT_FRACTIO
     if draw < fractions[0]:
         return "train"
     return "val" if draw < fractions[0] + fractions[1] else "test"
+
+
+def split_outside_test(
+    key: bytes, subject_id: str, fractions: Fractions = DEFAULT_FRACTIONS
+) -> Split:
+    """The split of a subject whose data set has official test patients: `split_of` without them.
+
+    Args:
+        key: Project key.
+        subject_id: Keyed pseudonym of the patient.
+        fractions: As `split_of`; only the ratio of train to val counts.
+    """
+    train, val, _ = fractions
+    share = train / (train + val) if train + val else 1.0
+    return split_of(key, subject_id, (share, 1 - share, 0.0))

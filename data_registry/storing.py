@@ -21,11 +21,23 @@ from data_registry.deidentify.identifiers import keyed_uid, pseudonym
 from data_registry.governance.withdrawals import refuse
 from data_registry.import_bids import bids_hints
 from data_registry.inventory import Unit
+from data_registry.label_words import UNKNOWN, find_sequence
 from data_registry.labels import label_volume
 from data_registry.payloads import pack, unpack
-from data_registry.schema import PAIR_NAME, PERCENTILES, SliceRow, VolumeRow
+from data_registry.schema import (
+    CHANNEL,
+    LABEL_NAMES,
+    LABEL_REGIONS,
+    LABEL_VALUES,
+    PAIR_NAME,
+    PERCENTILES,
+    UNKNOWN_SPACING,
+    SliceRow,
+    VolumeRow,
+)
 from data_registry.shards import Array, ShardWriter
-from data_registry.splits import split_of
+from data_registry.source_list import Source
+from data_registry.splits import split_of, split_outside_test
 
 FOREGROUND_LEVEL = 0.1
 """Voxels above this part of the volume's intensity window count as foreground."""
@@ -48,7 +60,7 @@ def store_volume(
 
     Raises:
         DataError: What `check_volume` raises, DATA-06 and DATA-10 for voxels of another type,
-            DATA-22 when the patient was withdrawn.
+            DATA-22 when the patient was withdrawn, DATA-29 when the frames are not those of a list.
         GeometryError: As `check_volume`.
     """
     source = result.unit.source
@@ -57,8 +69,16 @@ def store_volume(
         volume = volume.with_array(_whole_numbers(volume.array))
     check_volume(volume, allowed_labels=allowed if volume.kind == "label" else None)
     volume = volume.reorient(SLICE_ORIENTATION[volume.plane])
-    common = describe(volume, result.unit, batch)
-    for frame, array in _frames(volume.array, batch.max_frames):
+    channels = _channels(volume, result.unit)
+    told = {}
+    if volume.kind == "label":
+        values = np.unique(volume.array).tolist()
+        told[LABEL_VALUES] = ";".join(str(value) for value in values if value)
+    common = describe(volume, result.unit, batch, told)
+    for frame, array in _frames(volume.array, max(batch.max_frames, len(channels))):
+        if channels:
+            channel = channels[frame or 0]
+            common = describe(volume, result.unit, batch, {CHANNEL: channel})
         stored = np.ascontiguousarray(array, dtype=_stored_dtype(array.dtype))
         pixels = PixelHash(stored.dtype, stored.shape)
         pixels.add(stored)
@@ -118,20 +138,26 @@ def slice_rows(volume_id: str, foreground: Iterable[float]) -> list[SliceRow]:
     ]
 
 
-def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
+def describe(
+    volume: Volume, unit: Unit, batch: Batch, told: Mapping[str, str] | None = None
+) -> dict[str, object]:
     """What all frames of a volume have in common, as fields of `VolumeRow`.
 
     Args:
         volume: Facts, geometry and role; its voxels are not looked at.
         unit: Where it came from.
         batch: Key and split fractions.
+        told: Further facts to store; a `CHANNEL` that names a sequence also says which it is.
 
     Raises:
         DataError: DATA-22 when the patient was withdrawn.
     """
     source, key = unit.source, batch.key
     relative = unit.files[0].relative
-    hints = {"region": source.region, "sequence": source.sequence, "path": relative}
+    told = told or {}
+    channel = told.get(CHANNEL, "")
+    named = channel if find_sequence([channel]) != UNKNOWN else ""
+    hints = {"region": source.region, "sequence": source.sequence or named, "path": relative}
     if source.bids:
         stated = {kind: name for kind, name in hints.items() if name}
         hints = {**bids_hints(relative, volume.facts), **stated}
@@ -145,13 +171,20 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
     facts.pop("PatientID", None)  # `subject_id` is the one id of the patient
     if volume.facts.get("assumed_geometry"):
         facts["AssumedGeometry"] = True
-    if unit.kind == "image" and volume.shape[:3].count(1) and source.spacing_mm is not None:
+    pair = source.pair_of(relative)
+    if source.unknown_spacing and volume.facts.get("assumed_geometry"):
+        facts[UNKNOWN_SPACING] = True
+    spacing = source.declared_spacing_mm
+    if not pair and unit.kind == "image" and volume.shape[:3].count(1) and spacing is not None:
         # All pictures of a source lie at one made-up place: their names tell which label is whose.
-        facts[PAIR_NAME] = pseudonym(key, "name", source.namespace, unit.files[0].path.stem)
-    if volume.kind == "label" and source.label_values:
-        facts["LabelNames"] = ";".join(f"{v}={n}" for v, n in sorted(source.label_values.items()))
-    elif source.bids and "LabelNames" in volume.facts:
-        facts["LabelNames"] = volume.facts["LabelNames"]
+        pair = unit.files[0].path.stem
+    if pair:
+        facts[PAIR_NAME] = pseudonym(key, "name", source.namespace, pair)
+    if volume.kind == "label":
+        facts |= _label_facts(source, volume)
+    facts |= told
+    official = source.split_of(relative)
+    hashed = split_outside_test if official == "not-test" else split_of
     return {
         **labels,
         "plane": volume.plane,
@@ -162,9 +195,45 @@ def describe(volume: Volume, unit: Unit, batch: Batch) -> dict[str, object]:
         "licence": source.licence,
         "role": volume.kind,
         "synthetic": source.synthetic,
-        "split": source.split_of(relative) or split_of(key, subject, batch.fractions),
+        "split": official
+        if official in ("train", "val", "test")
+        else hashed(key, subject, batch.fractions),
         "facts": json.dumps(facts, sort_keys=True),
     }
+
+
+def _channels(volume: Volume, unit: Unit) -> tuple[str, ...]:
+    """Name of each frame, where a list tells.
+
+    Raises:
+        DataError: DATA-29 when there are more or fewer frames.
+    """
+    if volume.kind == "label":
+        return ()
+    listed = unit.source.listing_of(unit.files[0].relative)
+    channels = listed.channels if listed else unit.source.channels
+    frames = volume.shape[3] if len(volume.shape) == 4 else 1
+    if channels and frames != len(channels):
+        raise DataError(
+            "DATA-29",
+            f"{unit.files[0].path}: {frames} frames, and the list names {len(channels)} "
+            f"sequence(s): {', '.join(channels)}.",
+        )
+    return channels
+
+
+def _label_facts(source: Source, volume: Volume) -> dict[str, object]:
+    """What the values mean: told by the source, else by the file."""
+    facts: dict[str, object] = {}
+    if source.label_values:
+        facts[LABEL_NAMES] = ";".join(f"{v}={n}" for v, n in sorted(source.label_values.items()))
+    elif LABEL_NAMES in volume.facts:
+        facts[LABEL_NAMES] = volume.facts[LABEL_NAMES]
+    if source.label_regions:
+        facts[LABEL_REGIONS] = ";".join(
+            f"{name}={','.join(map(str, values))}" for name, values in source.label_regions.items()
+        )
+    return facts
 
 
 def make_row(
@@ -188,7 +257,10 @@ def make_row(
     rounded = np.round(affine, 6) + 0.0  # + 0.0 turns -0 into 0
     geometry = np.round(affine, 3) + 0.0
     grid = _hash(",".join(map(str, shape)).encode(), geometry.tobytes())
-    identity = (common["subject_id"], common["role"], pixels, grid)
+    identity = [common["subject_id"], common["role"], pixels, grid]
+    pair = json.loads(str(common["facts"])).get(PAIR_NAME)
+    if pair and common["role"] == "label":
+        identity.append(pair)  # equal (empty) masks of two slices are the masks of two images
     volume_id = "V" + _hash(*(str(part).encode() for part in identity))
     fields = {
         **common,

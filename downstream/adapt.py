@@ -2,7 +2,11 @@
 
 * ``frozen``: none; its features of a slice are computed once.
 * ``head``: none either, but slices are augmented afresh at every step, so features are recomputed.
-* ``full``: all of them, at a learning rate of their own.
+* ``adapters``: bottleneck adapters at MRI-CORE's places (`core_mri.models.adapters`).
+* ``lora``: low-rank changes of queries and values (`downstream.lora`), merged at the end.
+* ``full``: all of them, deeper layers slower (layer-wise decay).
+
+An adapted encoder starts as the encoder it was, whatever moves.
 """
 
 from __future__ import annotations
@@ -16,30 +20,80 @@ from torch import nn
 
 from core_mri.errors import WeightsError
 from core_mri.models import MODELS
+from core_mri.models.adapters import add_adapters, mri_core_places
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
-from downstream.config import Adaptation
+from core_mri.training.layer_decay import layer_multiplier
+from downstream.config import Adaptation, Recipe
+from downstream.lora import add_lora
+
+NEW_WEIGHTS = (".adapter.", ".parametrizations.weight.0.")
+"""In the names of the tensors that adapters and LoRA add."""
 
 
-def adapt(encoder: Encoder, adaptation: Adaptation) -> Encoder:
-    """A copy of `encoder` whose moving parameters, and only those, require gradients."""
-    adapted = copy.deepcopy(encoder)
-    adapted.requires_grad_(adaptation == "full")
-    return adapted.train(adaptation == "full")
+def adapt(
+    encoder: Encoder, adaptation: Adaptation, recipe: Recipe | None = None, seed: int = 0
+) -> Encoder:
+    """A copy of `encoder` whose moving parameters, and only those, require gradients.
+
+    Args:
+        encoder: Not changed.
+        adaptation: What moves.
+        recipe: Sizes of adapters and LoRA.
+        seed: Of the random half of adapters and LoRA; torch's random state is kept.
+    """
+    recipe = recipe or Recipe()
+    adapted = copy.deepcopy(encoder).requires_grad_(adaptation == "full")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if adaptation == "adapters":
+            add_adapters(adapted, mri_core_places(adapted, recipe.adapter_ratio))
+        elif adaptation == "lora":
+            add_lora(adapted, recipe.lora_rank, recipe.lora_alpha)
+    if adaptation in ("adapters", "lora"):
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad_(any(part in name for part in NEW_WEIGHTS))
+    return adapted.train(moves(adaptation))
+
+
+def moves(adaptation: Adaptation) -> bool:
+    """Whether gradients run through the encoder."""
+    return adaptation in ("adapters", "lora", "full")
+
+
+def learning_rates(
+    encoder: Encoder, adaptation: Adaptation, recipe: Recipe
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """Peak learning rates of the moving parameters, one group a rate.
+
+    With ``full`` deeper layers move faster: `core_mri.training.layer_decay`.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = recipe.adapter_learning_rate
+        if adaptation == "full":
+            factor = layer_multiplier(name, depth=encoder.depth, decay=recipe.layer_decay)
+            rate = recipe.encoder_learning_rate * factor
+        groups.setdefault(rate, []).append(parameter)
+    return list(groups.items())
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """The encoder of a loaded model; a segmenter or promptable model gives the one inside it.
+    """The encoder of a loaded model; a segmenter, promptable model or classifier holds one.
 
     Raises:
         WeightsError: WEIGHTS-02 when there is no plain ViT, as in SAM's networks.
     """
     if isinstance(model, PromptableSegmenter):
         model = model.image_encoder
-    encoder = model.encoder if isinstance(model, Segmenter | NeckedEncoder) else model
+    held = isinstance(model, Segmenter | Classifier | NeckedEncoder)
+    encoder = model.encoder if held else model
     if not isinstance(encoder, Encoder):
         raise WeightsError(
             "WEIGHTS-02",

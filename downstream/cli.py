@@ -14,7 +14,7 @@ from typing import Any
 
 from core_mri.config import find_config, parse_command
 from core_mri.errors import ConfigError
-from downstream.config import FinetuneConfig, SuiteConfig
+from downstream.config import FinetuneConfig, Running, SuiteConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -31,6 +31,15 @@ class Options:
     def __post_init__(self) -> None:
         if self.dry_run and self.resume:
             raise ConfigError("CONFIG-05", "--dry-run and --resume exclude each other.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions(Running, Options):
+    """Flags of an evaluation that change no result."""
+
+    def __post_init__(self) -> None:
+        Running.__post_init__(self)
+        Options.__post_init__(self)
 
 
 def finetune_main(arguments: Sequence[str]) -> int:
@@ -52,7 +61,7 @@ def evaluate_main(arguments: Sequence[str]) -> int:
 
         return evaluate_reconstruction_main(arguments, folder)
     config, options = parse_command(
-        SuiteConfig, Options, arguments, program="core-mri evaluate", folder=folder
+        SuiteConfig, SuiteOptions, arguments, program="core-mri evaluate", folder=folder
     )
     return _main("evaluate", config, options)
 
@@ -85,16 +94,21 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
     if isinstance(config, FinetuneConfig):
         out = finetune(config, resume=options.resume)
     else:
-        out = evaluate(config, resume=options.resume)
+        assert isinstance(options, SuiteOptions)
+        out = evaluate(config, resume=options.resume, running=options)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    print(table(results["summary"]))
+    from downstream.evaluation.calibration_report import CALIBRATION
+
+    print(table([row for row in results["summary"] if row["metric"] not in CALIBRATION]))
+    for cell in results["empty"]:
+        print(f"empty: {cell['cell']}: {cell['why']}")
     num_failed = len(results["failed"])
     if num_failed:
         cells = "cell" if num_failed == 1 else "cells"
         print(f"{num_failed} {cells} failed: see {out / 'report.html'}; run again to retry them.")
     print(
         f"\nreport: {out / 'report.html'}\nresults: {out / 'results.json'}, results.csv, "
-        "summary.csv"
+        "summary.csv, summary.tex"
     )
     print("next:\n" + "\n".join(f"  {line}" for line in _next(config, out)))
     return 1 if num_failed else 0
@@ -108,8 +122,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         interval = "-" if row["ci_low"] is None else f"{row['ci_low']:.3f} to {row['ci_high']:.3f}"
         p = "-" if row["p_holm"] is None else f"{row['p_holm']:.4f}"
-        cells = [row["task"], row["weights"], row["method"], row["k"], row["metric"]]
-        lines.append([*map(str, cells), f"{row['mean']:.3f}", interval, str(row["n"]), p])
+        metric = row["metric"] if row["unit"] == "1" else f"{row['metric']} ({row['unit']})"
+        cells = [row["task"], row["weights"], row["method"], row["k"], metric]
+        mean = "-" if row["mean"] is None else f"{row['mean']:.3f}"
+        lines.append([*map(str, cells), mean, interval, str(row["n"]), p])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from core_mri.errors import ConfigError
 
-Adaptation = Literal["frozen", "head", "full"]
+DecoderName = Literal["linear", "light", "pyramid", "sam"]
+Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
+Protocol = Literal["volumes", "paper"]
+BaselineName = Literal["unet", "nnunetv2", "myopari"]
+Level = Literal["slice", "volume", "patient"]
+Method = Literal["linear probe", "knn", "attention"]
+TARGETS = ("sequence", "region", "source", "vendor", "plane", "contrast")
+"""Columns of the registry that may be the class of a volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +26,26 @@ class Task:
     """Short name for tables and file names: letters, digits, dash, underscore."""
     kind: Literal["segmentation", "classification", "clustering", "prompting"]
     """segmentation scores masks per patient and structure; classification scores one class per
-    volume; clustering scores clusters of frozen features as masks, without training; prompting
-    trains a mask decoder and scores its answers to boxes and clicks."""
+    slice, volume or patient; clustering scores clusters of frozen features as masks, without
+    training; prompting trains a mask decoder and scores its answers to boxes and clicks."""
     where: str = ""
     """SQL condition on the volume columns of the registry, such as "source = 'phantoms' AND region
     = 'abdomen'"; empty takes every image."""
     labels: dict[str, int] = field(default_factory=dict)
     """All but classification: structure name to its value in the label volumes; 0 is background and
     not listed."""
+    label_names: tuple[str, ...] = ()
+    """All but classification: structures by the names that the registry stores with the label
+    volumes, instead of values in `labels`: "liver", "vertebra *", or "*" for all."""
+    unite: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """All but classification: structure of this task to the stored names that are it together,
+    such as {heart: ["left *", "right *"]}."""
+    sequences: tuple[str, ...] = ()
+    """Segmentation: sequences that make up one case, in the order in which the model reads them;
+    empty takes every image for itself. All lie on the grid of the label volume."""
+    several_label_volumes: Literal["error", "unite"] = "error"
+    """All but classification: what different label volumes of one image mean; unite takes them for
+    parts, such as one file a structure: where they overlap the first structure wins."""
     label_where: str = ""
     """All but classification: SQL condition that picks the label volume where an image has
     several."""
@@ -39,8 +58,27 @@ class Task:
     train_where: str = ""
     """Prompting: condition on the images to train on, where it is not `where`; this leaves an
     anatomy out of the training."""
-    target: Literal["", "sequence", "region"] = ""
-    """Classification: the volume column that holds the class."""
+    tolerances: dict[str, float] = field(default_factory=dict)
+    """Segmentation: structure name to the deviation of its surface that the metric nsd forgives, in
+    mm (pixels where no spacing is known); 1 for those not named."""
+    k: tuple[int, ...] = ()
+    """Segmentation, prompting: numbers of labelled examples in place of the suite's; empty takes
+    those."""
+    optional: bool = False
+    """Too few labelled patients leave the cells of the task empty instead of failing them."""
+    target: str = ""
+    """Classification: the column that holds the class: of `table` when there is one, else of the
+    registry's volumes (sequence, region, source, vendor, plane or contrast)."""
+    table: Path | None = None
+    """Classification: CSV of labels with a column `volume` (and perhaps `slice`, 0-based) or
+    `subject`, ids of the registry, and the column `target`."""
+    level: Level = "volume"
+    """Classification: what has one class. A volume has that of its patient, a slice that of its
+    volume, where the table says it of those."""
+    methods: tuple[Method, ...] = ("linear probe", "knn")
+    """Classification: linear probe and knn on frozen features, averaged over the slices of a
+    volume and the volumes of a patient; attention: a trained pooling over them, with the encoder
+    still or moving (adaptation)."""
 
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
@@ -53,30 +91,84 @@ class Task:
                 "CONFIG-05",
                 f"task {self.name}: only a prompting task has train_labels or train_where.",
             )
+        self._check_tolerances()
+        _check_counts(**{f"task {self.name}: k[{i}]": k for i, k in enumerate(self.k)})
         if self.kind != "classification":
             self._check_labels(self.labels)
             self._check_labels(self.train_labels or self.labels)
-        elif not self.target or self.labels or self.label_where:
+        else:
+            self._check_target()
+        if self.train_labels and self.by_name:
             raise ConfigError(
                 "CONFIG-05",
-                f"task {self.name}: a classification task has a target and no labels or "
+                f"task {self.name}: train_labels are values, and structures are told by name.",
+                fix="Give labels with values too, in place of label_names and unite.",
+            )
+        if self.kind != "segmentation" and (self.sequences or self.tolerances):
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: only segmentation takes sequences together, or tolerances.",
+            )
+        if len({name.lower() for name in self.sequences}) < len(self.sequences):
+            raise ConfigError(
+                "CONFIG-05", f"task {self.name}: sequences must differ, got {self.sequences}."
+            )
+
+    @property
+    def by_name(self) -> bool:
+        """Whether structures are told by their names; then `labels` is filled in by the data."""
+        return bool(self.label_names or self.unite)
+
+    def _check_target(self) -> None:
+        if not self.target or self.labels or self.by_name or self.label_where or not self.methods:
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: a classification task has a target, methods, and no labels or "
                 "label_where.",
                 fix="Set target to sequence or region.",
             )
-
-    def _check_labels(self, labels: dict[str, int]) -> None:
-        values = list(labels.values())
-        if not values or min(values) < 1 or len(set(values)) < len(values) or self.target:
+        if self.table is None and self.target not in TARGETS:
             raise ConfigError(
                 "CONFIG-05",
-                f"task {self.name}: a {self.kind} task has no target, and labels with distinct "
-                f"values of 1 or more; got {labels}.",
+                f"task {self.name}: target {self.target!r} is no column of the registry.",
+                fix=f"Use {', '.join(TARGETS)}, or give a table that has the column.",
             )
+
+    def _check_tolerances(self) -> None:
+        known = not self.by_name or bool(self.labels)
+        strange = known and set(self.tolerances) - set(self.labels)
+        if strange or any(value < 0 for value in self.tolerances.values()):
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: tolerances are numbers of 0 or more for names of labels, "
+                f"{sorted(self.labels)}; got {self.tolerances}.",
+            )
+
+    def _check_labels(self, labels: dict[str, int]) -> None:
+        foreign = self.target or self.table
+        if self.by_name and not labels and not foreign:
+            return
+        values = list(labels.values())
+        if not values or min(values) < 1 or len(set(values)) < len(values) or foreign:
+            raise ConfigError(
+                "CONFIG-05",
+                f"task {self.name}: a {self.kind} task has no target or table, and labels with "
+                f"distinct values of 1 or more, or label_names; got {labels}.",
+            )
+
+
+def training_task(task: Task) -> Task:
+    """The task with the structures to train on in place of those to test."""
+    return replace(task, labels=task.train_labels or task.labels, train_labels={}, train_where="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is fitted; the pretrained encoder and its random twin always share it."""
+    """How a model is fitted; the pretrained encoder and its random twin always share it.
+
+    Prompting has a decoder and a loss of its own and takes whole single slices: of the fields from
+    `decoder` to `consistency` it reads `patience` only.
+    """
 
     image_size: int = 224
     """Side in pixels of the slices given to the encoder, a multiple of its patch size; scores are
@@ -93,7 +185,17 @@ class Recipe:
     learning_rate: float = 5e-3
     """Peak learning rate of the head (AdamW, short warm-up, cosine to 0)."""
     encoder_learning_rate: float = 1e-4
-    """Peak learning rate of the encoder when it moves (adaptation full)."""
+    """Peak learning rate of the encoder's own weights (adaptation full)."""
+    layer_decay: float = 0.75
+    """Adaptation full: factor on the learning rate from each block to the one before it."""
+    adapter_learning_rate: float = 1e-3
+    """Peak learning rate of adapters and LoRA."""
+    adapter_ratio: float = 0.25
+    """Adaptation adapters: width of an adapter over that of a token."""
+    lora_rank: int = 4
+    """Adaptation lora: rank of the changes."""
+    lora_alpha: float = 4.0
+    """Adaptation lora: changes are scaled by lora_alpha / lora_rank."""
     weight_decay: float = 0.05
     """AdamW weight decay."""
     warmup_fraction: float = 0.05
@@ -106,11 +208,43 @@ class Recipe:
     prompt_rounds: int = 4
     """Prompting: answers per training step, the one to the first prompt and those to corrections
     of it."""
+    decoder: DecoderName = "light"
+    """What turns tokens into masks: linear; light (convolutions from patches to pixels); pyramid (a
+    U-Net with a convolutional stem, the encoder at its bottom); sam (SAM's mask decoder without
+    prompts)."""
+    loss: Literal["dice_ce", "dice_focal"] = "dice_ce"
+    """Dice with cross-entropy, or with focal loss."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training; auto takes bfloat16 (autocast) on CUDA devices that have it."""
+    ema: float = 0.0
+    """Momentum of averaged weights, which are then validated and kept; 0: no averaging."""
+    patience: int = 0
+    """Looks at the validation patients without a gain after which training stops; 0: never."""
+    mirror: bool = False
+    """Mirror slices at random while training, and average over both at the end; refused where a
+    structure's name has left or right in it."""
+    scales: tuple[float, ...] = (1.0,)
+    """Whole volumes: average the answers at these sizes of a slice."""
+    pixel_mm: float = 0.0
+    """In-plane pixels the encoder gets, mm; larger slices are cut into overlapping windows of
+    image_size. 0 resizes every slice whole."""
+    overlap: float = 0.25
+    """With pixel_mm: share of a window that the next one covers again."""
+    neighbours: int = 0
+    """Slices on either side whose features the decoder sees too."""
+    fusion: Literal["concatenate", "mean"] = "concatenate"
+    """How the decoder joins neighbours and sequences: side by side, or a learned mean."""
+    consistency: Literal["none", "validated"] = "none"
+    """validated: smooth across slices and remove islands as far as it helps on validation
+    volumes."""
     augmented_copies: int = 2
     """Adaptation frozen: randomly changed copies of each training slice kept beside the original,
     since cached features cannot be augmented afresh at every step. 0 adds none."""
     cache_gb: float = 2.0
     """Memory in GB for the features of a cell's examples; beyond it they are recomputed."""
+    slices_per_example: int = 16
+    """Classification by attention with fresh augmentation or a moving encoder: slices drawn from
+    each example at each step."""
 
     def __post_init__(self) -> None:
         positive = {
@@ -119,21 +253,40 @@ class Recipe:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "encoder_learning_rate": self.encoder_learning_rate,
+            "layer_decay": self.layer_decay,
+            "adapter_learning_rate": self.adapter_learning_rate,
+            "adapter_ratio": self.adapter_ratio,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
             "num_levels": self.num_levels,
             "head_width": self.head_width,
             "prompt_rounds": self.prompt_rounds,
+            "slices_per_example": self.slices_per_example,
         }
         wrong = [f"recipe.{name} = {value}" for name, value in positive.items() if value <= 0]
         if wrong:
             raise ConfigError("CONFIG-05", f"must be positive: {', '.join(wrong)}.")
-        if self.num_validation < 0 or self.augmented_copies < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                "CONFIG-05",
-                "recipe.num_validation, recipe.augmented_copies and recipe.weight_decay must be 0 "
-                "or more.",
-            )
-        if not 0 <= self.warmup_fraction < 1:
-            raise ConfigError("CONFIG-05", "recipe.warmup_fraction must lie in [0, 1).")
+        not_negative = {
+            "num_validation": self.num_validation,
+            "augmented_copies": self.augmented_copies,
+            "weight_decay": self.weight_decay,
+            "patience": self.patience,
+            "pixel_mm": self.pixel_mm,
+            "neighbours": self.neighbours,
+        }
+        wrong = [f"recipe.{name} = {value}" for name, value in not_negative.items() if value < 0]
+        if wrong:
+            raise ConfigError("CONFIG-05", f"must be 0 or more: {', '.join(wrong)}.")
+        shares = {
+            "warmup_fraction": self.warmup_fraction,
+            "ema": self.ema,
+            "overlap": self.overlap,
+        }
+        wrong = [f"recipe.{name} = {value}" for name, value in shares.items() if not 0 <= value < 1]
+        if wrong:
+            raise ConfigError("CONFIG-05", f"must lie in [0, 1): {', '.join(wrong)}.")
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError("CONFIG-05", f"recipe.scales must be positive, got {self.scales}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +303,20 @@ class FinetuneConfig:
     task: Task
     """What to learn."""
     k: int = 5
-    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting task;
-    a classification task uses every training volume."""
+    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting
+    task."""
+    per_class: int = 0
+    """Labelled training examples per class of a classification task, and at most as many
+    validation examples; 0 takes all of them."""
     draws: int = 1
     """Seeded choices of the k examples; the model and the predictions of the first one are kept."""
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twin."""
     steps: int = 150
-    """Optimiser steps of a segmentation or prompting cell."""
+    """Optimiser steps of a segmentation or prompting cell, and of classification by attention."""
     adaptation: Adaptation = "frozen"
-    """Which weights move: frozen (a head on features cached once), head (encoder still, every step
-    augmented afresh), full (everything)."""
+    """Which weights move: frozen (a decoder on features cached once), head (encoder still, every
+    step augmented afresh), adapters, lora, full (everything)."""
     recipe: Recipe = field(default_factory=Recipe)
     """How the model is fitted."""
     device: str = "auto"
@@ -171,6 +327,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         _check_counts(k=self.k, draws=self.draws, steps=self.steps)
+        if self.task.k or self.task.optional:
+            raise ConfigError(
+                "CONFIG-05", f"task {self.task.name}: k and optional belong to tasks of a suite."
+            )
+        _check_per_class((self.per_class,))
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",
@@ -193,6 +354,9 @@ class SuiteConfig:
     """Tasks with distinct names."""
     k: tuple[int, ...] = (5,)
     """Numbers of labelled training volumes or slices for segmentation and prompting tasks."""
+    per_class: tuple[int, ...] = (0,)
+    """Labelled training examples per class for the classification tasks, and at most as many
+    validation examples; the k of their results. 0 takes all of them, once."""
     clusters: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
     """Numbers of clusters for the clustering tasks; the k of their results."""
     draws: int = 3
@@ -200,9 +364,21 @@ class SuiteConfig:
     seed: int = 0
     """Seed of the draws, the heads, the batches and the random twins."""
     steps: int = 150
-    """Optimiser steps of a segmentation or prompting cell."""
+    """Optimiser steps of a segmentation or prompting cell, and of classification by attention."""
     adaptation: Adaptation = "frozen"
-    """Which weights move: frozen, head or full, as in FinetuneConfig."""
+    """Which weights move: frozen, head, adapters, lora or full, as in FinetuneConfig."""
+    protocol: Protocol = "volumes"
+    """Segmentation: volumes draws patients and scores whole volumes in mm; paper does as MRI-CORE
+    published (`downstream.segmentation.paper`), whose results are not comparable with others."""
+    tuning: tuple[float, ...] = (1.0,)
+    """Segmentation, prompting: factors on the learning rates. Every contender is trained with each
+    of them and tested with the one that is best on its validation patients."""
+    baselines: tuple[BaselineName, ...] = ()
+    """Segmentation: unet (2D, from scratch, planned like nnU-Net), nnunetv2 (the program itself)
+    and myopari (a released model of the heart); the latter two where they are installed."""
+    baseline_steps: int = 0
+    """Optimiser steps of a baseline; 0 takes `steps`. Nets from scratch need more of them than a
+    decoder on features does, and may be given more."""
     recipe: Recipe = field(default_factory=Recipe)
     """How every model is fitted."""
     device: str = "auto"
@@ -221,6 +397,30 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"clusters must lie between 2 and 256, got {list(self.clusters)}."
             )
+        _check_per_class(self.per_class)
+        if self.baseline_steps < 0:
+            raise ConfigError(
+                "CONFIG-05", f"baseline_steps must be 0 or more, got {self.baseline_steps}."
+            )
+        if not self.tuning or min(self.tuning) <= 0 or len(set(self.tuning)) < len(self.tuning):
+            raise ConfigError(
+                "CONFIG-05", f"tuning must be distinct positive factors, got {list(self.tuning)}."
+            )
+        if len(self.tuning) > 1 and not self.recipe.num_validation:
+            raise ConfigError(
+                "CONFIG-05",
+                f"tuning {list(self.tuning)} is decided by validation examples, and "
+                "recipe.num_validation is 0.",
+                fix="Raise recipe.num_validation, or leave one factor.",
+            )
+        if self.protocol == "paper" and self.recipe.shots_unit != "slices":
+            raise ConfigError(
+                "CONFIG-05",
+                "protocol paper labels slices, and recipe.shots_unit is volumes.",
+                fix="Set recipe.shots_unit to slices.",
+            )
+        if taken := sorted(set(self.weights) & set(self.baselines)):
+            raise ConfigError("CONFIG-05", f"weights may not have the name of a baseline: {taken}.")
         names = [task.name for task in self.tasks]
         if not names or not self.weights or not self.k:
             raise ConfigError("CONFIG-05", "a suite needs at least one of each: weights, tasks, k.")
@@ -228,6 +428,36 @@ class SuiteConfig:
             raise ConfigError(
                 "CONFIG-05", f"task names and k must be distinct: {names}, {list(self.k)}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a suite runs; nothing here changes a result."""
+
+    ray: str = ""
+    """Run the cells on a Ray cluster: its address (host:port or ray://host:port), or `local`, which
+    starts one on this machine. All machines must see the same folders."""
+    workers: int = 0
+    """Cells at a time with --ray; 0 is one a core of the cluster."""
+    embeddings: Path | None = None
+    """Folder of cached features, which several suites may share; by default OUT/embeddings."""
+    embeddings_gb: float = 8.0
+    """Size of that folder in GB, beyond which the features used least recently go; 0 keeps none."""
+    update_cards: bool = False
+    """Write the results with their intervals into the model cards of the weights folders."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.embeddings_gb < 0:
+            raise ConfigError("CONFIG-05", "workers and embeddings_gb must be 0 or more.")
+        if self.workers and not self.ray:
+            raise ConfigError("CONFIG-05", "workers needs --ray ADDRESS.")
+
+
+def _check_per_class(counts: tuple[int, ...]) -> None:
+    if not counts or min(counts) < 0 or len(set(counts)) < len(counts):
+        raise ConfigError(
+            "CONFIG-05", f"per_class must be distinct numbers of 0 or more, got {list(counts)}."
+        )
 
 
 def _check_counts(**counts: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -160,7 +160,11 @@ def _only_volume(name: str, scan: SeriesScan) -> Volume:
 
 
 def write_volume(
-    volume: Volume, path: Path | str, like: Volume | Path | str | Sequence[Path] | None = None
+    volume: Volume,
+    path: Path | str,
+    like: Volume | Path | str | Sequence[Path] | None = None,
+    *,
+    labels: Mapping[int, str] | None = None,
 ) -> None:
     """Write a volume on its own grid.
 
@@ -170,6 +174,8 @@ def write_volume(
             segmentation; any other name is a folder of DICOM files, which must be new or empty.
         like: The scan that `volume` was made from: its affine is written, and in DICOM its patient
             and study. For a segmentation the folder or the files of that series.
+        labels: Names of the values of a label map; a DICOM segmentation holds them, other formats
+            cannot.
 
     Raises:
         ConfigError: CONFIG-03 when the folder is not empty, CONFIG-05 when the format cannot hold
@@ -188,7 +194,8 @@ def write_volume(
                 f"{path}: a DICOM segmentation refers to the images it was made on.",
                 fix="Pass the folder or the files of the series as like=...",
             )
-        write_segmentation(volume, path, Path(like) if isinstance(like, str) else like)
+        source = Path(like) if isinstance(like, str) else like
+        write_segmentation(volume, path, source, labels=labels)
         return
     if like is not None and not isinstance(like, Volume):
         like = read_volume(like)

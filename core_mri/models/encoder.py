@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core_mri.errors import ConfigError, DataError
 from core_mri.models.linear import accelerate
-from core_mri.models.registry import EncoderConfig
+from core_mri.models.registry import AdapterConfig, EncoderConfig
 
 
 class Features(NamedTuple):
@@ -40,6 +40,7 @@ class Encoder(nn.Module):
         accelerate(self.vit)
         self.mask_token = nn.Parameter(torch.zeros(config.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.adapters: AdapterConfig | None = None
 
     @property
     def embed_dim(self) -> int:

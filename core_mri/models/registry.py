@@ -65,6 +65,16 @@ class EncoderConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Which blocks of an encoder hold bottleneck adapters (`core_mri.models.adapters`)."""
+
+    blocks: tuple[int, ...]
+    """Indices of blocks, from 0."""
+    width: int
+    """Hidden width of an adapter."""
+
+
 MODELS: dict[str, EncoderConfig] = {
     "vit_micro_patch8": EncoderConfig(
         embed_dim=128, depth=4, num_heads=4, patch_size=8, image_size=64

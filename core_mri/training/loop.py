@@ -30,6 +30,7 @@ def fit(
     late: bool = False,
     after: Callable[[int], None] | None = None,
     urgent: Callable[[int], bool] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> None:
     """Call ``step(i)`` for every step that is not done yet, and keep the run safe around it.
 
@@ -49,6 +50,8 @@ def fit(
         after: Called with the step when its numbers were written down; may raise to end the run.
         urgent: Called with the number of finished steps, by all workers alike: whether a checkpoint
             must be complete before the next step, as one of them may be lost.
+        enough: Asked around every step, of all workers alike: whether to stop before `steps`, as if
+            the last finished step were the last of all.
 
     Raises:
         RunError: RUN-01 after `MAX_BAD_STEPS` consecutive losses that are not finite; the last good
@@ -64,10 +67,13 @@ def fit(
     watch = _Watch(run, after)
     with run.progress(steps, description) as update:
         for index in range(done, steps):
+            if enough is not None and enough():
+                break
             numbers = step(index)
             finished = index + 1
+            last = finished == steps or (enough is not None and enough())
             hurry = urgent is not None and urgent(finished)
-            saves = finished % checkpoint_every == 0 or finished == steps or hurry
+            saves = finished % checkpoint_every == 0 or last or hurry
             watch.take(index, numbers, wait=not late or saves or run.stop_requested)
             update(finished, watch.text)
             if saves and watch.bad == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -47,6 +49,25 @@ def knn_probe(
     return scores.scatter_add_(1, train_y[index], weights)
 
 
+@dataclass(frozen=True)
+class LinearMap:
+    """A linear classifier of standardised features, float64."""
+
+    mean: Tensor
+    """[D], subtracted from features."""
+    std: Tensor
+    """[D], divides them."""
+    weight: Tensor
+    """[C, D]."""
+    bias: Tensor
+    """[C]."""
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """[M, C] float32 of features [M, D]."""
+        scaled = (features.double() - self.mean) / self.std
+        return torch.softmax(scaled @ self.weight.mT + self.bias, 1).float()
+
+
 def linear_probe(
     train_x: Tensor,
     train_y: Tensor,
@@ -55,7 +76,19 @@ def linear_probe(
     l2: float = 1e-2,
     iterations: int = 200,
 ) -> Tensor:
-    """Class probabilities by multinomial logistic regression on standardised features.
+    """Class probabilities [M, C] of `test_x` [M, D] by `fit_linear_map` of the other arguments.
+
+    Raises:
+        DataError: DATA-09 without training rows, DATA-04 for features that are not finite.
+    """
+    _check(train_x, train_y, test_x)
+    return fit_linear_map(train_x, train_y, l2=l2, iterations=iterations).probabilities(test_x)
+
+
+def fit_linear_map(
+    train_x: Tensor, train_y: Tensor, *, l2: float = 1e-2, iterations: int = 200
+) -> LinearMap:
+    """Multinomial logistic regression on standardised features.
 
     Minimises ``mean cross-entropy + l2 / 2 * |W|^2`` in float64 by L-BFGS from zero, so the result
     is a function of the data alone.
@@ -63,17 +96,13 @@ def linear_probe(
     Args:
         train_x: [N, D] features; mean and standard deviation are taken from them.
         train_y: [N] class indices, int64, 0-based.
-        test_x: [M, D] features.
         l2: Weight of the penalty; the bias is not penalised.
         iterations: At most this many L-BFGS steps.
-
-    Returns:
-        [M, C] probabilities.
 
     Raises:
         DataError: DATA-09 without training rows, DATA-04 for features that are not finite.
     """
-    _check(train_x, train_y, test_x)
+    _check(train_x, train_y, train_x)
     mean = train_x.double().mean(0)
     std = train_x.double().std(0, correction=0).clamp_min(1e-6)
     inputs = (train_x.double() - mean) / std
@@ -97,8 +126,7 @@ def linear_probe(
 
     with torch.enable_grad():
         optimizer.step(closure)
-    scaled = (test_x.double() - mean) / std
-    return torch.softmax(scaled @ weight.detach().mT + bias.detach(), 1).float()
+    return LinearMap(mean, std, weight.detach(), bias.detach())
 
 
 def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor) -> None:

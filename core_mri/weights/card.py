@@ -21,9 +21,10 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         config: The content of ``config.json`` with its hash.
         facts: What the run knows. Known keys, each optional: ``summary`` (one sentence), ``data``
             (mapping), ``sources`` (list of {name, licence, volumes}), ``training`` (mapping),
-            ``results`` (list of rows), ``licence`` (SPDX expression of the training data),
-            ``terms`` (mapping: what it permits), ``limits`` (list of sentences). A missing one is
-            said to be missing.
+            ``results`` (list of rows), ``evaluations`` (list of rows: results on tasks, written by
+            ``core-mri evaluate --update-cards``; no section without them), ``licence`` (SPDX
+            expression of the training data), ``terms`` (mapping: what it permits), ``limits`` (list
+            of sentences). A missing one is said to be missing.
             ``subjects`` (pseudonyms of the training patients) stays in ``config.json``, where an
             evaluation looks for its test patients.
     """
@@ -74,11 +75,14 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         ]
     if config["kind"] == "promptable":
         parts += ["Boxes, points and rough masks name what is segmented: `core-mri segment`.", ""]
+    if config["kind"] == "classifier":
+        parts += [f"Classes of a {config['level']}: {', '.join(config['classes'])}.", ""]
     for key, heading in (
         ("data", "Training data"),
         ("sources", "Sources"),
         ("training", "Training"),
         ("results", "Results"),
+        *((("evaluations", "Transfer"),) if facts.get("evaluations") else ()),
     ):
         parts += [f"## {heading}", "", *_section(facts.get(key)), ""]
     parts += ["## Licence", "", f"{licence[:1].upper()}{licence[1:]}.", ""]

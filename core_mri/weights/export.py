@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from core_mri.errors import ConfigError
+from core_mri.errors import ConfigError, WeightsError
 from core_mri.runs import file_sha256, writing
 
 if TYPE_CHECKING:
@@ -48,8 +48,16 @@ def export(model: nn.Module, path: str | Path, *, format: Format, image_size: in
         WeightsError: WEIGHTS-02 when the model has no such form, or the file answers differently.
         DataError: DATA-07 when the file cannot be written.
     """
+    from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
 
+    if isinstance(model, Classifier):
+        raise WeightsError(
+            "WEIGHTS-02",
+            f"a classifier of a {model.level} has no {format} form: it pools over any number of "
+            "slices.",
+            fix="Export the encoder it was made from, or use core_mri.Predictor(model).classify.",
+        )
     path = Path(path)
     owner: Any = model if hasattr(model, "image_size") else model.config
     own = int(owner.image_size)

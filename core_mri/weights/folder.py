@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import CoreMRIError, WeightsError
 from core_mri.models import MODELS, create_sam
-from core_mri.models.registry import EncoderConfig, SamConfig
+from core_mri.models.registry import AdapterConfig, EncoderConfig, SamConfig
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.weights.card import model_card
 from core_mri.weights.strict import fill
@@ -23,6 +23,7 @@ from core_mri.weights.strict import fill
 if TYPE_CHECKING:
     from torch import nn
 
+    from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.segmenter import Segmenter
@@ -39,14 +40,14 @@ INPUT_CONTRACT = {
 
 
 def save_model(
-    model: Encoder | Segmenter | PromptableSegmenter,
+    model: Encoder | Segmenter | Classifier | PromptableSegmenter,
     folder: str | Path,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
     Args:
-        model: An encoder, a segmenter or a promptable model.
+        model: An encoder, a segmenter, a classifier or a promptable model.
         folder: Created when missing; files of an older save are replaced.
         card: Facts for the model card: see `core_mri.weights.card.model_card`.
 
@@ -77,7 +78,7 @@ def save_model(
 
 def load_folder(
     source: str | Path, *, device: str = "auto"
-) -> Encoder | Segmenter | PromptableSegmenter:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter:
     """Load a model, in evaluation mode.
 
     Args:
@@ -85,8 +86,8 @@ def load_folder(
         device: ``auto``, ``cpu``, ``cuda``, ...
 
     Returns:
-        An `Encoder`, a `Segmenter` or a `PromptableSegmenter`; ``model.card`` holds the facts it
-        was saved with.
+        An `Encoder`, a `Segmenter`, a `Classifier` or a `PromptableSegmenter`; ``model.card`` holds
+        the facts it was saved with.
 
     Raises:
         WeightsError: WEIGHTS-01 when the folder is missing, incomplete or damaged, WEIGHTS-02 when
@@ -95,13 +96,37 @@ def load_folder(
     """
     from core_mri.devices import select_device
 
-    folder = _find(Path(source))
+    folder = find_folder(Path(source))
     config = read_config(folder)
     tensors = read_tensors(folder, config["sha256"])
     model = _build(folder, config)
     fill(model, tensors, folder / TENSORS)
     model.card = config.get("card", {})
     return model.to(select_device(device)).eval()
+
+
+def update_card(source: str | Path, facts: Mapping[str, Any]) -> Path:
+    """Add facts to the card of a weights folder; its tensors and their hash stay as they are.
+
+    Args:
+        source: A weights folder, or a run folder that holds one.
+        facts: As in `save_model`; a key that is there is replaced.
+
+    Returns:
+        The weights folder.
+
+    Raises:
+        WeightsError: WEIGHTS-01 when it is missing or its ``config.json`` is damaged.
+        DataError: DATA-07 when it cannot be written.
+    """
+    folder = find_folder(Path(source))
+    config = read_config(folder)
+    card = dict(config.get("card", {})) | dict(facts)
+    with writing(folder):
+        write_atomically(folder / CARD, model_card(config, card).encode())
+        text = json.dumps(config | {"card": card}, indent=2)
+        write_atomically(folder / CONFIG, f"{text}\n".encode())
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -126,7 +151,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _find(source: Path) -> Path:
+def find_folder(source: Path) -> Path:
+    """The weights folder that is `source`, or that a run folder holds.
+
+    Raises:
+        WeightsError: WEIGHTS-01 when there is none.
+    """
     for folder in (source, source / "weights"):
         if (folder / CONFIG).is_file():
             return folder
@@ -140,7 +170,9 @@ def _find(source: Path) -> Path:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
+    from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.heads import decoder_name
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.sam import SamEncoder
@@ -150,14 +182,26 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, Segmenter):
         return common | {
             "kind": "segmenter",
-            "encoder": dataclasses.asdict(model.encoder.config),
-            "head": model.head.arguments,
+            **_describe_encoder(model.encoder),
+            "head": {"decoder": decoder_name(model.head), **model.head.arguments},
             "depths": list(model.depths),
             "labels": {str(index): name for index, name in model.labels.items()},
             "image_size": model.image_size,
+            "sequences": list(model.sequences),
+            "neighbours": model.neighbours,
+            "inference": dataclasses.asdict(model.inference),
+        }
+    if isinstance(model, Classifier):
+        return common | {
+            "kind": "classifier",
+            **_describe_encoder(model.encoder),
+            "classes": list(model.classes),
+            "level": model.level,
+            "image_size": model.image_size,
+            "attention": model.attention,
         }
     if isinstance(model, Encoder):
-        return common | {"kind": "encoder", "encoder": dataclasses.asdict(model.config)}
+        return common | {"kind": "encoder", **_describe_encoder(model)}
     if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, SamEncoder):
         return common | {
             "kind": "promptable",
@@ -166,44 +210,81 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, PromptableSegmenter) and isinstance(model.image_encoder, NeckedEncoder):
         return common | {
             "kind": "promptable",
-            "encoder": dataclasses.asdict(model.image_encoder.encoder.config),
+            **_describe_encoder(model.image_encoder.encoder),
             "depths": list(model.image_encoder.depths),
             "decoder": model.arguments,
         }
     raise WeightsError(
         "WEIGHTS-02",
-        "a weights folder holds an Encoder, a Segmenter or a PromptableSegmenter, got "
-        f"{type(model).__name__}.",
+        "a weights folder holds an Encoder, a Segmenter, a Classifier or a PromptableSegmenter, "
+        f"got {type(model).__name__}.",
     )
 
 
-def _build(folder: Path, config: Mapping[str, Any]) -> Encoder | Segmenter | PromptableSegmenter:
+def _describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    facts = {"encoder": dataclasses.asdict(encoder.config)}
+    return facts | ({"adapters": dataclasses.asdict(encoder.adapters)} if encoder.adapters else {})
+
+
+def _build_encoder(config: Mapping[str, Any]) -> Encoder:
+    from core_mri.models.adapters import add_adapters
     from core_mri.models.encoder import Encoder
-    from core_mri.models.heads import SegmentationHead
+
+    encoder = Encoder(EncoderConfig(**config["encoder"]))
+    if places := config.get("adapters"):
+        add_adapters(encoder, AdapterConfig(blocks=tuple(places["blocks"]), width=places["width"]))
+    return encoder
+
+
+def _build_segmenter(encoder: Encoder, config: Mapping[str, Any]) -> Segmenter:
+    from core_mri.models.heads import DECODERS
+    from core_mri.models.segmenter import Inference, Segmenter
+
+    head = dict(config["head"])
+    inference = dict(config.get("inference", {}))
+    if scales := inference.get("scales"):
+        inference["scales"] = tuple(scales)
+    return Segmenter(
+        encoder,
+        DECODERS[head.pop("decoder", "light")](**head),
+        depths=config["depths"],
+        labels={int(index): name for index, name in config["labels"].items()},
+        image_size=config["image_size"],
+        sequences=config.get("sequences", [""]),
+        neighbours=config.get("neighbours", 0),
+        inference=Inference(**inference),
+    )
+
+
+def _build(
+    folder: Path, config: Mapping[str, Any]
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter:
+    from core_mri.models.classifier import Classifier
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
-    from core_mri.models.segmenter import Segmenter
 
     try:
         if config["kind"] == "promptable" and "global_blocks" in config["encoder"]:
             sizes = config["encoder"]
             return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))
-        encoder = Encoder(EncoderConfig(**config["encoder"]))
+        encoder = _build_encoder(config)
         if config["kind"] == "encoder":
             return encoder
         if config["kind"] == "promptable":
             decoder = config["decoder"]
             necked = NeckedEncoder(encoder, depths=config["depths"], channels=decoder["channels"])
             return PromptableSegmenter(necked, **decoder)
-        if config["kind"] == "segmenter":
-            return Segmenter(
+        if config["kind"] == "classifier":
+            return Classifier(
                 encoder,
-                SegmentationHead(**config["head"]),
-                depths=config["depths"],
-                labels={int(index): name for index, name in config["labels"].items()},
+                classes=config["classes"],
+                level=config["level"],
                 image_size=config["image_size"],
+                attention=config["attention"],
             )
-    except (KeyError, TypeError, ValueError, AttributeError, CoreMRIError) as error:
+        if config["kind"] == "segmenter":
+            return _build_segmenter(encoder, config)
+    except (LookupError, TypeError, ValueError, AttributeError, CoreMRIError) as error:
         raise WeightsError(
             "WEIGHTS-01", f"{folder / CONFIG}: does not describe a model ({error})."
         ) from None

@@ -2,7 +2,8 @@
 
 The graph is made for one image side, with any number of images. An encoder gives ``cls`` [B, D] and
 ``patches`` [B, h, w, D], a segmenter ``logits`` [B, C, H, W], a promptable model the ``embedding``
-[B, C, h, w] that a mask decoder reads; ``images`` are [B, 1, H, W] in [0, 1], as for the model.
+[B, C, h, w] that a mask decoder reads; ``images`` are [B, 1, H, W] in [0, 1], as for the model; for
+a segmenter that looks at neighbours or several sequences [B, planes, H, W].
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def write_torchscript(model: nn.Module, path: Path, image_size: int) -> float:
     graph = _graph(model, image_size)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing fixes sizes, as intended; torch.jit is deprecated
-        traced = torch.jit.trace(graph, _images(2, image_size))
+        traced = torch.jit.trace(graph, _images(2, image_size, graph.planes))
         torch.jit.save(traced, str(path))
         loaded = torch.jit.load(str(path))
     return _compare(graph, lambda images: loaded(images), image_size, path)
@@ -75,7 +76,7 @@ def write_onnx(model: nn.Module, path: Path, image_size: int) -> float:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph,
-                (_images(2, image_size),),
+                (_images(2, image_size, graph.planes),),
                 dynamo=True,
                 verbose=False,
                 input_names=["images"],
@@ -101,6 +102,7 @@ class _Graph(nn.Module):
         super().__init__()
         self.model = model
         self.outputs = outputs
+        self.planes: int = getattr(model, "planes", 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs in the order of `outputs`."""
@@ -147,15 +149,15 @@ def _fix_positions(encoder: Encoder, image_size: int) -> None:
     encoder.vit.patch_embed.set_input_size(img_size=(image_size, image_size))
 
 
-def _images(count: int, image_size: int) -> Tensor:
+def _images(count: int, image_size: int, planes: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(count, 1, image_size, image_size, generator=generator)
+    return torch.rand(count, planes, image_size, image_size, generator=generator)
 
 
 def _compare(graph: _Graph, run: object, image_size: int, path: Path) -> float:
     """On another number of images than the graph was made with."""
     assert callable(run)
-    images = _images(3, image_size)
+    images = _images(3, image_size, graph.planes)
     with torch.no_grad():
         expected = graph(images)
     found = run(images)

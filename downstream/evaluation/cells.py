@@ -2,52 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from core_mri.config import config_hash
-from core_mri.errors import ConfigError
-from core_mri.metrics import auroc, balanced_accuracy
+from core_mri.errors import DataError
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
-from core_mri.slice_grid import image_to_square, mask_to_square
-from core_mri.training.loop import fit
-from downstream.classification.probe import (
-    METHODS,
-    LabelledVolumes,
-    class_indices,
-    labelled_volumes,
-    probe,
-    volume_features,
-)
+from downstream.classification.cell import classify
+from downstream.classification.examples import Examples, find_examples
+from downstream.classification.features import Tokens
 from downstream.clustering.scores import ClusterData, Clustering
-from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, read_image, subjects
-from downstream.config import Adaptation, Recipe, Task
-from downstream.evaluation.cases import Slices, picture, save_cases
-from downstream.evaluation.results import ALL_PATIENTS, Case, Outcome, Probed, Score, finite
-from downstream.prompting.answers import Scores, check_shown, score_prompts
-from downstream.prompting.train import PromptTrainer, training_task
-from downstream.segmentation.data import Pair, Pairs, Shot, draw_shots, pair_labels, read_mask
-from downstream.segmentation.predict import Prediction, predict_pairs, write_prediction
-from downstream.segmentation.train import LabelledSlices, Trainer, check_fits
+from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
+from downstream.config import Adaptation, Protocol, Recipe, Task, training_task
+from downstream.evaluation.cases import save_cases
+from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled, train
+from downstream.evaluation.results import ALL_PATIENTS, Outcome, Score, finite
+from downstream.evaluation.testing import Tested, score_answers, score_predictions
+from downstream.feature_cache import FeatureCache, remembering
+from downstream.prompting.answers import check_shown, score_prompts
+from downstream.prompting.train import PromptTrainer
+from downstream.segmentation.data import (
+    Pair,
+    Pairs,
+    Shot,
+    draw_shots,
+    name_labels,
+    pair_labels,
+    read_mask,
+)
+from downstream.segmentation.examples import LabelledSlices, labelled_slices
+from downstream.segmentation.paper import PAPER_ENDING, paper_shots
+from downstream.segmentation.predict import predict_pairs
+from downstream.segmentation.sequences import read_channels
+from downstream.segmentation.structures import values_in
+from downstream.segmentation.train import Trainer, check_fits
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
     from data_registry.schema import VolumeRow
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT_EVERY = 500
-"""Steps of a cell between two checkpoints; a finished cell keeps none."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class TaskData:
     task: Task
     rows: tuple[VolumeRow, ...]
     """Every image volume that is used."""
-    data: Pairs | LabelledVolumes | ClusterData
+    data: Pairs | Examples | ClusterData
     scans: str
     """Fingerprint of images, labels and splits."""
 
@@ -100,12 +107,21 @@ class Cell:
     seed: int
     steps: int = 0
     adaptation: Adaptation = "frozen"
+    protocol: Protocol = "volumes"
+    tuning: tuple[float, ...] = (1.0,)
+    baseline: str = ""
+    """Name of a baseline, which has neither weights nor a twin."""
     recipe: Recipe
+
+    @property
+    def twin(self) -> bool:
+        """Whether this is of a random twin."""
+        return not self.against and not self.baseline
 
     @property
     def key(self) -> str:
         """File name; equal for equal weights, whatever they are called."""
-        model = "model" if self.against else "twin"
+        model = "twin" if self.twin else self.baseline or "model"
         nameless = config_hash(replace(self, weights="", against=""))
         return f"{self.task.name}-{model}-k{self.k}-d{self.draw}-{nameless[:12]}"
 
@@ -114,8 +130,9 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     """Select and check the scans of a task.
 
     Raises:
-        DataError: DATA-08, DATA-09 as `load_cohort`, `pair_labels` and `labelled_volumes`; DATA-35
-            as `check_shown`.
+        ConfigError: CONFIG-05 as `name_labels` and `pair_labels`.
+        DataError: DATA-06, DATA-08, DATA-09, DATA-29, DATA-31 as `load_cohort`, `pair_labels` and
+            `find_examples`; DATA-35 as `check_shown`.
         GeometryError: GEOMETRY-03 as `pair_labels`.
     """
     cohort = load_cohort(registry, task)
@@ -124,15 +141,19 @@ def prepare(registry: Registry, task: Task) -> TaskData:
         cohort = Cohort(trained.train, trained.val, cohort.test)
         check_disjoint(cohort.rows, task.name)
     if task.kind == "classification":
-        volumes = labelled_volumes(cohort, task)
-        rows = volumes.train + volumes.val + volumes.test
-        return TaskData(task, rows, volumes, fingerprint(rows))
+        examples = find_examples(cohort, task)
+        return TaskData(task, examples.rows, examples, examples.fingerprint)
+    task = name_labels(registry, cohort, task)
     found = pair_labels(registry, cohort, task)
     if task.kind == "prompting":
         check_shown(registry, found.test, task)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
-    scans = fingerprint([*rows, *(pair.label for pair in pairs)])
+    labels = [label for pair in pairs for label in pair.label_volumes]
+    scans = fingerprint([*(row for pair in pairs for row in pair.images), *labels])
+    if task.by_name:
+        meanings = sorted({json.dumps(values_in(label, task)) for label in labels})
+        scans = hashlib.sha256(json.dumps([scans, meanings]).encode()).hexdigest()[:16]
     return TaskData(task, rows, ClusterData(found) if task.kind == "clustering" else found, scans)
 
 
@@ -144,10 +165,11 @@ def run_cell(
     run: Run,
     *,
     main: bool = False,
-) -> tuple[Outcome, Segmenter | PromptableSegmenter | None]:
+    cache: FeatureCache | None = None,
+) -> tuple[Outcome, Segmenter | PromptableSegmenter | Classifier | None]:
     """Fit and test; pictures of a segmentation cell go to ``cells/KEY.npz`` of the run.
 
-    The second result is the fitted model of a segmentation or prompting cell.
+    The second result is the fitted model, if there is one that can be released.
 
     Args:
         cell: What to do.
@@ -157,6 +179,7 @@ def run_cell(
         run: The run of the whole evaluation.
         main: Train in the folder of `run` itself, and write the masks of the test volumes to its
             ``predictions/``.
+        cache: Where features of encoders that do not move are kept.
 
     Raises:
         DataError: DATA-06, DATA-09 from labels and draws.
@@ -164,13 +187,18 @@ def run_cell(
         Interrupted: With a checkpoint in the cell's folder.
     """
     started = time.process_time()
-    model: Segmenter | PromptableSegmenter | None
-    if isinstance(data.data, LabelledVolumes):
-        outcome, model = _classify(cell, contender, data.data, registry), None
+    model: Segmenter | PromptableSegmenter | Classifier | None = None
+    if isinstance(data.data, Examples):
+        tokens = Tokens(
+            contender.encoder, contender.fingerprint, registry, cell.recipe.image_size, cache
+        )
+        outcome, model = _classify(cell, data.data, tokens, registry, run, main)
     elif isinstance(data.data, ClusterData):
-        outcome, model = _cluster(cell, contender, data.data, registry, run), None
+        outcome = _cluster(cell, contender, data.data, registry, run)
     else:
-        outcome, model = _segment(cell, contender, data.data, registry, run, main)
+        outcome, model = _segment(cell, contender, data.data, registry, run, main, cache)
+    if not main:
+        drop_checkpoints(run, cell)
     common = {
         "sources": tuple(sorted({f"{row.source} ({row.licence})" for row in data.rows})),
         "synthetic": all(row.synthetic for row in data.rows),
@@ -180,117 +208,97 @@ def run_cell(
 
 
 def _segment(
-    cell: Cell, contender: Contender, pairs: Pairs, registry: Registry, run: Run, main: bool
+    cell: Cell,
+    contender: Contender,
+    pairs: Pairs,
+    registry: Registry,
+    run: Run,
+    main: bool,
+    cache: FeatureCache | None,
 ) -> tuple[Outcome, Segmenter | PromptableSegmenter]:
     """A segmentation or prompting cell."""
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
-    trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
-    if main:
-        _train(trainer, run, cell)
-    else:
-        folder = run.out / "cells" / cell.key
-        with Run.open(folder, cell) as own:
-            _train(trainer, own, cell)
-        if own.stop_requested:  # a signal during the last step
-            run.request_stop()
-    model = trainer.finish()
 
-    scores: dict[tuple[str, str, str], list[float]] = {}
-    pictures: list[tuple[Case, Slices]] = []
-    for prediction, found in _tested(model, cell, pairs, registry):
-        patient = prediction.pair.image.subject_id
-        for (method, structure), values in found.items():
-            scores.setdefault((patient, structure, method), []).extend(values)
-        pictures.append(picture(prediction))
-        if main:
-            write_prediction(prediction, cell.task, run.out / "predictions")
-    cases = save_cases(pictures, run.out / "cells", cell.key)
-    if not main:
-        shutil.rmtree(run.out / "cells" / cell.key / "checkpoints", ignore_errors=True)
+    def make(factor: float) -> Trainer | PromptTrainer:
+        own = replace(cell, recipe=scaled(cell.recipe, factor))
+        return make_trainer(own, contender.encoder, shots, validation, registry)
+
+    trainer, tuned = fit_best(make, cell, run, main=main)
+    moving, total = trainer.num_moving
+    model = trainer.finish()
+    if cell.adaptation == "frozen":  # the same for every draw and k
+        holder: Any = model.image_encoder if isinstance(model, PromptableSegmenter) else model
+        holder.encoder = remembering(holder.encoder, contender.fingerprint, cache)
+
+    tested = _test(model, cell, pairs, registry, run, main)
     used = {
         "train": [shot.pair.image for shot in shots],
         "val": [shot.pair.image for shot in validation],
         "test": [pair.image for pair in pairs.test],
     }
-    metric = "dice_2d" if cell.task.kind == "prompting" else "dice"
-    kept_step = f"step {trainer.best_step} of {cell.steps} kept"
     chosen = (
         f"best of {len(validation)} validation {cell.recipe.shots_unit}"
         if validation
         else "the last"
     )
     return (
-        _outcome(
+        outcome_of(
             cell,
             used,
-            scores=tuple(
-                _score(cell, method, patient, structure, metric, float(np.mean(values)))
-                for (patient, structure, method), values in sorted(scores.items())
-            ),
+            scores=measured_scores(cell, tested),
             curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
-            cases=cases,
-            notes=(f"{kept_step}, {chosen}", *_absent(trainer, cell)),
+            cases=tested.cases,
+            notes=(
+                f"{kept(trainer, cell)}, {chosen}",
+                f"{moving:,} of {total:,} parameters moved",
+                *tuned,
+                *_absent(trainer, cell),
+            ),
         ),
         model,
     )
 
 
-def _tested(
-    model: Segmenter | PromptableSegmenter, cell: Cell, pairs: Pairs, registry: Registry
-) -> Iterator[tuple[Prediction, Scores]]:
-    """Test volumes with what they score."""
+def _test(
+    model: Segmenter | PromptableSegmenter,
+    cell: Cell,
+    pairs: Pairs,
+    registry: Registry,
+    run: Run,
+    write: bool,
+) -> Tested:
     if isinstance(model, PromptableSegmenter):
-        yield from score_prompts(model, registry, pairs.test, cell.task)
-        return
-    for prediction in predict_pairs(model, registry, pairs.test, cell.task):
-        yield (
-            prediction,
-            {(cell.adaptation, name): [value] for name, value in prediction.scores.items()},
-        )
+        answers = score_prompts(model, registry, pairs.test, cell.task)
+        return score_answers(answers, cell, run, write=write)
+    predictions = predict_pairs(model, registry, pairs.test, cell.task)
+    return score_predictions(predictions, cell, run, method=cell.adaptation, write=write)
 
 
 def _classify(
-    cell: Cell, contender: Contender, volumes: LabelledVolumes, registry: Registry
-) -> Outcome:
-    parts = {"train": volumes.train, "val": volumes.val, "test": volumes.test}
-    features = {
-        split: volume_features(contender.encoder, registry, rows, cell.recipe.image_size)
-        for split, rows in parts.items()
-    }
-    truth = {s: class_indices(rows, cell.task, volumes.classes) for s, rows in parts.items()}
-    scores: list[Score] = []
-    probed: list[Probed] = []
-    notes: list[str] = []
-    for method in METHODS:
-        train, val = ((features[s], truth[s]) for s in ("train", "val"))
-        result = probe(method, train, val, features["test"])
-        reference, found = truth["test"].numpy(), result.scores.numpy()
-        for metric, value in (
-            ("balanced_accuracy", balanced_accuracy(reference, found.argmax(1))),
-            ("auroc", auroc(reference, found)),
-        ):
-            scores.append(_score(cell, method, ALL_PATIENTS, "", metric, value))
-        probed += [
-            Probed(
-                method=method,
-                patient=row.subject_id,
-                truth=int(reference[index]),
-                scores=tuple(float(v) for v in found[index]),
-            )
-            for index, row in enumerate(volumes.test)
-        ]
-        notes.append(f"{method}: {result.note}")
-    if volumes.left_out:
-        notes.append(f"left out, as not in both training and test split: {volumes.left_out}")
-    return _outcome(
+    cell: Cell, examples: Examples, tokens: Tokens, registry: Registry, run: Run, main: bool
+) -> tuple[Outcome, Classifier | None]:
+    found = classify(
         cell,
-        parts,
-        scores=tuple(scores),
-        probed=tuple(probed),
-        classes=volumes.classes,
-        notes=tuple(notes),
+        examples,
+        tokens,
+        registry,
+        seed=seed_of(cell),
+        train=lambda trainer: train(trainer, cell, run, main=main),
     )
+    outcome = outcome_of(
+        cell,
+        {split: [row for e in own for row in e.rows] for split, own in found.used.items()},
+        scores=tuple(
+            _score(cell, method, ALL_PATIENTS, "", metric, value)
+            for (method, metric), value in found.scores.items()
+        ),
+        probed=found.probed,
+        classes=examples.classes,
+        curve=found.curve,
+        notes=found.notes,
+    )
+    return outcome, found.model
 
 
 def _cluster(
@@ -304,13 +312,13 @@ def _cluster(
         registry,
         cell.recipe.image_size,
         cell.recipe.cache_gb,
-    ).run(cell.k, seed=_seed(cell))
+    ).run(cell.k, seed=seed_of(cell))
     used = {
         "train": [pair.image for pair in data.pairs.train],
         "val": [],
         "test": [pair.image for pair in data.pairs.test],
     }
-    return _outcome(
+    return outcome_of(
         cell,
         used,
         scores=tuple(
@@ -322,7 +330,8 @@ def _cluster(
     )
 
 
-def _seed(cell: Cell) -> int:
+def seed_of(cell: Cell) -> int:
+    """One seed of the run and the draw; the same for all contenders."""
     return int(np.random.SeedSequence((cell.seed, cell.draw)).generate_state(1)[0])
 
 
@@ -335,18 +344,19 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
         return np.flatnonzero(mask.any(axis=(1, 2))).tolist()
 
     unit = cell.recipe.shots_unit
-    shots = draw_shots(
-        pairs.train, cell.k, unit, seed=cell.seed, draw=cell.draw, foreground=foreground
-    )
-    validation = draw_shots(
-        pairs.val,
-        cell.recipe.num_validation,
-        unit,
+    choose = partial(
+        paper_shots if cell.protocol == "paper" else partial(draw_shots, unit=unit),
         seed=cell.seed,
         draw=cell.draw,
         foreground=foreground,
-        fewer=True,
     )
+    try:
+        shots = choose(pairs.train, cell.k)
+    except DataError as error:
+        raise DataError(
+            error.code, f"task {cell.task.name}, training split: {error.message}", fix=error.fix
+        ) from None
+    validation = choose(pairs.val, cell.recipe.num_validation, fewer=True)
     if len(validation) < cell.recipe.num_validation:
         log.warning(
             "task %s: %d validation %s instead of %d",
@@ -370,60 +380,37 @@ def make_trainer(
     """
     task = training_task(cell.task)
 
-    def read(shot: Shot) -> LabelledSlices:
-        image = read_image(registry, shot.pair.image)
-        mask = read_mask(registry, shot.pair, task)
-        if shot.slices is not None:
-            image, mask = image[list(shot.slices)], mask[list(shot.slices)]
-        size = cell.recipe.image_size
-        return LabelledSlices(image_to_square(image, size), mask_to_square(mask, size))
+    def read(shots: Sequence[Shot]) -> list[LabelledSlices]:
+        found: list[LabelledSlices] = []
+        for shot in shots:
+            channels = read_channels(registry, shot.pair.images)
+            mask = read_mask(registry, shot.pair, task)
+            spacing = shot.pair.image.spacing_mm
+            found += labelled_slices(channels, mask, spacing, cell.recipe, shot.slices)
+        return found
 
-    examples = [[read(shot) for shot in part] for part in (shots, validation)]
+    examples = read(shots), read(validation)
     given: dict[str, Any] = {
         "adaptation": cell.adaptation,
         "recipe": cell.recipe,
         "steps": cell.steps,
-        "seed": _seed(cell),
+        "seed": seed_of(cell),
         "name": cell.task.name,
     }
     if cell.task.kind == "prompting":
         return PromptTrainer(encoder, *examples, **given)
-    return Trainer(encoder, *examples, labels=dict(enumerate(task.labels, start=1)), **given)
+    labels = dict(enumerate(task.labels, start=1))
+    return Trainer(encoder, *examples, labels=labels, sequences=task.sequences, **given)
 
 
-def _train(trainer: Trainer | PromptTrainer, run: Run, cell: Cell) -> None:
-    """Fit with checkpoints.
-
-    Raises:
-        ConfigError: CONFIG-04 when the checkpoint of the folder is of other weights or scans.
-    """
-
-    def restore(state: Mapping[str, Any]) -> None:
-        if state["cell"] != cell.key:
-            raise ConfigError(
-                "CONFIG-04",
-                f"{run.out}: weights, labels or scans have changed since this run was started.",
-                fix="Choose another --out, or empty this folder.",
-            )
-        trainer.restore(state)
-
-    fit(
-        trainer.step,
-        run=run,
-        steps=cell.steps,
-        state=lambda: {"cell": cell.key, **trainer.state()},
-        restore=restore,
-        checkpoint_every=CHECKPOINT_EVERY,
-        description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",
-    )
-
-
-def _outcome(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:
+def outcome_of(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:
+    """What the cell leaves behind: the scans it used by split, and the fields `found`."""
     return Outcome(
         key=cell.key,
         task=cell.task.name,
         weights=cell.weights,
         against=cell.against,
+        baseline=bool(cell.baseline),
         k=cell.k,
         draw=cell.draw,
         patients={split: tuple(subjects(rows)) for split, rows in used.items()},
@@ -432,13 +419,30 @@ def _outcome(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: objec
     )
 
 
+def measured_scores(cell: Cell, tested: Tested) -> tuple[Score, ...]:
+    """Rows of ``results.json`` of a cell with masks; a method says if it is in paper mode."""
+    ending = PAPER_ENDING if cell.protocol == "paper" else ""
+    return tuple(
+        _score(
+            cell, method + ending, patient, found.structure, found.metric, found.value, found.unit
+        )
+        for patient, method, found in tested.scores
+    )
+
+
 def _score(
-    cell: Cell, method: str, patient: str, structure: str, metric: str, value: float
+    cell: Cell,
+    method: str,
+    patient: str,
+    structure: str,
+    metric: str,
+    value: float,
+    unit: str = "1",
 ) -> Score:
     return Score(
         task=cell.task.name,
         weights=cell.weights,
-        twin=not cell.against,
+        twin=cell.twin,
         method=method,
         k=cell.k,
         draw=cell.draw,
@@ -447,7 +451,7 @@ def _score(
         structure=structure,
         metric=metric,
         value=finite(value),
-        unit="1",
+        unit=unit,
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,23 +10,20 @@ from core_mri.config import to_mapping
 from core_mri.reports import Cell, Report
 from core_mri.volume import SLICE_ORIENTATION
 from downstream.config import SuiteConfig, Task
+from downstream.evaluation.calibration_report import add_calibration
 from downstream.evaluation.cases import load_case
+from downstream.evaluation.efficiency import add_efficiency
+from downstream.evaluation.power_note import add_power
+from downstream.evaluation.result_tables import add_results
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import MIN_PATIENTS, Comparison, SummaryRow
+from downstream.evaluation.verdict import counts_of, sentences, verdict
 from downstream.prompting.answers import METHODS
+from downstream.segmentation.paper import DIFFERENCES, LEFT_OUT
+from downstream.segmentation.paper import NAME as PAPER_MODE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-PRIMARY_METHODS = ("frozen", "head", "full", "linear probe", "set-matched", "box")
-"""The verdict speaks of these; knn, oracles and clicks stand in the table."""
-METRIC_NAMES = {
-    "dice": "Dice",
-    "dice_2d": "Dice per slice",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-}
-SIGNIFICANT = 0.05
 
 
 def build_report(
@@ -43,161 +39,31 @@ def build_report(
         config: What was asked.
         outcomes: All cells, failed ones too.
         summary: Their means and intervals.
-        comparisons: Models against their random twins.
+        comparisons: Models against their random twins and the baselines.
         folders: Where the pictures of the cells are.
     """
     synthetic = [outcome.synthetic for outcome in outcomes if not outcome.error]
     title = f"Transfer of {', '.join(config.weights)}"
-    subtitle = f"{len(config.tasks)} tasks, {len(outcomes)} cells, seed {config.seed}"
+    tasks = "1 task" if len(config.tasks) == 1 else f"{len(config.tasks)} tasks"
+    subtitle = f"{tasks}, {len(outcomes)} cells, seed {config.seed}"
+    if config.protocol == "paper":
+        subtitle += f"; {PAPER_MODE}"
     report = Report(title, verdict(config, summary, comparisons, synthetic), subtitle)
-    _add_results(report, config, summary, comparisons)
+    if config.protocol == "paper":
+        heading = PAPER_MODE.capitalize()
+        report.add_text(heading, ["How it differs from our protocol:", *DIFFERENCES])
+        report.add_text(heading, ["What of the published one is not reproduced:", *LEFT_OUT])
+    report.add_text("Results", sentences(config, summary, comparisons))
+    add_results(report, config, summary, comparisons)
+    add_calibration(report, config, outcomes, summary)
     _add_curves(report, config, outcomes, summary)
     _add_cases(report, config, outcomes, folders)
+    add_power(report, comparisons)
     _add_data(report, outcomes)
     _add_failures(report, outcomes)
     _add_configuration(report, config, outcomes)
     _add_limits(report, comparisons)
     return report
-
-
-def verdict(
-    config: SuiteConfig,
-    summary: Sequence[SummaryRow],
-    comparisons: Sequence[Comparison],
-    synthetic: Sequence[bool],
-) -> str:
-    """A sentence per task on the first weights at the first k, and whether scans are synthetic."""
-    weights = next(iter(config.weights))
-    sentences = []
-    for task in config.tasks:
-        found = [
-            c
-            for c in comparisons
-            if c.task == task.name and c.weights == weights and c.method in PRIMARY_METHODS
-        ]
-        if not found:
-            sentences.append(f"{task.name}: no comparison could be finished.")
-            continue
-        first = min(found, key=lambda c: config.k.index(c.k) if c.k in config.k else 0)
-        means = {
-            row.weights: row.mean
-            for row in summary
-            if (row.task, row.method, row.k, row.metric)
-            == (first.task, first.method, first.k, first.metric)
-        }
-        sentences.append(_sentence(first, means, task, config.recipe.shots_unit))
-    if synthetic and all(synthetic):
-        sentences.append(
-            "All scans are synthetic: this shows that the chain works, not what it is worth on "
-            "patients."
-        )
-    elif any(synthetic):
-        sentences.append("Some scans are synthetic.")
-    return " ".join(sentences)
-
-
-def _sentence(c: Comparison, means: Mapping[str, float], task: Task, unit: str) -> str:
-    d = c.difference
-    labels = f"labelled {unit if c.k > 1 else unit[:-1]}"
-    if task.kind == "clustering":
-        labels = "clusters"
-    method = "" if task.kind == "segmentation" else f", {c.method}"
-    start = (
-        f"{task.name}{method}, {c.k} {labels}: {c.weights} reaches "
-        f"{METRIC_NAMES[c.metric]} {means[c.weights]:.2f}, its random twin {means[c.twin]:.2f}; "
-        f"difference {_signed(d.mean)} (95 % interval {_signed(d.low)} to {_signed(d.high)}; "
-        f"{d.n} test {'patients' if d.n > 1 else 'patient'}"
-    )
-    if c.descriptive:
-        return f"{start}: descriptive only, fewer than {MIN_PATIENTS})."
-    assert c.p_holm is not None
-    claim = "" if c.p_holm < SIGNIFICANT else ": no difference shown"
-    return f"{start}, p = {_p(c.p_holm)} after Holm{claim})."
-
-
-def _signed(value: float) -> str:
-    """Two digits with a sign, and no sign where they are all zero."""
-    return "undefined" if math.isnan(value) else f"{value:+.2f}".replace("-0.00", "0.00")
-
-
-def _p(value: float) -> str:
-    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
-
-
-def _add_results(
-    report: Report,
-    config: SuiteConfig,
-    summary: Sequence[SummaryRow],
-    comparisons: Sequence[Comparison],
-) -> None:
-    tests = {(*c.group, c.metric): c for c in comparisons}
-    main: list[dict[str, Cell]] = []
-    structures: list[dict[str, Cell]] = []
-    for row in summary:
-        common: dict[str, Cell] = {
-            "task": row.task,
-            "weights": row.weights,
-            "method": f"{row.method}, k {row.k}",
-        }
-        scores: dict[str, Cell] = {
-            "mean": row.mean,
-            "95 % interval": f"{row.ci_low:.3f} to {row.ci_high:.3f}" if row.n > 1 else None,
-            "n": row.n,
-        }
-        if ":" in row.metric:
-            structures.append(common | {"structure": row.metric.partition(":")[2]} | scores)
-            continue
-        test = tests.get((row.task, row.weights, row.method, row.k, row.metric))
-        difference: dict[str, Cell] = {
-            "minus twin": test.difference.mean if test else None,
-            "p (Holm)": row.p_holm,
-        }
-        main.append(common | {"metric": METRIC_NAMES[row.metric]} | scores | difference)
-    descriptive = sorted({c.task for c in comparisons if c.descriptive})
-    caption = (
-        "Means over n test patients with 95 % bootstrap intervals; k is the number of labelled "
-        f"training {config.recipe.shots_unit} (classification: training volumes; clustering: "
-        "number of clusters). p: paired "
-        "permutation test against the random-initialised twin on the same patients, draws and "
-        "budget."
-    )
-    if descriptive:
-        caption += (
-            f" Descriptive, without p-values, because fewer than {MIN_PATIENTS} test patients: "
-            f"{', '.join(descriptive)}."
-        )
-    report.add_table("Results", main, caption)
-    _add_intervals(report, summary)
-    if structures:
-        report.add_table(
-            "Results",
-            structures,
-            "Dice by structure, over whole volumes with their empty slices, on the stored grid; 1 "
-            "when a structure is absent from reference and estimate, 0 when it is absent from one "
-            "of them. Clustering: per slice, over the slices that show the structure; `oracle` "
-            "takes the best cluster of every slice by its reference, `matched` the one that is "
-            "best on the training patients; k-means on each test patient alone or on the set of "
-            "training patients. Prompting: per slice too; the box is the tightest one, a click is "
-            "the pixel deepest in what the last answer missed or added.",
-        )
-
-
-def _add_intervals(report: Report, summary: Sequence[SummaryRow]) -> None:
-    from core_mri.metrics import Interval
-    from core_mri.plots import interval_plot
-
-    rows = [
-        (
-            f"{row.task}, {row.method}, k {row.k}\n{METRIC_NAMES[row.metric]}",
-            row.weights,
-            Interval(row.mean, row.ci_low, row.ci_high, row.n),
-        )
-        for row in summary
-        if row.metric in ("dice", "dice_2d", "balanced_accuracy")
-    ]
-    if rows:
-        caption = "Means and 95 % intervals over test patients, each model beside its random twin."
-        report.add_figure("Results", interval_plot(rows, "score (1 is perfect)"), caption)
 
 
 def _add_curves(
@@ -209,56 +75,25 @@ def _add_curves(
     from core_mri.plots import curves
 
     for task in config.tasks:
-        if task.kind == "prompting":
-            figure = curves(_by_clicks(task, summary, config.k[0]), "clicks", "Dice per slice")
-            caption = f"{task.name}: mean Dice over test patients against the number of clicks."
-            report.add_figure("Curves", figure, caption)
-        clustered = [
-            r
-            for r in summary
-            if (r.task, r.metric, task.kind) == (task.name, "dice_2d", "clustering")
-        ]
-        for method in sorted({row.method for row in clustered}):
-            series = _by_k(task, summary, "dice_2d", method)
-            title = f"{task.name} ({method})"
-            figure = curves(series, "clusters", "Dice per slice", title=title)
-            caption = f"{title}: mean Dice over test patients against the number of clusters."
-            report.add_figure("Curves", figure, caption)
+        add_efficiency(report, config, task, summary)
         if task.kind not in ("segmentation", "prompting"):
             continue
-        if len(config.k) > 1:
-            series = _by_k(task, summary, "dice")
-            if series:
-                figure = curves(
-                    series, f"labelled {config.recipe.shots_unit}", "Dice", title=task.name
-                )
-                caption = f"{task.name}: mean Dice over test patients against the number of labels."
-                report.add_figure("Curves", figure, caption)
-        series = _validation(task, outcomes, config.k[0])
+        k = counts_of(task, config)[0]
+        if task.kind == "prompting":
+            figure = curves(_by_clicks(task, summary, k), "clicks", "Dice per slice")
+            caption = f"{task.name}: mean Dice over test patients against the number of clicks."
+            report.add_figure("Curves", figure, caption)
+        series = _validation(task, outcomes, k)
         if series:
             figure = curves(series, "step", "validation Dice", title=task.name)
             caption = (
-                f"{task.name}: Dice on the validation patients during training, draw 0, k = "
-                f"{config.k[0]}; the best step is the one that was tested."
+                f"{task.name}: Dice on the validation patients during training, draw 0, k = {k}; "
+                "the best step is the one that was tested."
             )
             report.add_figure("Curves", figure, caption)
 
 
 Series = dict[str, tuple[list[float], list[float]]]
-
-
-def _by_k(task: Task, summary: Sequence[SummaryRow], metric: str, method: str = "") -> Series:
-    series: Series = {}
-    rows = [
-        row
-        for row in summary
-        if (row.task, row.metric) == (task.name, metric) and method in ("", row.method)
-    ]
-    for row in sorted(rows, key=lambda row: row.k):
-        x, y = series.setdefault(row.weights, ([], []))
-        x.append(float(row.k))
-        y.append(row.mean)
-    return series
 
 
 def _by_clicks(task: Task, summary: Sequence[SummaryRow], k: int) -> Series:
@@ -377,6 +212,9 @@ def _add_failures(report: Report, outcomes: Sequence[Outcome]) -> None:
     failed = [
         {"cell": outcome.key, "error": outcome.error} for outcome in outcomes if outcome.error
     ]
+    empty = [{"cell": outcome.key, "why": outcome.empty} for outcome in outcomes if outcome.empty]
+    if empty:
+        report.add_table("Empty cells", empty, "Asked for, not run, and no failure.")
     if failed:
         report.add_table(
             "Failed cells",
@@ -410,8 +248,10 @@ def _add_configuration(report: Report, config: SuiteConfig, outcomes: Sequence[O
 
 def _add_limits(report: Report, comparisons: Sequence[Comparison]) -> None:
     limits = [
-        "The random twin has the same architecture, seed, draws and budget; other baselines (a "
-        "U-Net from scratch, public encoders) are not part of this report.",
+        "The random twin has the same architecture, seed, draws and budget."
+        if any(c.baseline for c in comparisons)
+        else "The random twin has the same architecture, seed, draws and budget; no other baseline "
+        "is part of this report.",
         "Intervals cover the choice of test patients. They do not cover the choice of pretraining "
         "seed or of hospital.",
     ]

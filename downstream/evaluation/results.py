@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from core_mri.config import load_config, to_mapping
 from core_mri.errors import ConfigError
 from core_mri.runs import write_atomically, writing
+from downstream.evaluation.latex import latex_table
 
 if TYPE_CHECKING:
-    from downstream.evaluation.summary import SummaryRow
+    from downstream.evaluation.summary import Comparison, SummaryRow
 
 SCHEMA = 1
 ALL_PATIENTS = "all"
@@ -33,15 +34,17 @@ class Score:
     task: str
     """Name of the task."""
     weights: str
-    """Name of the weights, or of the random twin's architecture."""
+    """Name of the weights, of the random twin's architecture, or of the baseline."""
     twin: bool
     """Whether this is the random-initialised twin."""
     method: str
-    """Segmentation: frozen, head or full; classification: linear probe or knn; clustering:
+    """Segmentation: an adaptation (frozen, head, adapters, lora, full), from scratch or as
+    released; classification: linear probe, knn, or attention- with an adaptation; clustering:
     patient-oracle, set-oracle or set-matched (`downstream.clustering.scores`); prompting: box, 1
     click, 3 clicks or 5 clicks."""
     k: int
-    """Labelled training volumes or slices; clustering: number of clusters."""
+    """Labelled training volumes or slices; classification: labelled examples per class, 0 for all
+    of them; clustering: number of clusters."""
     draw: int
     """Number of the draw of the k."""
     seed: int
@@ -51,25 +54,31 @@ class Score:
     structure: str
     """Structure; empty for classification."""
     metric: str
-    """dice, dice_2d (per slice that shows the structure), balanced_accuracy or auroc."""
+    """dice, nsd or hd95 (`downstream.segmentation.scores`), dice_2d (per slice that shows the
+    structure), balanced_accuracy, auroc, auprc, ece (of calibrated probabilities), ece_uncalibrated
+    or brier (calibrated)."""
     value: float | None
     """The number; None when it is not defined."""
     unit: str
-    """``1`` for shares between 0 and 1."""
+    """``1`` for shares between 0 and 1; distances: ``mm``, or ``px`` where no spacing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What a classifier said about one test volume."""
+    """What a classifier said about one test example."""
 
     method: str
-    """linear probe or knn."""
+    """As `Score.method`."""
     patient: str
     """Pseudonym."""
+    example: str
+    """Id of the slice, volume or patient."""
     truth: int
     """Position of its class in `Outcome.classes`."""
     scores: tuple[float, ...]
-    """One per class."""
+    """Probability of each class."""
+    calibrated: tuple[float, ...]
+    """The same after the temperature chosen on the validation patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +112,7 @@ class Outcome:
     weights: str
     """Name of the weights."""
     against: str
-    """Name of its random twin; empty for a twin."""
+    """Name of its random twin; empty for a twin and a baseline."""
     k: int
     """Labelled training volumes or slices."""
     draw: int
@@ -113,9 +122,9 @@ class Outcome:
     classes: tuple[str, ...] = ()
     """Classification: names of the classes."""
     probed: tuple[Probed, ...] = ()
-    """Classification: the test volumes."""
+    """Classification: the test examples."""
     curve: tuple[tuple[int, float, float | None], ...] = ()
-    """Segmentation: (step, loss, validation Dice where taken)."""
+    """Segmentation: (step, loss, validation Dice where taken); attention: balanced accuracy."""
     cases: tuple[Case, ...] = ()
     """Segmentation: what is pictured."""
     patients: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -134,11 +143,15 @@ class Outcome:
     """Processor time of this process."""
     error: str = ""
     """Why the cell failed; empty when it did not."""
+    baseline: bool = False
+    """Whether this is a baseline (`downstream.baselines`)."""
+    empty: str = ""
+    """Why there is nothing to score, such as a program that is not installed; no failure."""
 
     @property
     def twin(self) -> bool:
         """Whether this is a random twin."""
-        return not self.against
+        return not self.against and not self.baseline
 
 
 def save_outcome(outcome: Outcome, folder: Path) -> None:
@@ -162,9 +175,13 @@ def load_outcome(folder: Path, key: str) -> Outcome | None:
 
 
 def write_results(
-    out: Path, outcomes: Sequence[Outcome], summary: Sequence[SummaryRow], verdict: str
+    out: Path,
+    outcomes: Sequence[Outcome],
+    summary: Sequence[SummaryRow],
+    verdict: str,
+    comparisons: Sequence[Comparison] = (),
 ) -> Path:
-    """Write ``results.json``, ``results.csv`` (one score a line) and ``summary.csv``.
+    """Write ``results.json``, ``results.csv`` (one score a line), ``summary.csv``, ``summary.tex``.
 
     Nothing in them depends on time, order of work or machine.
 
@@ -183,6 +200,7 @@ def write_results(
             s.patient,
             s.structure,
             s.metric,
+            s.unit,
         ),
     )
     cells = [asdict(score) for score in scores]
@@ -193,6 +211,8 @@ def write_results(
         "verdict": verdict,
         "cells": cells,
         "summary": rows,
+        "comparisons": [_plain(comparison.row()) for comparison in comparisons],
+        "empty": [{"cell": o.key, "why": o.empty} for o in outcomes if o.empty],
         "failed": [{"cell": key, "error": error} for key, error in failed],
     }
     text = json.dumps(content, indent=1, allow_nan=False)
@@ -200,6 +220,7 @@ def write_results(
         write_atomically(out / "results.json", f"{text}\n".encode())
         _write_csv(out / "results.csv", [f.name for f in fields(Score)], cells)
         _write_csv(out / "summary.csv", list(rows[0]) if rows else [], rows)
+        write_atomically(out / "summary.tex", latex_table(summary).encode())
     return out / "results.json"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core_mri.devices import select_device
@@ -12,10 +12,17 @@ from core_mri.models.registry import EncoderConfig
 from core_mri.weights import load_model
 from data_registry.catalogue import Registry
 from downstream.adapt import architecture, encoder_of, random_twin, weights_fingerprint
-from downstream.classification.probe import LabelledVolumes
+from downstream.classification.examples import Examples
 from downstream.clustering.scores import ClusterData
-from downstream.config import FinetuneConfig, Recipe, SuiteConfig
+from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
 from downstream.evaluation.cells import Cell, Contender, TaskData, prepare
+
+READ_BY_ATTENTION = (
+    "validate_every", "batch_size", "learning_rate", "encoder_learning_rate", "layer_decay",
+    "adapter_learning_rate", "adapter_ratio", "lora_rank", "lora_alpha", "weight_decay",
+    "warmup_fraction", "patience", "slices_per_example",
+)  # fmt: skip
+"""Fields of a recipe with an effect on a classifier by attention, besides image_size."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class Failed:
 
     name: str
     error: Exception
+    optional: bool = False
+    """Whether too few patients leave its cells empty (`Task.optional`)."""
 
 
 def as_suite(config: FinetuneConfig) -> SuiteConfig:
@@ -36,6 +45,7 @@ def as_suite(config: FinetuneConfig) -> SuiteConfig:
         weights={name: config.weights},
         tasks=(config.task,),
         k=(config.k,),
+        per_class=(config.per_class,),
         draws=config.draws,
         seed=config.seed,
         steps=config.steps,
@@ -53,7 +63,7 @@ def prepared(config: SuiteConfig, registry: Registry) -> list[TaskData | Failed]
         try:
             found.append(prepare(registry, task))
         except CoreMRIError as error:
-            found.append(Failed(task.name, error))
+            found.append(Failed(task.name, error, task.optional))
     return found
 
 
@@ -94,7 +104,7 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
     """The cells of one encoder on one task.
 
     Segmentation: every k and draw; clustering: every number of clusters and start; classification:
-    one cell with all training volumes.
+    every number per class and draw, and one cell with all training examples.
     """
     given = {
         "task": data.task,
@@ -104,20 +114,43 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
         "scans": data.scans,
         "seed": config.seed,
     }
-    if isinstance(data.data, LabelledVolumes):
-        recipe = Recipe(image_size=config.recipe.image_size)
-        return [Cell(**given, k=len(data.data.train), recipe=recipe)]  # type: ignore[arg-type]
-    counts = config.k
+    if isinstance(data.data, Examples):
+        given |= _classification_settings(config, data.task)
+        return [
+            Cell(**given, k=count, draw=number)  # type: ignore[arg-type]
+            for count in config.per_class
+            for number in range(config.draws if count else 1)
+        ]
+    counts = data.task.k or config.k
     if isinstance(data.data, ClusterData):
         counts = config.clusters
         given["recipe"] = Recipe(image_size=config.recipe.image_size)
     else:
-        given |= {"steps": config.steps, "adaptation": config.adaptation, "recipe": config.recipe}
+        recipe = config.recipe
+        given |= {"steps": config.steps, "adaptation": config.adaptation, "tuning": config.tuning}
+        if data.task.kind == "prompting":  # whole single slices, as users prompt them
+            recipe = replace(recipe, pixel_mm=0.0, neighbours=0)
+        else:
+            given["protocol"] = config.protocol
+        given["recipe"] = recipe
     return [
         Cell(**given, k=k, draw=number)  # type: ignore[arg-type]
         for k in counts
         for number in range(config.draws)
     ]
+
+
+def _classification_settings(config: SuiteConfig, task: Task) -> dict[str, object]:
+    """Of the recipe, only what has an effect."""
+    recipe = Recipe(image_size=config.recipe.image_size)
+    if "attention" not in task.methods:
+        return {"recipe": recipe}
+    effective = {name: getattr(config.recipe, name) for name in READ_BY_ATTENTION}
+    return {
+        "recipe": replace(recipe, **effective),
+        "steps": config.steps,
+        "adaptation": config.adaptation,
+    }
 
 
 def check_leakage(contender: Contender, data: TaskData, allow_overlap: str) -> str:

@@ -1,32 +1,35 @@
 """From scores of cells to means with intervals, and from pairs of models to differences.
 
 The unit is the patient: draws of a patient are averaged first, then patients are resampled. A model
-is compared with its random twin on the same patients and the same draws. With fewer than
+is compared with its random twin and with the baselines on the same patients and the same draws, in
+Dice or balanced accuracy alone: surface scores are described with their intervals, so that the
+number of tests does not depend on how many ways there are to look at one mask. With fewer than
 `MIN_PATIENTS` test patients numbers are descriptive and carry no p-value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from core_mri.metrics import (
     Interval,
-    auroc,
-    balanced_accuracy,
     bootstrap_interval,
+    detectable_difference,
     holm,
     paired_permutation,
+    smallest_p,
 )
-from downstream.evaluation.results import Outcome, Probed
+from downstream.evaluation.classified import METRICS, ClassifierTable
+from downstream.evaluation.results import Outcome
 
 MIN_PATIENTS = 8
 NUM_RESAMPLES = 2000
-CLASSIFICATION_RESAMPLES = 1000
+PRIMARY = ("dice", "dice_2d")
+"""The metric of masks that is tested."""
 
 Group = tuple[str, str, str, int]
 """(task, weights, method, k)."""
@@ -41,8 +44,8 @@ class SummaryRow:
     method: str
     k: int
     metric: str
-    """dice or dice_2d (mean over structures), dice:STRUCTURE or dice_2d:STRUCTURE,
-    balanced_accuracy or auroc."""
+    """dice, nsd, hd95 or dice_2d (mean over structures), the same with :STRUCTURE, or one of
+    `downstream.evaluation.classified.METRICS`."""
     mean: float
     n: int
     """Test patients."""
@@ -53,21 +56,43 @@ class SummaryRow:
     """Paired permutation test against the random twin, for dice and balanced_accuracy."""
     p_holm: float | None = None
     """Adjusted for all tests of the run."""
+    unit: str = "1"
+    """Of mean and interval, as `Score.unit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model minus its random twin, same patients and draws."""
+    """A model minus its random twin or a baseline, same patients and draws."""
 
     task: str
     weights: str
     twin: str
+    """Name of the twin or baseline."""
     method: str
     k: int
     metric: str
     difference: Interval
     p: float | None
     p_holm: float | None = None
+    baseline: bool = False
+    """Whether the other is a baseline."""
+    detectable: float = math.nan
+    """The smallest true difference that as many patients would show in 4 of 5 studies
+    (`core_mri.metrics.detectable_difference`); nan with one patient."""
+
+    @property
+    def smallest_p(self) -> float:
+        """That the test can give for so many patients, before Holm."""
+        return smallest_p(self.difference.n)
+
+    def row(self) -> dict[str, object]:
+        """The comparison as ``results.json`` has it."""
+        found = self.difference
+        return {
+            "task": self.task, "weights": self.weights, "minus": self.twin, "method": self.method,
+            "k": self.k, "metric": self.metric, "difference": found.mean, "n": found.n,
+            "ci_low": found.low, "ci_high": found.high, "p": self.p, "p_holm": self.p_holm,
+        }  # fmt: skip
 
     @property
     def group(self) -> Group:
@@ -92,34 +117,40 @@ def summarize(
     comparisons: list[Comparison] = []
     groups: dict[Group, list[Outcome]] = {}
     for outcome in finished:
+        if outcome.empty and not outcome.draw:
+            rows.append(_empty_row(outcome))
         for method in sorted({score.method for score in outcome.scores}):
             key = (outcome.task, outcome.weights, method, outcome.k)
             groups.setdefault(key, []).append(outcome)
     for key, own in groups.items():
         rows += _rows(key, own, seed)
-        twin_key = (key[0], own[0].against, key[2], key[3])
-        if twin_key in groups:
-            comparison = _compare(key, own, groups[twin_key], seed)
-            comparisons += [comparison] if comparison else []
+        if not own[0].against:
+            continue
+        for other, others in groups.items():
+            is_twin = other == (key[0], own[0].against, key[2], key[3])
+            if is_twin or (others[0].baseline and (other[0], other[3]) == (key[0], key[3])):
+                comparison = _compare(key, own, others, seed, other[2])
+                comparisons += [comparison] if comparison else []
     comparisons = _adjusted(comparisons)
-    tests = {(*c.group, c.metric): c for c in comparisons}
+    tests = {(*c.group, c.metric): c for c in comparisons if not c.baseline}
     return [_with_test(row, tests) for row in rows], comparisons
 
 
 def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow]:
     common = dict(zip(("task", "weights", "method", "k"), key, strict=True))
-    intervals: dict[str, Interval] = {}
+    intervals: dict[tuple[str, str], Interval] = {}
     if outcomes[0].classes:
-        table = _Table(outcomes[0], key[2])
-        intervals["balanced_accuracy"] = table.interval(lambda t, i: [t.accuracy(i)], seed)
-        intervals["auroc"] = table.interval(lambda t, i: [t.area(i)], seed)
+        table = ClassifierTable(outcomes, key[2])
+        intervals |= {(metric, "1"): table.interval(metric, seed) for metric in METRICS}
     else:
-        metric = outcomes[0].scores[0].metric
         structures = sorted({score.structure for o in outcomes for score in o.scores})
-        intervals[metric] = _dice_interval(_per_patient(outcomes, key[2], structures), seed)
-        for structure in structures:
-            values = _per_patient(outcomes, key[2], [structure])
-            intervals[f"{metric}:{structure}"] = _dice_interval(values, seed)
+        kinds = {(s.metric, s.unit) for o in outcomes for s in o.scores if s.method == key[2]}
+        for metric, unit in sorted(kinds):
+            values = _per_patient(outcomes, key[2], structures, metric, unit)
+            intervals[metric, unit] = _mean_interval(values, seed)
+            for structure in structures:
+                values = _per_patient(outcomes, key[2], [structure], metric, unit)
+                intervals[f"{metric}:{structure}", unit] = _mean_interval(values, seed)
     return [
         SummaryRow(
             **common,  # type: ignore[arg-type]
@@ -128,15 +159,23 @@ def _rows(key: Group, outcomes: Sequence[Outcome], seed: int) -> list[SummaryRow
             n=found.n,
             ci_low=found.low,
             ci_high=found.high,
+            unit=unit,
         )
-        for metric, found in intervals.items()
+        for (metric, unit), found in intervals.items()
     ]
 
 
+def _empty_row(outcome: Outcome) -> SummaryRow:
+    return SummaryRow(
+        task=outcome.task, weights=outcome.weights, method="-", k=outcome.k, metric=PRIMARY[0],
+        mean=math.nan, n=0, ci_low=math.nan, ci_high=math.nan,
+    )  # fmt: skip
+
+
 def _compare(
-    key: Group, own: Sequence[Outcome], twins: Sequence[Outcome], seed: int
+    key: Group, own: Sequence[Outcome], twins: Sequence[Outcome], seed: int, method: str
 ) -> Comparison | None:
-    """None when model and twin share no finished draw."""
+    """None when model and twin or baseline, which has its own `method`, share no finished draw."""
     draws = {o.draw for o in own} & {o.draw for o in twins}
     own = [o for o in own if o.draw in draws]
     twins = [o for o in twins if o.draw in draws]
@@ -144,15 +183,18 @@ def _compare(
         return None
     if own[0].classes:
         metric = "balanced_accuracy"
-        table, other = _Table(own[0], key[2]), _Table(twins[0], key[2])
-        difference = table.interval(lambda t, i: [t.accuracy(i), -other.accuracy(i)], seed)
+        table, other = ClassifierTable(own, key[2]), ClassifierTable(twins, method)
+        difference = table.interval(metric, seed, minus=other)
         a, b = table.contributions(), other.contributions()
+        spread = len(a) * (a - b)  # their mean is the difference
     else:
-        metric = own[0].scores[0].metric
+        metric = next(m for m in PRIMARY if any(s.metric == m for s in own[0].scores))
         structures = sorted({score.structure for o in own for score in o.scores})
-        ours, theirs = (_per_patient(found, key[2], structures) for found in (own, twins))
+        ours = _per_patient(own, key[2], structures, metric)
+        theirs = _per_patient(twins, method, structures, metric)
         a, b = (np.array([values[p] for p in sorted(ours)]) for values in (ours, theirs))
-        difference = bootstrap_interval(a - b, num_resamples=NUM_RESAMPLES, seed=seed)
+        spread = a - b
+        difference = bootstrap_interval(spread, num_resamples=NUM_RESAMPLES, seed=seed)
     p = paired_permutation(a, b, seed=seed) if difference.n >= MIN_PATIENTS else None
     return Comparison(
         task=key[0],
@@ -163,6 +205,8 @@ def _compare(
         metric=metric,
         difference=difference,
         p=p,
+        baseline=twins[0].baseline,
+        detectable=detectable_difference(spread),
     )
 
 
@@ -181,71 +225,22 @@ def _with_test(
 
 
 def _per_patient(
-    outcomes: Sequence[Outcome], method: str, structures: Sequence[str]
+    outcomes: Sequence[Outcome],
+    method: str,
+    structures: Sequence[str],
+    metric: str,
+    unit: str = "1",
 ) -> dict[str, float]:
     """Patient to the mean over draws and structures."""
     values: dict[str, list[float]] = {}
     for outcome in outcomes:
         for score in outcome.scores:
-            wanted = score.method == method and score.structure in structures
+            kind = (score.method, score.metric, score.unit)
+            wanted = kind == (method, metric, unit) and score.structure in structures
             if wanted and score.value is not None:
                 values.setdefault(score.patient, []).append(score.value)
     return {patient: math.fsum(found) / len(found) for patient, found in sorted(values.items())}
 
 
-def _dice_interval(values: dict[str, float], seed: int) -> Interval:
+def _mean_interval(values: dict[str, float], seed: int) -> Interval:
     return bootstrap_interval(list(values.values()), num_resamples=NUM_RESAMPLES, seed=seed)
-
-
-class _Table:
-    """Test volumes of one classifier, by patient; tables of the same volumes are in one order."""
-
-    def __init__(self, outcome: Outcome, method: str) -> None:
-        rows: list[Probed] = [row for row in outcome.probed if row.method == method]
-        self.truth = np.array([row.truth for row in rows])
-        self.scores = np.array([row.scores for row in rows], dtype=np.float64)  # [M, C]
-        self.estimate = self.scores.argmax(1)
-        names = np.array([row.patient for row in rows])
-        self.volumes = [np.flatnonzero(names == patient) for patient in np.unique(names)]
-
-    def accuracy(self, index: npt.NDArray[np.intp]) -> float:
-        return balanced_accuracy(self.truth[index], self.estimate[index])
-
-    def area(self, index: npt.NDArray[np.intp]) -> float:
-        return auroc(self.truth[index], self.scores[index])
-
-    def contributions(self) -> npt.NDArray[np.float64]:
-        """One number per patient, which sum to the balanced accuracy.
-
-        Exchanging two classifiers on a patient exchanges these numbers, so the sign-flip test on
-        them is exact.
-        """
-        classes, counts = np.unique(self.truth, return_counts=True)
-        share = dict(zip(classes.tolist(), (1 / (len(classes) * counts)).tolist(), strict=True))
-        worth = np.array([share[t] for t in self.truth.tolist()]) * (self.truth == self.estimate)
-        return np.array([worth[index].sum() for index in self.volumes])
-
-    def interval(
-        self, parts: Callable[[_Table, npt.NDArray[np.intp]], list[float]], seed: int
-    ) -> Interval:
-        """Percentile bootstrap of ``sum(parts)``; patients are drawn with all their volumes.
-
-        Resamples in which a metric is not defined are left out.
-        """
-        n = len(self.volumes)
-        value = math.fsum(parts(self, np.concatenate(self.volumes)))
-        if n == 1:
-            return Interval(value, math.nan, math.nan, 1)
-        rng = np.random.default_rng(seed)
-        resampled = np.array(
-            [
-                math.fsum(
-                    parts(self, np.concatenate([self.volumes[p] for p in rng.integers(n, size=n)]))
-                )
-                for _ in range(CLASSIFICATION_RESAMPLES)
-            ]
-        )
-        if np.isnan(resampled).all():
-            return Interval(value, math.nan, math.nan, n)
-        low, high = np.nanquantile(resampled, (0.025, 0.975))
-        return Interval(value, float(low), float(high), n)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,27 +24,26 @@ from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.models.segmenter import spread_depths
 from core_mri.training.schedules import warmup_cosine
-from downstream.adapt import adapt
-from downstream.config import Adaptation, Recipe, Task
+from downstream.adapt import adapt, learning_rates, moves
+from downstream.config import Adaptation, Recipe
+from downstream.lora import merge_lora
 from downstream.prompting.answers import answer
 from downstream.prompting.clicks import Click, box_of, jittered, random_click, random_target
 from downstream.prompting.loss import mask_loss
 from downstream.segmentation.augment import augment
+from downstream.segmentation.examples import LabelledSlices, mixed
+from downstream.segmentation.features import FrozenFeatures
 from downstream.segmentation.train import (
     MAX_GRADIENT_NORM,
     CurvePoint,
-    FrozenFeatures,
-    LabelledSlices,
     check_fits,
+    out_of_patience,
 )
 
+ENCODER = "image_encoder.encoder."
+"""Start of the names of the encoder's parameters in the whole model."""
 VALIDATED = ("box", "1 click")
 """Methods whose mean Dice chooses the step that is kept."""
-
-
-def training_task(task: Task) -> Task:
-    """The task with the structures to train on in place of those to test."""
-    return replace(task, labels=task.train_labels or task.labels, train_labels={}, train_where="")
 
 
 class PromptTrainer:
@@ -82,7 +80,7 @@ class PromptTrainer:
         check_fits(encoder, recipe)
         self.recipe, self.adaptation, self.seed, self.steps = recipe, adaptation, seed, steps
         self.device = encoder.mask_token.device
-        self.model = _build(adapt(encoder, adaptation), recipe, seed).to(self.device)
+        self.model = _build(adapt(encoder, adaptation, recipe, seed), recipe, seed).to(self.device)
         self.necked: NeckedEncoder = self.model.image_encoder  # type: ignore[assignment]
         images = torch.cat([example.images for example in training])
         masks = torch.cat([example.masks for example in training])
@@ -93,7 +91,7 @@ class PromptTrainer:
                 fix="Raise k, try another seed, or leave unlabelled scans out with `where`.",
             )
         copies = recipe.augmented_copies if adaptation == "frozen" else 0
-        changed = [augment(images, masks, _mixed(seed, number)) for number in range(copies)]
+        changed = [augment(images, masks, mixed(seed, number)) for number in range(copies)]
         self.images, self.masks = self._shown(
             torch.cat([images, *(pair[0] for pair in changed)]),
             torch.cat([masks, *(pair[1] for pair in changed)]),
@@ -113,6 +111,17 @@ class PromptTrainer:
         self.best_score, self.best_step = -1.0, steps
         self.curve: list[CurvePoint] = []
 
+    @property
+    def num_moving(self) -> tuple[int, int]:
+        """Parameters that move, and all of the model."""
+        moving = sum(p.numel() for p in self._moving().values())
+        return moving, sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def enough(self) -> bool:
+        """Whether the validation patients have seen no gain for ``recipe.patience`` looks."""
+        return out_of_patience(self.curve, self.best_step, self.recipe)
+
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch of prompts and corrections, one update; validate when due.
 
@@ -121,7 +130,7 @@ class PromptTrainer:
             the weights are as before.
         """
         self.model.train()
-        self.necked.encoder.train(self.adaptation == "full")
+        self.necked.encoder.train(moves(self.adaptation))
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * float(self.schedule[index])
         rng = np.random.default_rng((self.seed, index))
@@ -172,9 +181,13 @@ class PromptTrainer:
         return float(np.mean(scores))
 
     def finish(self) -> PromptableSegmenter:
-        """The model at its best validated step, or at the last one without validation."""
+        """The model at its best validated step, or at the last one without validation.
+
+        LoRA is merged.
+        """
         if self.best:
             self.model.load_state_dict(self.best, strict=False)
+        merge_lora(self.necked.encoder)
         return self.model.eval()
 
     def state(self) -> dict[str, Any]:
@@ -211,7 +224,7 @@ class PromptTrainer:
         images, masks = self.images[index], self.masks[index]
         if self.frozen:
             return self.necked.project(self.frozen[0].levels(index)), list(masks.cpu().numpy())
-        moved_images, moved = augment(images, masks, _mixed(self.seed, step))
+        moved_images, moved = augment(images, masks, mixed(self.seed, step))
         kept = moved.flatten(1).any(1)  # a structure at the edge may have left the image
         images = torch.where(kept[:, None, None, None], moved_images, images)
         masks = torch.where(kept[:, None, None], moved, masks)
@@ -257,12 +270,12 @@ class PromptTrainer:
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, list[float]]:
         """AdamW over what moves, and the peak learning rate of each of its groups."""
-        by_owner: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-        for name, parameter in self._moving().items():
-            by_owner[name.startswith("image_encoder.encoder.")].append(parameter)
-        rates = {False: self.recipe.learning_rate, True: self.recipe.encoder_learning_rate}
-        groups = [{"params": own} for own in by_owner.values() if own]
-        peaks = [rates[owner] for owner, own in by_owner.items() if own]
+        new = [p for name, p in self._moving().items() if not name.startswith(ENCODER)]
+        groups: list[dict[str, Any]] = [{"params": new}]
+        peaks = [self.recipe.learning_rate]
+        for rate, own in learning_rates(self.necked.encoder, self.adaptation, self.recipe):
+            groups.append({"params": own})
+            peaks.append(rate)
         return torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay), peaks
 
     def _moving(self) -> dict[str, nn.Parameter]:
@@ -285,8 +298,3 @@ def _build(encoder: Encoder, recipe: Recipe, seed: int) -> PromptableSegmenter:
         torch.manual_seed(seed)
         necked = NeckedEncoder(encoder, depths=depths, channels=recipe.head_width)
         return PromptableSegmenter(necked, image_size=recipe.image_size, channels=recipe.head_width)
-
-
-def _mixed(seed: int, number: int) -> int:
-    """One seed from two numbers."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

@@ -227,7 +227,8 @@ def _summary(outcomes: list[Outcome], seed: int) -> list[SummaryRow]:
         interval = bootstrap_interval([float(np.mean(v)) for v in patients.values()], seed=seed)
         rows.append(
             SummaryRow(
-                task=task, weights=source, method=method, k=0, metric=metric, mean=interval.mean,
+                task=task, weights=source, method=method, k=0, metric=metric, unit=_UNITS[metric],
+                mean=interval.mean,
                 n=interval.n, ci_low=interval.low, ci_high=interval.high,
             )
         )  # fmt: skip

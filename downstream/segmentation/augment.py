@@ -16,34 +16,58 @@ MAX_LOG_GAMMA = 0.4
 MAX_CONTRAST = 0.25
 
 
-def augment(images: Tensor, masks: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """One random affine move and one random intensity curve per slice.
+class Augmentation:
+    """Random affine moves and intensity curves, drawn once and applied to images and masks.
 
     Intensity: ``clip((x^gamma - 0.5) c + 0.5)`` with log gamma and c - 1 uniform around 0.
 
     Args:
-        images: [B, 1, H, H] in [0, 1].
-        masks: [B, H, H] class indices.
+        count: How many changes to draw.
         seed: Determines everything.
-
-    Returns:
-        Changed images and masks (nearest), same shapes.
+        mirror: Mirror every second one on average (columns turned round).
     """
-    generator = torch.Generator().manual_seed(seed)
-    batch = len(images)
-    draws = torch.rand(6, batch, generator=generator).mul(2).sub(1)  # uniform in [-1, 1]
-    angle, scale = draws[0] * MAX_ROTATION, 1 + draws[1] * MAX_SCALE
-    shift = draws[2:4] * 2 * MAX_SHIFT  # the sampling grid spans [-1, 1]
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    matrix = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], 1).view(batch, 2, 3)
-    points = functional.affine_grid(
-        matrix.to(images.device), list(images.shape), align_corners=False
-    )
-    moved = functional.grid_sample(images, points, mode="bilinear", align_corners=False)
-    moved_masks = functional.grid_sample(
-        masks[:, None].float(), points, mode="nearest", align_corners=False
-    )
-    gamma = torch.exp(draws[4] * MAX_LOG_GAMMA).to(images.device)[:, None, None, None]
-    contrast = (1 + draws[5] * MAX_CONTRAST).to(images.device)[:, None, None, None]
-    curved = (moved.clamp(0, 1) ** gamma - 0.5) * contrast + 0.5
-    return curved.clamp(0, 1), moved_masks[:, 0].long()
+
+    def __init__(self, count: int, seed: int, *, mirror: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(6, count, generator=generator).mul(2).sub(1)  # uniform in [-1, 1]
+        turned = torch.rand(count, generator=generator) < 0.5 * mirror
+        side = 1 - 2 * turned.float()
+        angle, scale = draws[0] * MAX_ROTATION, 1 + draws[1] * MAX_SCALE
+        shift = draws[2:4] * 2 * MAX_SHIFT  # the sampling grid spans [-1, 1]
+        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        rows = [cos * side, -sin * side, shift[0], sin, cos, shift[1]]
+        self.matrix = torch.stack(rows, 1).view(count, 2, 3)
+        self.gamma = torch.exp(draws[4] * MAX_LOG_GAMMA)
+        self.contrast = 1 + draws[5] * MAX_CONTRAST
+
+    def images(self, images: Tensor, which: Tensor) -> Tensor:
+        """Change images [B, P, H, H] in [0, 1], all planes of one alike.
+
+        Args:
+            images: What to change.
+            which: [B], the number of each one's change.
+        """
+        moved = self._move(images, which, "bilinear")
+        gamma = self.gamma[which].to(images.device)[:, None, None, None]
+        contrast = self.contrast[which].to(images.device)[:, None, None, None]
+        curved = (moved.clamp(0, 1) ** gamma - 0.5) * contrast + 0.5
+        return curved.clamp(0, 1)
+
+    def masks(self, masks: Tensor, which: Tensor) -> Tensor:
+        """Move class indices [B, H, H] likewise, nearest."""
+        return self._move(masks[:, None].float(), which, "nearest")[:, 0].long()
+
+    def _move(self, images: Tensor, which: Tensor, mode: str) -> Tensor:
+        points = functional.affine_grid(
+            self.matrix[which].to(images.device), list(images.shape), align_corners=False
+        )
+        return functional.grid_sample(images, points, mode=mode, align_corners=False)
+
+
+def augment(
+    images: Tensor, masks: Tensor, seed: int, *, mirror: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A change of its own for every image [B, P, H, H] and its mask [B, H, H]."""
+    drawn = Augmentation(len(images), seed, mirror=mirror)
+    which = torch.arange(len(images))
+    return drawn.images(images, which), drawn.masks(masks, which)

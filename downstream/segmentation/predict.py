@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from core_mri.metrics import dice
 from core_mri.models.segmenter import Segmenter
-from core_mri.slice_grid import image_to_square, square_to_classes
+from core_mri.slice_inference import segment_slices
 from core_mri.volume import Volume
-from downstream.cohort import read_image
 from downstream.segmentation.data import Pair, read_mask
+from downstream.segmentation.sequences import read_channels
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -32,7 +31,7 @@ class Prediction:
 
     pair: Pair
     image: npt.NDArray[np.float32]
-    """[S, H, W] in [0, 1]."""
+    """[S, H, W] in [0, 1], the first sequence."""
     reference: npt.NDArray[np.uint8]
     """[S, H, W] class indices."""
     estimate: npt.NDArray[np.uint8]
@@ -46,32 +45,31 @@ class Prediction:
         return float(np.mean(list(self.scores.values())))
 
 
-@torch.no_grad()
-def segment_slices(segmenter: Segmenter, image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Class indices [S, H, W] of slices [S, H, W] in [0, 1], empty slices included."""
-    device = segmenter.encoder.mask_token.device
-    rows, columns = image.shape[1:]
-    parts = []
-    for start in range(0, len(image), BATCH):
-        batch = image_to_square(image[start : start + BATCH], segmenter.image_size)
-        parts.append(square_to_classes(segmenter(batch.to(device)), rows, columns))
-    return np.concatenate(parts)
-
-
 def predict_pairs(
     segmenter: Segmenter, registry: Registry, pairs: Sequence[Pair], task: Task
 ) -> Iterator[Prediction]:
     """Predict and score volumes one by one; nothing of the earlier ones is kept."""
     for pair in pairs:
-        image = read_image(registry, pair.image)
+        channels = read_channels(registry, pair.images)
         reference = read_mask(registry, pair, task)
-        estimate = segment_slices(segmenter, image)
         spacing = pair.image.spacing_mm
-        scores = {
-            name: dice(reference == index, estimate == index, spacing_mm=spacing)
-            for index, name in segmenter.labels.items()
-        }
-        yield Prediction(pair, image, reference, estimate, scores)
+        estimate = segment_slices(segmenter, channels, spacing, batch_size=BATCH)
+        yield predicted(pair, channels[0], reference, estimate, task)
+
+
+def predicted(
+    pair: Pair,
+    image: npt.NDArray[np.float32],
+    reference: npt.NDArray[np.uint8],
+    estimate: npt.NDArray[np.uint8],
+    task: Task,
+) -> Prediction:
+    """A volume with the Dice of every structure of the task; arrays [S, H, W]."""
+    scores = {
+        name: dice(reference == index, estimate == index)
+        for index, name in enumerate(task.labels, start=1)
+    }
+    return Prediction(pair, image, reference, estimate, scores)
 
 
 def write_prediction(prediction: Prediction, task: Task, folder: Path) -> None:

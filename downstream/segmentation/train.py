@@ -15,29 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, DataError
 from core_mri.metrics import dice
 from core_mri.models.encoder import Encoder
-from core_mri.models.heads import SegmentationHead
-from core_mri.models.segmenter import Segmenter, spread_depths
+from core_mri.models.heads import DECODERS
+from core_mri.models.segmenter import Inference, Segmenter, spread_depths
+from core_mri.training.ema import update_ema
 from core_mri.training.schedules import warmup_cosine
-from downstream.adapt import adapt
+from downstream.adapt import adapt, learning_rates, moves
 from downstream.config import Adaptation, Recipe
-from downstream.segmentation.augment import augment
+from downstream.lora import merge_lora
+from downstream.segmentation.augment import Augmentation
+from downstream.segmentation.choose import Validated, choose_consistency
+from downstream.segmentation.examples import LabelledSlices, StackedSlices, mixed
+from downstream.segmentation.features import FrozenFeatures, encode
+from downstream.segmentation.structures import sided
 
-ENCODE_BATCH = 64
-"""Slices encoded at once when nothing is trained through the encoder."""
 MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class LabelledSlices:
-    """Slices of one example on the encoder's grid."""
-
-    images: Tensor
-    """[N, 1, S, S] in [0, 1]."""
-    masks: Tensor
-    """[N, S, S] int64 class indices."""
 
 
 @dataclass(frozen=True)
@@ -47,33 +42,6 @@ class CurvePoint:
     step: int
     loss: float
     validation_dice: float | None
-
-
-class FrozenFeatures:
-    """Patch tokens of fixed images under a fixed encoder: computed once if they fit in memory.
-
-    Args:
-        encoder: Does not move.
-        images: [N, 1, S, S].
-        depths: Blocks whose tokens are wanted.
-        limit_bytes: Memory the tokens may take.
-    """
-
-    def __init__(
-        self, encoder: Encoder, images: Tensor, depths: Sequence[int], limit_bytes: float
-    ) -> None:
-        self.encoder = encoder
-        self.images = images
-        self.depths = depths
-        tokens = (images.shape[-1] // encoder.patch_size) ** 2
-        size = len(images) * tokens * encoder.embed_dim * len(depths) * images.element_size()
-        self._levels = encode(encoder, images, depths) if size <= limit_bytes else None
-
-    def levels(self, index: Tensor) -> list[Tensor]:
-        """One [B, h, w, D] per depth for the images at `index` [B]."""
-        if self._levels is None:
-            return encode(self.encoder, self.images[index], self.depths)
-        return [level[index] for level in self._levels]
 
 
 class Trainer:
@@ -90,6 +58,7 @@ class Trainer:
         steps: Optimiser steps.
         seed: Of head, batches and augmentation; the same for an encoder and its random twin.
         name: Of the task, for messages.
+        sequences: Names of the channels of the examples; by default numbered.
 
     Raises:
         ConfigError: CONFIG-05 as `check_fits`.
@@ -108,38 +77,52 @@ class Trainer:
         steps: int,
         seed: int,
         name: str,
+        sequences: Sequence[str] = (),
     ) -> None:
         check_fits(encoder, recipe)
+        check_sides(labels, recipe)
         self.recipe, self.adaptation, self.seed = recipe, adaptation, seed
         self.device = encoder.mask_token.device
-        self.segmenter = _build(encoder, labels, adaptation, recipe, seed).to(self.device)
-        self.images = torch.cat([example.images for example in training]).to(self.device)
-        self.masks = torch.cat([example.masks for example in training]).to(self.device)
+        self.precision = select_precision(self.device, recipe.precision).precision
+        channels = training[0].images.shape[1]
+        named = sequences or ([""] if channels == 1 else [f"{i + 1}" for i in range(channels)])
+        self.segmenter = _build(encoder, labels, adaptation, recipe, seed, named).to(self.device)
+        self.training = StackedSlices(training, self.device)
+        self.masks = self.training.masks
         if not self.masks.any():
             raise DataError(
                 "DATA-09",
                 f"task {name}: the masks of all {len(self.masks)} training slices are empty.",
                 fix="Raise k, try another seed, or leave unlabelled scans out with `where`.",
             )
-        self.validation = [
-            (example.images.to(self.device), example.masks.numpy().astype(np.uint8))
-            for example in validation
-        ]
+        self.validation = [StackedSlices([example], self.device) for example in validation]
         self.frozen: FrozenFeatures | None = None
         self.frozen_validation: list[FrozenFeatures] = []
         if adaptation == "frozen":
             self._freeze()
-        self.optimizer, self.peaks = _optimizer(self.segmenter, recipe)
+        self.optimizer, self.peaks = _optimizer(self.segmenter, adaptation, recipe)
         warmup = math.floor(recipe.warmup_fraction * steps)
         self.schedule = warmup_cosine(0.0, 1.0, 0.0, warmup, steps)
         self.steps = steps
         share = torch.bincount(self.masks.flatten(), minlength=len(labels) + 1) / self.masks.numel()
         self.segmenter.head.start_from(share)
-        self.loss = _loss(share)
+        self.averaged = _shadow(self.segmenter, adaptation) if recipe.ema else None
+        self.loss = _loss(share, recipe)
         self.best: dict[str, Tensor] = {}
         self.best_score = -1.0
         self.best_step = steps
         self.curve: list[CurvePoint] = []
+
+    @property
+    def num_moving(self) -> tuple[int, int]:
+        """Parameters that move, and all of the model."""
+        counts = [(p.numel(), p.requires_grad) for p in self.segmenter.parameters()]
+        return sum(n for n, moving in counts if moving), sum(n for n, _ in counts)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the validation patients have seen no gain for ``recipe.patience`` looks."""
+        return out_of_patience(self.curve, self.best_step, self.recipe)
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch, one update; validate when it is time.
@@ -148,18 +131,22 @@ class Trainer:
             ``loss``, and ``validation_dice`` where it was taken. After a loss that is not finite
             the weights are as before.
         """
-        if self.adaptation == "full":
+        self.segmenter.head.train()
+        if moves(self.adaptation):
             self.segmenter.encoder.train()
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * float(self.schedule[index])
-        levels, images, masks = self._batch(index)
-        loss = self.loss(self.segmenter.head(levels, images), masks[:, None])
+        with self._autocast():
+            levels, images, masks = self._batch(index)
+            logits = self.segmenter.head(levels, images)
+        loss = self.loss(logits.float(), masks[:, None])
         numbers = {"loss": float(loss.detach())}
         if math.isfinite(numbers["loss"]):
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(_moving(self.segmenter), MAX_GRADIENT_NORM)
             self.optimizer.step()
+            self._average(index)
         done = index + 1
         if self.validation and (done % self.recipe.validate_every == 0 or done == self.steps):
             numbers["validation_dice"] = self._validate(done)
@@ -167,15 +154,26 @@ class Trainer:
         return numbers
 
     def finish(self) -> Segmenter:
-        """The segmenter at its best validated step, or at the last one without validation."""
-        if self.best:
-            self.segmenter.load_state_dict(self.best, strict=False)
+        """The segmenter at its best validated step, or at the last one without validation.
+
+        With ``recipe.consistency`` its 3D consistency is chosen here, on the validation volumes;
+        LoRA is merged.
+        """
+        if kept := self.best or (self.averaged and _moving_state(self.averaged)):
+            self.segmenter.load_state_dict(kept, strict=False)
+        self.averaged = None
+        if self.recipe.consistency == "validated":
+            self.segmenter.inference = choose_consistency(
+                self._validated(), self.segmenter.inference, len(self.segmenter.labels)
+            )
+        merge_lora(self.segmenter.encoder)
         return self.segmenter.eval()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; tensors, numbers and containers of them."""
         return {
             "weights": _moving_state(self.segmenter),
+            "averaged": _moving_state(self.averaged) if self.averaged else {},
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "best_score": self.best_score,
@@ -186,65 +184,106 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
         self.segmenter.load_state_dict(state["weights"], strict=False)
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = dict(state["best"])
         self.best_score, self.best_step = float(state["best_score"]), int(state["best_step"])
         self.curve = [CurvePoint(*point) for point in state["curve"]]
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        )
+
+    def _average(self, index: int) -> None:
+        """Move the averaged weights; early on they follow faster, or they would lag behind."""
+        if self.averaged is None:
+            return
+        momentum = min(self.recipe.ema, (1 + index) / (10 + index))
+        update_ema(self.averaged.head, self.segmenter.head, momentum)
+        if moves(self.adaptation):
+            update_ema(self.averaged.encoder, self.segmenter.encoder, momentum)
+
     def _freeze(self) -> None:
         """Add the augmented copies and compute the features of training and validation slices."""
         encoder, depths = self.segmenter.encoder, self.segmenter.depths
-        copies = [
-            augment(self.images, self.masks, _mixed(self.seed, copy_index))
-            for copy_index in range(self.recipe.augmented_copies)
-        ]
-        self.images = torch.cat([self.images, *(images for images, _ in copies)])
-        self.masks = torch.cat([self.masks, *(masks for _, masks in copies)])
+        self.training.add_copies(self.recipe.augmented_copies, self.seed, self.recipe.mirror)
+        self.masks = self.training.masks
         limit = self.recipe.cache_gb * 1e9
-        self.frozen = FrozenFeatures(encoder, self.images, depths, limit)
+        self.frozen = FrozenFeatures(encoder, self.training.images, depths, limit)
         self.frozen_validation = [
-            FrozenFeatures(encoder, images, depths, limit) for images, _ in self.validation
+            FrozenFeatures(encoder, example.images, depths, limit) for example in self.validation
         ]
 
     def _batch(self, step: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Levels [B, h, w, D], images [B, 1, S, S] and masks [B, S, S] of one step."""
-        size = min(self.recipe.batch_size, len(self.images))
+        """Levels [B, (P,) h, w, D], images [B, P, S, S] and masks [B, S, S] of one step."""
+        size = min(self.recipe.batch_size, len(self.training))
         chosen = np.random.default_rng((self.seed, step)).choice(
-            len(self.images), size, replace=False
+            len(self.training), size, replace=False
         )
         index = torch.from_numpy(chosen).to(self.device)
-        images, masks = self.images[index], self.masks[index]
+        images, masks = self.training.batch(index), self.masks[index]
         if self.frozen is not None:
-            return self.frozen.levels(index), images, masks
-        images, masks = augment(images, masks, _mixed(self.seed, step))
-        encoder, depths = self.segmenter.encoder, self.segmenter.depths
-        with torch.set_grad_enabled(self.adaptation == "full"):
-            return encoder.intermediates(images, depths), images, masks
+            return self.frozen.levels(self.training.tokens_at(index)), images, masks
+        drawn = Augmentation(size, mixed(self.seed, step), mirror=self.recipe.mirror)
+        which = torch.arange(size)
+        images, masks = drawn.images(images, which), drawn.masks(masks, which)
+        planes = images.flatten(0, 1)[:, None]
+        with torch.set_grad_enabled(moves(self.adaptation)):
+            levels = self.segmenter.encoder.intermediates(planes, self.segmenter.depths)
+        if images.shape[1] > 1:
+            levels = [level.unflatten(0, images.shape[:2]) for level in levels]
+        return levels, images, masks
 
     @torch.no_grad()
+    def _logits(self, model: Segmenter, number: int) -> Tensor:
+        """[N, C, S, S] of validation example `number`."""
+        example = self.validation[number]
+        index = torch.arange(len(example), device=self.device)
+        at = example.tokens_at(index)
+        if self.frozen_validation:
+            levels = self.frozen_validation[number].levels(at)
+        else:
+            encoded = encode(model.encoder, example.images, model.depths)
+            levels = [level[at] for level in encoded]
+        decoded: Tensor = model.head(levels, example.batch(index))
+        return decoded.float()
+
     def _validate(self, done: int) -> float:
         """Mean Dice over examples and structures on the encoder's grid; the best are kept."""
-        self.segmenter.eval()
+        model = (self.averaged or self.segmenter).eval()
         scores = []
-        for number, (images, masks) in enumerate(self.validation):
-            if self.frozen_validation:
-                levels = self.frozen_validation[number].levels(torch.arange(len(images)))
-            else:
-                levels = encode(self.segmenter.encoder, images, self.segmenter.depths)
-            classes = self.segmenter.head(levels, images).argmax(1).cpu().numpy()
-            scores += [dice(masks == c, classes == c) for c in self.segmenter.labels]
+        with self._autocast():
+            for number, example in enumerate(self.validation):
+                classes = self._logits(model, number).argmax(1).cpu().numpy()
+                masks = example.masks.cpu().numpy()
+                scores += [dice(masks == c, classes == c) for c in model.labels]
         score = float(np.mean(scores))
         if score > self.best_score:
             self.best_score, self.best_step = score, done
-            self.best = copy.deepcopy(_moving_state(self.segmenter))
+            self.best = copy.deepcopy(_moving_state(model))
         return score
 
+    def _validated(self) -> list[Validated]:
+        """The validation examples that are whole volumes, and what the kept model says of them."""
+        model = self.segmenter.eval()
+        return [
+            Validated(
+                self._logits(model, number).softmax(1),
+                example.masks.cpu().numpy().astype(np.uint8),
+                example.gap_mm,
+            )
+            for number, example in enumerate(self.validation)
+            if example.gap_mm is not None
+        ]
 
-@torch.no_grad()
-def encode(encoder: Encoder, images: Tensor, depths: Sequence[int]) -> list[Tensor]:
-    """Patch tokens [N, h, w, D] per depth of images [N, 1, S, S], in batches, without gradients."""
-    batches = [encoder.intermediates(batch, depths) for batch in torch.split(images, ENCODE_BATCH)]
-    return [torch.cat(levels) for levels in zip(*batches, strict=True)]
+
+def out_of_patience(curve: Sequence[CurvePoint], best_step: int, recipe: Recipe) -> bool:
+    """Whether the last ``recipe.patience`` looks at the validation patients saw no gain."""
+    looks = [point.step for point in curve if point.validation_dice is not None]
+    late = sum(step > best_step for step in looks)
+    return bool(recipe.patience) and late >= recipe.patience
 
 
 def check_fits(encoder: Encoder, recipe: Recipe) -> None:
@@ -268,41 +307,76 @@ def check_fits(encoder: Encoder, recipe: Recipe) -> None:
         )
 
 
+def check_sides(labels: Mapping[int, str], recipe: Recipe) -> None:
+    """Refuse mirrored slices where a structure has a side.
+
+    Raises:
+        ConfigError: CONFIG-05.
+    """
+    if recipe.mirror and (names := sided(labels.values())):
+        raise ConfigError(
+            "CONFIG-05",
+            f"recipe.mirror makes left out of right, and {', '.join(names)} must be told apart.",
+            fix="Set recipe.mirror to false.",
+        )
+
+
 def _build(
-    encoder: Encoder, labels: Mapping[int, str], adaptation: Adaptation, recipe: Recipe, seed: int
+    encoder: Encoder,
+    labels: Mapping[int, str],
+    adaptation: Adaptation,
+    recipe: Recipe,
+    seed: int,
+    sequences: Sequence[str],
 ) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = SegmentationHead(
+        head = DECODERS[recipe.decoder](
             encoder.embed_dim,
             len(labels) + 1,
             recipe.num_levels,
             patch_size=encoder.patch_size,
             width=recipe.head_width,
+            planes=(2 * recipe.neighbours + 1) * len(sequences),
+            fusion=recipe.fusion,
         )
-    depths = spread_depths(encoder.depth, recipe.num_levels)
     return Segmenter(
-        adapt(encoder, adaptation),
+        adapt(encoder, adaptation, recipe, seed),
         head,
-        depths=depths,
+        depths=spread_depths(encoder.depth, recipe.num_levels),
         labels=labels,
         image_size=recipe.image_size,
+        sequences=sequences,
+        neighbours=recipe.neighbours,
+        inference=Inference(
+            pixel_mm=recipe.pixel_mm,
+            overlap=recipe.overlap,
+            mirror=recipe.mirror,
+            scales=recipe.scales,
+        ),
     )
 
 
-def _optimizer(segmenter: Segmenter, recipe: Recipe) -> tuple[torch.optim.Optimizer, list[float]]:
+def _shadow(segmenter: Segmenter, adaptation: Adaptation) -> Segmenter:
+    """A copy for averaged weights; an encoder that does not move is shared."""
+    shared = {} if moves(adaptation) else {id(segmenter.encoder): segmenter.encoder}
+    return copy.deepcopy(segmenter, shared)
+
+
+def _optimizer(
+    segmenter: Segmenter, adaptation: Adaptation, recipe: Recipe
+) -> tuple[torch.optim.Optimizer, list[float]]:
     """AdamW over what moves, and the peak learning rate of each of its groups."""
     groups: list[dict[str, Any]] = [{"params": list(segmenter.head.parameters())}]
     peaks = [recipe.learning_rate]
-    moving = [p for p in segmenter.encoder.parameters() if p.requires_grad]
-    if moving:
-        groups.append({"params": moving})
-        peaks.append(recipe.encoder_learning_rate)
+    for rate, parameters in learning_rates(segmenter.encoder, adaptation, recipe):
+        groups.append({"params": parameters})
+        peaks.append(rate)
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay), peaks
 
 
-def _loss(share: Tensor) -> nn.Module:
-    """Dice over the structures plus cross-entropy over all classes, both weighted by rarity.
+def _loss(share: Tensor, recipe: Recipe) -> nn.Module:
+    """MONAI's Dice over the structures plus cross-entropy or focal loss over all classes.
 
     Dice is pooled over the batch, so that slices without a structure are not scored on their own.
     A class weighs ``1 / sqrt(share of pixels)``, scaled to 1 on average over pixels: without it a
@@ -311,17 +385,18 @@ def _loss(share: Tensor) -> nn.Module:
 
     Args:
         share: [C] share of each class among the training pixels.
+        recipe: Which of the two.
     """
-    from monai.losses import DiceCELoss
+    from monai.losses import DiceCELoss, DiceFocalLoss
 
     weight = torch.where(share > 0, share.clamp_min(1e-12).rsqrt(), 0.0)
-    loss: nn.Module = DiceCELoss(
-        include_background=False,
-        to_onehot_y=True,
-        softmax=True,
-        batch=True,
-        weight=weight / (weight * share).sum(),
-    )
+    weight = weight / (weight * share).sum()
+    common = {"to_onehot_y": True, "softmax": True, "batch": True}
+    if recipe.loss == "dice_focal":
+        # Here the background option would drop it from the focal loss too.
+        loss: nn.Module = DiceFocalLoss(weight=weight.tolist(), **common)
+    else:
+        loss = DiceCELoss(include_background=False, weight=weight, **common)
     return loss
 
 
@@ -332,8 +407,3 @@ def _moving(segmenter: Segmenter) -> list[nn.Parameter]:
 def _moving_state(segmenter: Segmenter) -> dict[str, Tensor]:
     names = {name for name, p in segmenter.named_parameters() if p.requires_grad}
     return {name: t for name, t in segmenter.state_dict().items() if name in names}
-
-
-def _mixed(seed: int, number: int) -> int:
-    """One seed from two numbers."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])

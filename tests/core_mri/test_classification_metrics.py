@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from core_mri.metrics import auroc, balanced_accuracy
+from core_mri.metrics import (
+    auprc,
+    auroc,
+    balanced_accuracy,
+    brier,
+    calibration_error,
+    reliability,
+    resampled,
+)
+
+GOLD = Path(__file__).parents[1] / "references" / "statistics_gold.json"
 
 
 class TestBalancedAccuracy:
@@ -79,3 +92,105 @@ class TestAuroc:
             auroc([0, 1], [0.1, math.nan])
         with pytest.raises(ValueError, match="0 to 1"):
             auroc([1, 2], [0.1, 0.2])
+
+
+def distributions(seed: int, size: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Classes drawn from their stated probabilities: perfectly calibrated."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([1, 1, 1], size)
+    return np.array([rng.choice(3, p=row) for row in probabilities]), probabilities
+
+
+class TestAuprc:
+    @pytest.mark.parametrize("num_values", [3, 10, 10**6])
+    def test_equals_scikit_learn_with_ties(self, num_values: int) -> None:
+        from sklearn.metrics import average_precision_score
+
+        rng = np.random.default_rng(num_values)
+        reference = np.array([0, 1, *rng.choice(2, 80, p=[0.8, 0.2])])
+        scores = rng.integers(0, num_values, 82) + 0.3 * num_values * reference
+        expected = average_precision_score(reference, scores)
+        assert auprc(reference, scores) == pytest.approx(expected, abs=1e-12)
+
+    def test_classes_against_rest_equal_scikit_learn(self) -> None:
+        from sklearn.metrics import average_precision_score
+
+        classes, probabilities = distributions(0)
+        expected = average_precision_score(np.eye(3)[classes], probabilities, average="macro")
+        assert auprc(classes, probabilities) == pytest.approx(expected, abs=1e-12)
+
+    def test_equal_scores_give_the_prevalence(self) -> None:
+        assert auprc([1, 0, 0, 0], [0.5] * 4) == 0.25
+        assert math.isnan(auprc([0, 0], [0.1, 0.2]))
+
+
+class TestCalibration:
+    def test_ece_equals_torchmetrics(self) -> None:
+        gold = json.loads(GOLD.read_text())["calibration"]
+        found = calibration_error(gold["classes"], gold["probabilities"])
+        assert found == pytest.approx(gold["ece"], abs=1e-6)
+
+    def test_ece_of_a_sure_liar_is_one_and_of_the_truth_zero(self) -> None:
+        truth = np.eye(3)[[0, 1, 2]]
+        assert calibration_error([0, 1, 2], truth) == brier([0, 1, 2], truth) == 0
+        assert calibration_error([1, 2, 0], truth) == 1
+        assert brier([1, 2, 0], truth) == 2
+
+    def test_ece_falls_towards_zero_for_stated_chances(self) -> None:
+        few, many = (calibration_error(*distributions(1, size)) for size in (100, 20_000))
+        assert many < 0.02 < few
+
+    def test_brier_is_twice_that_of_scikit_learn_for_two_classes(self) -> None:
+        from sklearn.metrics import brier_score_loss
+
+        rng = np.random.default_rng(3)
+        classes, p = rng.integers(0, 2, 30), rng.random(30)
+        expected = 2 * brier_score_loss(classes, p)
+        assert brier(classes, np.stack([1 - p, p], 1)) == pytest.approx(expected, abs=1e-12)
+
+    def test_bins_add_up_to_the_error(self) -> None:
+        classes, probabilities = distributions(4)
+        bins = reliability(classes, probabilities)
+        assert sum(b.count for b in bins) == 60
+        total = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / 60
+        assert total == pytest.approx(calibration_error(classes, probabilities))
+
+    def test_what_is_no_distribution_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="sum to one"):
+            brier([0], [[0.5, 0.4]])
+        with pytest.raises(ValueError, match=r"\[N, C\]"):
+            calibration_error([0, 1], [0.5, 0.5])
+
+
+class TestResamplings:
+    """A weight of 2 is a case that is there twice."""
+
+    def test_equal_the_metric_of_the_repeated_cases(self) -> None:
+        classes, probabilities = distributions(5)
+        counts = np.random.default_rng(6).integers(0, 3, (7, 60)).astype(float)
+        for many, one in (
+            (resampled.areas_under_roc, auroc),
+            (resampled.average_precisions, auprc),
+            (resampled.brier_scores, brier),
+            (partial(resampled.calibration_errors, num_bins=15), calibration_error),
+        ):
+            found = many(classes, probabilities, weights=counts)
+            rows = [np.repeat(np.arange(60), row.astype(int)) for row in counts]
+            expected = [one(classes[row], probabilities[row]) for row in rows]
+            assert found == pytest.approx(expected, abs=1e-12)
+
+    def test_recalls_do_too(self) -> None:
+        classes, probabilities = distributions(7)
+        estimate = probabilities.argmax(1)
+        counts = np.random.default_rng(8).integers(0, 2, (5, 60)).astype(float)
+        found = resampled.recalls(classes, classes == estimate, counts)
+        kept = [row == 1 for row in counts]
+        expected = [balanced_accuracy(classes[row], estimate[row]) for row in kept]
+        assert found == pytest.approx(expected, abs=1e-12)
+
+    def test_what_a_resampling_does_not_define_is_nan(self) -> None:
+        classes, scores = np.array([0, 1]), np.array([[0.9, 0.1], [0.2, 0.8]])
+        weights = np.array([[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
+        assert resampled.areas_under_roc(classes, scores, weights) == pytest.approx(
+            [1, math.nan, math.nan], nan_ok=True
+        )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 import core_mri
 from core_mri.__main__ import main
 from core_mri.errors import ConfigError, WeightsError
+from core_mri.models.adapters import add_adapters, mri_core_places
+from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
-from core_mri.models.heads import SegmentationHead
+from core_mri.models.heads import DECODERS, SegmentationHead
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.registry import SamConfig
 from core_mri.models.sam import SamEncoder
@@ -150,6 +153,20 @@ class TestTorchScript:
         loaded = torch.jit.load(str(tmp_path / "s.pt"))
         torch.testing.assert_close(loaded(images)[0], model(images), atol=1e-4, rtol=1e-4)
 
+    @pytest.mark.parametrize("decoder", DECODERS)
+    @torch.no_grad()
+    def test_every_decoder_with_adapters_and_neighbours(self, decoder: str, tmp_path: Path) -> None:
+        encoder = _encoder()
+        add_adapters(encoder, mri_core_places(encoder))
+        head = DECODERS[decoder](128, 2, 1, patch_size=8, planes=3, width=8)
+        model = Segmenter(
+            encoder, head, depths=[3], labels={1: "liver"}, image_size=64, neighbours=1
+        ).eval()
+        export(model, tmp_path / "s.pt", format="torchscript")
+        images = torch.rand(1, 3, 64, 64)
+        loaded = torch.jit.load(str(tmp_path / "s.pt"))
+        torch.testing.assert_close(loaded(images)[0], model(images), atol=1e-4, rtol=1e-4)
+
     def test_promptable_gives_the_embedding(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = PromptableSegmenter(SamEncoder(SMALL_SAM), image_size=128).eval()
@@ -185,6 +202,15 @@ class TestRefusals:
     def test_a_fixed_model_keeps_its_size(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="works at 64 px"):
             export(_segmenter(), tmp_path / "s.pt", format="torchscript", image_size=96)
+
+    @pytest.mark.parametrize("form", ["sam", "torchscript", "onnx"])
+    def test_a_classifier_has_no_form(self, tmp_path: Path, form: Any) -> None:
+        model = Classifier(
+            _encoder(), classes=("a", "b"), level="volume", image_size=64, attention=4
+        )
+        with pytest.raises(WeightsError, match=r"WEIGHTS-02.*[Ee]xport"):
+            export(model, tmp_path / "c.pt", format=form)
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_existing_file_survives_a_failure(self, tmp_path: Path) -> None:
         (tmp_path / "e.pt").write_text("old")

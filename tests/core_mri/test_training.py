@@ -204,6 +204,23 @@ class TestFit:
             run_walk(tmp_path / "run", Walk(bad_from=13), late=True)
         assert caught.value.code == "RUN-01"
 
+    @pytest.mark.parametrize("late", [False, True])
+    def test_enough_ends_a_run_like_its_last_step(self, tmp_path: Path, late: bool) -> None:
+        walk = Walk()
+
+        def run() -> list[str]:
+            with Run.open(tmp_path / "run", Config()) as own:
+                fit(walk.step, run=own, steps=20, state=walk.state, restore=walk.restore,
+                    checkpoint_every=6, late=late, enough=lambda: walk.weight < 0.3)  # fmt: skip
+            return [line["loss_hex"] for line in own.metrics()]
+
+        first = run()
+        assert 1 < len(first) < 20
+        assert float.fromhex(first[-1]) == walk.weight
+        ended, walk = walk, Walk(bad_from=0)
+        assert run() == first
+        assert walk.weight == ended.weight  # from the checkpoint after the last step
+
     def test_a_finished_run_does_nothing(self, tmp_path: Path) -> None:
         walk = Walk()
         first = run_walk(tmp_path / "run", walk)

@@ -57,6 +57,11 @@ def _mask(rng: np.random.Generator, values: list[str]) -> np.ndarray:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
+    if path.suffix == ".nrrd":
+        from core_mri import write_volume
+
+        write_volume(Volume(array, AFFINE, kind="label"), path)
+        return
     if path.suffix in (".mha", ".mhd"):
         import SimpleITK
 
@@ -96,6 +101,17 @@ def _dicom(path: Path, rng: np.random.Generator, words: list[str]) -> None:
     shutil.rmtree(aside)
 
 
+def _seg(path: Path, rng: np.random.Generator, words: list[str]) -> None:
+    """A DICOM segmentation of the series in a folder beside its own: a segment a name."""
+    from core_mri.files.segmentation import write_segmentation
+
+    series, *names = words
+    values = [str(number) for number in range(1, len(names) + 1)]
+    mask = Volume(_mask(rng, values), AFFINE, kind="label")
+    labels = dict(enumerate(names, start=1))
+    write_segmentation(mask, path, path.parent.parent / series, labels=labels)
+
+
 def _fastmri(path: Path, rng: np.random.Generator, words: list[str]) -> None:
     coils, patient = words
     shape = (2, int(coils), 48, 40) if int(coils) > 1 else (2, 48, 40)
@@ -122,5 +138,5 @@ def _text(path: Path, rng: np.random.Generator, words: list[str]) -> None:
 
 _WRITERS = {
     "nifti": _nifti, "nifti4d": _nifti4d, "label": _label, "analyze": _analyze, "dicom": _dicom,
-    "fastmri": _fastmri, "hdf5": _hdf5, "npy": _npy, "text": _text,
+    "seg": _seg, "fastmri": _fastmri, "hdf5": _hdf5, "npy": _npy, "text": _text,
 }  # fmt: skip

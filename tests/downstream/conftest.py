@@ -64,8 +64,8 @@ def ingest_abdomens(folder: Path, registry: Path) -> Registry:
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole runs need no fine intervals."""
-    for name in ("CLASSIFICATION_RESAMPLES", "NUM_RESAMPLES"):
-        monkeypatch.setattr(f"downstream.evaluation.summary.{name}", 50)
+    for module in ("summary", "classified"):
+        monkeypatch.setattr(f"downstream.evaluation.{module}.NUM_RESAMPLES", 50)
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,8 @@ class TestEvaluate:
 class TestTable:
     def test_missing_numbers_are_dashes(self):
         row = {
-            "task": "a", "weights": "b", "method": "c", "k": 5, "metric": "dice", "mean": 0.5,
-            "n": 1, "ci_low": None, "ci_high": None, "p": None, "p_holm": None,
+            "task": "a", "weights": "b", "method": "c", "k": 5, "metric": "dice", "unit": "1",
+            "mean": 0.5, "n": 1, "ci_low": None, "ci_high": None, "p": None, "p_holm": None,
         }  # fmt: skip
         header, line = table([row]).splitlines()
         assert header.split()[:3] == ["task", "weights", "method"]

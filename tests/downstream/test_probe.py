@@ -1,19 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from core_mri.errors import DataError
-from downstream.classification.probe import (
-    DEFAULT_PENALTY,
-    METHODS,
-    labelled_volumes,
-    probe,
-    volume_features,
-)
-from downstream.cohort import Cohort, load_cohort
+from downstream.classification.calibration import LIMITS, fit_temperature, with_temperature
+from downstream.classification.probe import DEFAULT_PENALTY, probe
+
+METHODS = ("linear probe", "knn")
 
 
 def clusters(num_each: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,53 +23,40 @@ class TestProbe:
     def test_separable_classes_are_told_apart(self, method):
         test_x, test_y = clusters(10, 2)
         result = probe(method, clusters(12, 0), clusters(4, 1), test_x)
-        assert result.scores.shape == (20, 2)
-        assert (result.scores.argmax(1) == test_y).float().mean() > 0.95
-        assert torch.allclose(result.scores.sum(1), torch.ones(20), atol=1e-5)
+        assert result.test.shape == (20, 2)
+        assert result.val.shape == (8, 2)
+        assert (result.test.argmax(1) == test_y).float().mean() > 0.95
+        assert torch.allclose(result.test.sum(1), torch.ones(20), atol=1e-5)
 
-    def test_without_validation_volumes_the_penalty_is_the_default(self):
+    @pytest.mark.parametrize("method", METHODS)
+    def test_without_validation_examples_there_is_a_default(self, method):
         nobody = (torch.zeros(0, 4), torch.zeros(0).long())
-        note = probe("linear probe", clusters(5, 0), nobody, clusters(2, 1)[0]).note
-        assert f"{DEFAULT_PENALTY:g}" in note
+        found = probe(method, clusters(5, 0), nobody, clusters(2, 1)[0])
+        assert found.val.shape == (0, 2)
+        if method == "linear probe":
+            assert f"{DEFAULT_PENALTY:g}" in found.note
 
 
-class TestLabelledVolumes:
-    def test_classes_of_the_column(self, registry, sequences):
-        found = labelled_volumes(load_cohort(registry, sequences), sequences)
-        assert found.classes == ("T1", "T2")
-        assert not found.left_out
+class TestTemperature:
+    def test_finds_the_one_that_was_put_in(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = 2 * torch.randn(20_000, 3, generator=generator)
+        truth = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator)[:, 0]
+        for factor in (0.5, 1.0, 3.0):
+            stated = torch.softmax(factor * logits, 1)
+            assert fit_temperature(stated, truth) == pytest.approx(factor, rel=0.05)
 
-    def test_one_class_is_too_few_and_the_counts_are_told(self, registry, sequences):
-        task = replace(sequences, target="region")
-        with pytest.raises(DataError, match=r"1 classes of region.*abdomen") as caught:
-            labelled_volumes(load_cohort(registry, task), task)
-        assert caught.value.code == "DATA-09"
+    def test_order_of_classes_stays(self):
+        stated = torch.softmax(torch.randn(50, 4, generator=torch.Generator().manual_seed(1)), 1)
+        cooled = with_temperature(stated, 3.0)
+        assert torch.equal(cooled.argsort(1), stated.argsort(1))
+        assert torch.allclose(cooled.sum(1), torch.ones(50), atol=1e-6)
+        assert torch.equal(with_temperature(stated, 1.0), stated)
 
-    def test_a_class_without_test_volumes_is_left_out_and_counted(self, registry, sequences):
-        cohort = load_cohort(registry, sequences)
-        rare = tuple(replace(row, sequence="PD") for row in cohort.train[:2])
-        found = labelled_volumes(Cohort(cohort.train + rare, cohort.val, cohort.test), sequences)
-        assert found.left_out == {"PD": 2}
-        assert "PD" not in found.classes
-
-    def test_no_training_patient(self, registry, sequences):
-        cohort = load_cohort(registry, sequences)
-        with pytest.raises(DataError, match="training patients 0") as caught:
-            labelled_volumes(Cohort((), cohort.val, cohort.test), sequences)
-        assert caught.value.code == "DATA-09"
-
-
-class TestVolumeFeatures:
-    def test_mean_of_the_class_token_over_slices(self, registry, sequences, micro):
-        from core_mri.slice_grid import image_to_square
-        from downstream.cohort import read_image
-
-        rows = load_cohort(registry, sequences).test[:2]
-        features = volume_features(micro, registry, rows, 32)
-        images = image_to_square(read_image(registry, rows[1]), 32)
-        with torch.no_grad():
-            expected = micro(images).cls.mean(0)
-        assert torch.allclose(features[1], expected, atol=1e-5)
-
-    def test_no_volume_gives_no_row(self, registry, micro):
-        assert volume_features(micro, registry, (), 32).shape == (0, micro.embed_dim)
+    def test_few_examples_do_not_send_it_to_a_limit_beyond(self):
+        sure = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        right = fit_temperature(sure, torch.tensor([0, 1]))
+        wrong = fit_temperature(sure, torch.tensor([1, 0]))
+        assert LIMITS[0] <= right < 1 < wrong <= LIMITS[1]
+        assert torch.isfinite(with_temperature(sure, right)).all()
+        assert fit_temperature(torch.zeros(0, 2), torch.zeros(0).long()) == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.prompting import PromptedVolume
 from core_mri.slice_grid import image_to_square
 from core_mri.volume import Volume
-from downstream.config import Task
+from downstream.config import Task, training_task
 from downstream.evaluation.suite import finetune, rehearse
 from downstream.prompting import answers, clicks
 from downstream.prompting.loss import mask_loss
-from downstream.prompting.train import PromptTrainer, training_task
+from downstream.prompting.train import PromptTrainer
 from downstream.segmentation.data import read_mask
-from downstream.segmentation.train import LabelledSlices
+from downstream.segmentation.examples import LabelledSlices
 
 
 def blobs(seed: int, shape: tuple[int, int] = (40, 30)) -> np.ndarray:
@@ -260,7 +261,32 @@ class TestTraining:
         assert any(not torch.equal(t, end[name]) for name, t in before.items())
         assert all(torch.equal(t, before[name]) for name, t in micro.state_dict().items())
 
-    @pytest.mark.parametrize("adaptation", ["frozen", "head"])
+    @pytest.mark.parametrize("adaptation", ["adapters", "lora"])
+    def test_small_parts_of_the_encoder_move_and_are_released(
+        self, trainer, adaptation: str, tmp_path: Path
+    ) -> None:
+        fitted = trainer(adaptation=adaptation, steps=2)
+        moving, total = fitted.num_moving
+        assert 0 < moving < total
+        run(fitted)
+        model = fitted.finish()
+        image = torch.rand(1, 1, 32, 32)
+        loaded = core_mri.load_model(core_mri.save_model(model, tmp_path), device="cpu")
+        assert torch.equal(model.embed_image(image), loaded.embed_image(image))
+        assert not torch.equal(model.embed_image(image), trainer().finish().embed_image(image))
+
+    def test_stops_when_the_validation_patients_gain_nothing(self, trainer, recipe) -> None:
+        patient = replace(recipe, head_width=32, validate_every=1, patience=2)
+        fitted = trainer(recipe=patient)
+        assert not fitted.enough
+        fitted.best_score = 2.0  # no later look is better
+        fitted.best_step = 0
+        fitted.step(0)
+        assert not fitted.enough
+        fitted.step(1)
+        assert fitted.enough
+
+    @pytest.mark.parametrize("adaptation", ["frozen", "head", "lora"])
     def test_a_resumed_run_repeats_the_other(self, trainer, adaptation: str) -> None:
         whole = trainer(adaptation=adaptation)
         losses = run(whole)
@@ -385,7 +411,13 @@ class TestTask:
         with pytest.raises(ConfigError, match="distinct values"):
             replace(prompting, train_labels={"liver": 1, "spleen": 1})
 
-    def test_no_test_volume_shows_the_structure(self, finetune_config, prompting) -> None:
+    def test_no_test_volume_shows_the_structure(
+        self, finetune_config, prompting, monkeypatch
+    ) -> None:
         task = replace(prompting, labels={"tail": 99})
+        with pytest.raises(DataError, match=r"DATA-09.*test split show no structure"):
+            rehearse(finetune_config(task=task))
+        # Registries of an earlier version do not know the values of their label volumes.
+        monkeypatch.setattr("downstream.segmentation.data.stored_values", lambda _label: None)
         with pytest.raises(DataError, match=r"DATA-35.*none of the .* test volumes shows"):
             finetune(finetune_config(task=task, steps=1))

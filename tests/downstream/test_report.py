@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from core_mri.metrics import Interval
-from downstream.evaluation.report import build_report, verdict
+from downstream.evaluation.report import build_report
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import Comparison, SummaryRow, summarize
+from downstream.evaluation.verdict import verdict
 
 CONFIG_OUT = "a-private-folder"
 
@@ -120,4 +121,4 @@ class TestPage:
             )
         ]
         html = self.page(replace(config, k=(1, 5)), cells, tmp_path)
-        assert "mean Dice over test patients against the number of labels" in html
+        assert "mean Dice over test patients against the number of labelled volumes" in html

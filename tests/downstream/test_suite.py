@@ -29,6 +29,7 @@ CELL_KEYS = {
 }  # fmt: skip
 SUMMARY_KEYS = {
     "task", "weights", "method", "k", "metric", "mean", "n", "ci_low", "ci_high", "p", "p_holm",
+    "unit",
 }  # fmt: skip
 
 
@@ -100,10 +101,13 @@ class TestFinetune:
         patients = {r.subject_id for r in load_cohort(registry, config.task).test}
         for twin in (True, False):
             found = [
-                (c["patient"], c["structure"]) for c in results(out)["cells"] if c["twin"] is twin
+                (c["patient"], c["structure"], c["metric"])
+                for c in results(out)["cells"]
+                if c["twin"] is twin
             ]
-            assert len(found) == len(set(found)) == len(patients) * len(config.task.labels)
-            assert {patient for patient, _ in found} == patients
+            assert len(found) == len(set(found)) == 3 * len(patients) * len(config.task.labels)
+            assert {patient for patient, _, _ in found} == patients
+            assert {metric for _, _, metric in found} == {"dice", "nsd", "hd95"}
 
     def test_masks_lie_on_the_stored_grid_and_give_the_scores(self, finished, registry):
         config, out = finished
@@ -111,7 +115,7 @@ class TestFinetune:
         scores = {
             (c["patient"], c["structure"]): c["value"]
             for c in results(out)["cells"]
-            if not c["twin"]
+            if not c["twin"] and c["metric"] == "dice"
         }
         for pair in pairs.test:
             mask = read_nifti(out / "predictions" / f"{pair.image.volume_id}.nii.gz", kind="label")
@@ -208,6 +212,26 @@ class TestReproducibility:
         finetune(config, resume=True)
         assert results(config.out) == results(whole)
         assert len((config.out / "metrics.jsonl").read_text().splitlines()) == 6
+
+
+class TestTooFew:
+    def test_k_beyond_the_training_patients_names_task_and_split(self, suite_config):
+        with pytest.raises(DataError, match=r"organs, training split: 99 labelled volumes"):
+            rehearse(suite_config(k=(1, 99)))
+
+    def test_an_optional_task_without_patients_is_empty(self, suite_config, organs, registry):
+        (one, *_) = load_cohort(registry, organs).train
+        where = f"subject_id = '{one.subject_id}'"
+        lonely = replace(organs, name="lonely", where=where, optional=True)
+        config = suite_config(tasks=(organs, lonely), k=(1,), draws=1)
+        assert any(line.startswith("task lonely: DATA-09") for line in rehearse(config))
+        content = results(evaluate(config))
+        assert not content["failed"]
+        assert "different patients" in content["empty"][0]["why"]
+        rows = [row for row in content["summary"] if row["task"] == "lonely"]
+        assert {(row["n"], row["mean"]) for row in rows} == {(0, None)}
+        with pytest.raises(DataError, match="different patients"):
+            rehearse(replace(config, tasks=(replace(lonely, optional=False),)))
 
 
 class TestEvaluate:

@@ -6,21 +6,39 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core_mri.metrics import auroc, balanced_accuracy, bootstrap_interval, paired_permutation
+from core_mri.metrics import (
+    auprc,
+    auroc,
+    balanced_accuracy,
+    bootstrap_interval,
+    brier,
+    calibration_error,
+    detectable_difference,
+    paired_permutation,
+)
+from downstream.evaluation.classified import ClassifierTable
 from downstream.evaluation.results import Outcome, Probed, Score
-from downstream.evaluation.summary import MIN_PATIENTS, _Table, summarize
+from downstream.evaluation.summary import MIN_PATIENTS, summarize
 
 
-def classified(rows, weights="ours", against="twin") -> Outcome:
+def classified(rows, weights="ours", against="twin", draw=0) -> Outcome:
     """`rows`: (patient, truth, scores)."""
-    common = {"task": "sequence", "weights": weights, "k": 20, "draw": 0}
+    common = {"task": "sequence", "weights": weights, "k": 20, "draw": draw}
     score = Score(
         **common, twin=not against, method="knn", seed=0, patient="all", structure="",
         metric="auroc", value=0.5, unit="1",
     )  # fmt: skip
-    probed = tuple(Probed(method="knn", patient=p, truth=t, scores=s) for p, t, s in rows)
+    probed = tuple(
+        Probed(method="knn", patient=p, example=f"{p}-{i}", truth=t, scores=s, calibrated=s)
+        for i, (p, t, s) in enumerate(rows)
+    )
     return Outcome(
-        key=weights, against=against, scores=(score,), classes=("T1", "T2"), probed=probed, **common
+        key=f"{weights}{draw}",
+        against=against,
+        scores=(score,),
+        classes=("T1", "T2"),
+        probed=probed,
+        **common,
     )
 
 
@@ -124,14 +142,42 @@ class TestClassification:
         assert found["auroc"].ci_low <= found["auroc"].mean <= found["auroc"].ci_high
 
     def test_contributions_sum_to_the_balanced_accuracy(self):
-        table = _Table(classified(ROWS), "knn")
-        assert table.contributions().sum() == pytest.approx(table.accuracy(np.arange(20)))
+        table = ClassifierTable([classified(ROWS)], "knn")
+        everybody = np.ones((1, table.num_patients))
+        expected = table.values("balanced_accuracy", everybody)[0]
+        assert table.contributions().sum() == pytest.approx(expected)
 
     def test_equal_classifiers_do_not_differ(self):
         cells = [classified(ROWS), classified(ROWS, weights="twin", against="")]
         _, (comparison,) = summarize(cells, seed=0)
         assert comparison.p == 1
         assert (comparison.difference.low, comparison.difference.high) == (0, 0)
+
+    def test_draws_are_averaged_and_patients_resampled(self):
+        turned = [(p, t, s[::-1]) for p, t, s in ROWS]
+        rows, _ = summarize([classified(ROWS), classified(turned, draw=1)], seed=0)
+        found = {row.metric: row for row in rows}
+        assert found["balanced_accuracy"].mean == pytest.approx(0.5)
+        assert found["balanced_accuracy"].n == 10
+        # Every patient is as often right as wrong, so patients do not differ.
+        assert found["balanced_accuracy"].ci_low == pytest.approx(0.5)
+
+    def test_calibration_stands_beside_discrimination(self):
+        rows, _ = summarize([classified(ROWS)], seed=0)
+        found = {row.metric: row for row in rows}
+        truth, scores = [t for _, t, _ in ROWS], [s for *_, s in ROWS]
+        assert found["brier"].mean == pytest.approx(brier(truth, scores))
+        assert found["ece"].mean == pytest.approx(calibration_error(truth, scores))
+        assert found["auprc"].mean == pytest.approx(auprc(truth, scores))
+        assert {row.n for row in rows} == {10}
+
+    def test_what_so_many_patients_can_show_is_told(self):
+        wrong = [(p, t, s[::-1]) if p < "p5" else (p, t, s) for p, t, s in ROWS]
+        cells = [classified(ROWS), classified(wrong, weights="twin", against="")]
+        _, (comparison,) = summarize(cells, seed=0)
+        a, b = (ClassifierTable([cell], "knn").contributions() for cell in cells)
+        assert comparison.detectable == pytest.approx(detectable_difference(10 * (a - b)))
+        assert comparison.smallest_p == 2 / 2**10
 
     def test_a_resample_without_a_class_is_left_out(self):
         rows = [("a", 0, (0.9, 0.1)), ("b", 1, (0.1, 0.9))]

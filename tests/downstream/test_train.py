@@ -6,9 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+import core_mri
 from core_mri.errors import ConfigError, DataError
+from core_mri.slice_inference import neighbour_windows
 from downstream.adapt import weights_fingerprint
-from downstream.segmentation.train import FrozenFeatures, LabelledSlices, Trainer, encode
+from downstream.segmentation.examples import LabelledSlices
+from downstream.segmentation.features import FrozenFeatures, encode
+from downstream.segmentation.train import Trainer
 
 LABELS = {1: "bright square"}
 
@@ -27,6 +31,12 @@ def squares(num_slices: int, seed: int) -> LabelledSlices:
     return LabelledSlices(images, masks)
 
 
+def windowed(slices: LabelledSlices) -> LabelledSlices:
+    """Each slice with the one before and the one after it."""
+    looks_at = neighbour_windows(range(len(slices.masks)), 1, len(slices.masks))
+    return replace(slices, looks_at=looks_at)
+
+
 @pytest.fixture
 def trainer(micro, recipe):
     """Build a Trainer on bright squares; keyword arguments change it."""
@@ -43,6 +53,9 @@ def trainer(micro, recipe):
             "seed": 0,
             "name": "squares",
         } | changes
+        if values["recipe"].neighbours:
+            for name in ("training", "validation"):
+                values[name] = [windowed(slices) for slices in values[name]]
         return Trainer(
             values.pop("encoder"), values.pop("training"), values.pop("validation"), **values
         )
@@ -78,17 +91,52 @@ class TestLearning:
         assert fitted.best_step == fitted.steps
         assert all(torch.equal(last[name], kept[name]) for name in last)
 
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"decoder": "linear"},
+            {"decoder": "pyramid"},
+            {"decoder": "sam", "learning_rate": 1e-3},
+            {"loss": "dice_focal"},
+            {"precision": "bfloat16"},
+            {"ema": 0.9},
+            {"neighbours": 1},
+            {"neighbours": 1, "fusion": "mean"},
+            {"mirror": True},
+        ],
+    )
+    def test_every_way_to_train_learns(self, trainer, recipe, changes):
+        changed = replace(recipe, **({"learning_rate": 1e-2} | changes))
+        fitted = trainer(steps=50, recipe=replace(changed, validate_every=10))
+        losses = [numbers["loss"] for numbers in run(fitted)]
+        assert losses[-1] < 0.8 * losses[0]
+        assert fitted.best_score > 0.3
+
+    @pytest.mark.parametrize("adaptation", ["head", "adapters", "lora", "full"])
+    def test_every_adaptation_learns(self, trainer, recipe, adaptation):
+        fitted = trainer(
+            steps=25, adaptation=adaptation, recipe=replace(recipe, learning_rate=1e-2)
+        )
+        losses = [numbers["loss"] for numbers in run(fitted)]
+        assert losses[-1] < 0.8 * losses[0]
+
 
 class TestWhatMoves:
     @pytest.mark.parametrize(
-        ("adaptation", "same"), [("frozen", True), ("head", True), ("full", False)]
+        ("adaptation", "same"),
+        [("frozen", True), ("head", True), ("adapters", False), ("lora", False), ("full", False)],
     )
-    def test_only_full_changes_the_encoder(self, trainer, micro, adaptation, same):
+    def test_frozen_encoders_stay(self, trainer, micro, adaptation, same):
         before = weights_fingerprint(micro)
         fitted = trainer(adaptation=adaptation, steps=3)
         run(fitted)
-        assert (weights_fingerprint(fitted.segmenter.encoder) == before) is same
+        assert (weights_fingerprint(fitted.finish().encoder) == before) is same
         assert weights_fingerprint(micro) == before
+
+    def test_their_number_is_known(self, trainer, micro):
+        head, total = trainer().num_moving
+        assert total - head == sum(p.numel() for p in micro.parameters())
+        assert trainer(adaptation="lora").num_moving[0] == head + 2 * 2 * 2 * 4 * micro.embed_dim
 
     def test_a_twin_gets_the_same_head_and_the_same_batches(self, trainer, micro):
         from downstream.adapt import random_twin
@@ -99,18 +147,85 @@ class TestWhatMoves:
         assert torch.equal(ours._batch(2)[1], theirs._batch(2)[1])
 
 
+class TestRelease:
+    @pytest.mark.parametrize("adaptation", ["adapters", "lora", "full"])
+    @torch.no_grad()
+    def test_a_fitted_model_is_saved_and_gives_the_same_answers(
+        self, trainer, adaptation, tmp_path
+    ):
+        fitted = trainer(adaptation=adaptation)
+        with torch.enable_grad():
+            run(fitted)
+        images = torch.rand(2, 1, 32, 32)
+        model = fitted.segmenter.eval()
+        if fitted.best_step == fitted.steps:
+            before = model(images)
+            assert torch.allclose(fitted.finish()(images), before, atol=1e-6)
+        model = fitted.finish()
+        core_mri.save_model(model, tmp_path)
+        loaded = core_mri.load_model(tmp_path, device="cpu")
+        assert torch.equal(loaded(images), model(images))
+
+
+class TestNeighbours:
+    def test_a_slice_is_decoded_with_the_slices_around_it(self, trainer, recipe):
+        fitted = trainer(recipe=replace(recipe, neighbours=1, augmented_copies=2))
+        volume = squares(6, 0).images[:, 0]
+        looked_at = fitted.training.batch(torch.arange(3 * 6))
+        assert looked_at.shape == (18, 3, 32, 32)
+        assert torch.equal(looked_at[2], volume[1:4])
+        assert torch.equal(looked_at[0], volume[[0, 0, 1]])
+
+    def test_neighbours_and_mask_of_a_copy_move_together(self, trainer, recipe):
+        slices = squares(6, 0)
+        same = LabelledSlices(
+            slices.images[:1].expand(6, -1, -1, -1), slices.masks[:1].expand(6, -1, -1)
+        )
+        windows = trainer(
+            training=[windowed(same)], recipe=replace(recipe, neighbours=1, augmented_copies=1)
+        )
+        copies = windows.training.batch(torch.arange(6, 12))
+        assert torch.equal(copies[:, 0], copies[:, 1])
+        bright = copies[:, 1] > 0.5
+        assert (bright == (windows.masks[6:] > 0)).float().mean() > 0.95
+
+    def test_cached_tokens_are_those_of_the_planes(self, trainer, recipe):
+        fitted = trainer(recipe=replace(recipe, neighbours=1, num_levels=1))
+        levels, images, _ = fitted._batch(0)
+        assert levels[0].shape[:2] == images.shape[:2]
+        again = encode(fitted.segmenter.encoder, images.flatten(0, 1)[:, None], (1,))[0]
+        assert torch.allclose(levels[0].flatten(0, 1), again, atol=1e-5)
+
+
+class TestStopping:
+    def test_it_stops_when_validation_gains_nothing(self, trainer, recipe):
+        fitted = trainer(steps=40, recipe=replace(recipe, patience=2, learning_rate=1e-9))
+        done = next(i for i in range(40) if fitted.step(i) and fitted.enough)
+        assert done < 39
+        assert fitted.curve[-1].step - fitted.best_step == 2 * recipe.validate_every
+
+    def test_without_patience_it_never_does(self, trainer, recipe):
+        fitted = trainer(steps=10, recipe=replace(recipe, learning_rate=1e-9))
+        run(fitted)
+        assert not fitted.enough
+
+
 class TestDeterminism:
-    @pytest.mark.parametrize("adaptation", ["frozen", "head", "full"])
+    @pytest.mark.parametrize("adaptation", ["frozen", "head", "adapters", "lora", "full"])
     def test_same_seed_same_losses(self, trainer, adaptation):
         assert run(trainer(adaptation=adaptation)) == run(trainer(adaptation=adaptation))
 
-    @pytest.mark.parametrize("adaptation", ["frozen", "full"])
-    def test_a_resumed_run_repeats_the_uninterrupted_one(self, trainer, adaptation):
-        whole = trainer(adaptation=adaptation)
+    @pytest.mark.parametrize(
+        ("adaptation", "ema"),
+        [("frozen", 0.0), ("frozen", 0.5), ("adapters", 0.0), ("lora", 0.5), ("full", 0.0)],
+    )
+    def test_a_resumed_run_repeats_the_uninterrupted_one(self, trainer, recipe, adaptation, ema):
+        recipe = replace(recipe, ema=ema)
+        whole = trainer(adaptation=adaptation, recipe=recipe)
         run(whole)
-        first = trainer(adaptation=adaptation)
+        first = trainer(adaptation=adaptation, recipe=recipe)
         run(first, last=3)
-        second = trainer(adaptation=adaptation)
+        second = trainer(adaptation=adaptation, recipe=recipe)
         second.restore(copy.deepcopy(first.state()))
         run(second, first=3)
         assert second.curve == whole.curve
@@ -132,7 +247,7 @@ class TestFrozenFeatures:
     def test_encode_in_batches_is_encode_at_once(self, micro, monkeypatch):
         images = squares(5, 2).images
         whole = encode(micro, images, (1,))
-        monkeypatch.setattr("downstream.segmentation.train.ENCODE_BATCH", 2)
+        monkeypatch.setattr("downstream.segmentation.features.ENCODE_BATCH", 2)
         assert torch.allclose(encode(micro, images, (1,))[0], whole[0], atol=1e-5)
 
 
@@ -148,6 +263,12 @@ class TestFailures:
     def test_a_recipe_the_encoder_cannot_follow(self, trainer, recipe, change):
         with pytest.raises(ConfigError) as caught:
             trainer(recipe=replace(recipe, **change))
+        assert caught.value.code == "CONFIG-05"
+
+    @pytest.mark.parametrize("label", ["left kidney", "Kidney_Right"])
+    def test_mirrored_slices_with_sides(self, trainer, recipe, label):
+        with pytest.raises(ConfigError, match=label) as caught:
+            trainer(labels={1: label}, recipe=replace(recipe, mirror=True))
         assert caught.value.code == "CONFIG-05"
 
     def test_a_loss_that_is_not_finite_leaves_the_weights(self, trainer):

@@ -1,0 +1,1 @@
+"""Labelled data sets in public layouts: their lists, read strictly, to sources of a registry."""
