@@ -4,13 +4,13 @@
     python tests/benchmarks/pretraining_registry.py core_mri_tiny --out runs/core_mri_tiny
 
 Volumes of equal spacing in all directions are cut into axial, coronal and sagittal slices, every
-second one and none of them interpolated, so that ``plane`` is a label that has to be seen. All others are taken as they
-are, raw data are not. The keys are public, and with them the splits.
+second one and none of them interpolated, so that ``plane`` is a label that has to be seen. All
+others are taken as they are, raw data are not. The keys are public, and with them the splits.
 
-``real_cpu`` leaves out hearts (Sunnybrook); half of the
-patients train, three tenths validate, a fifth are test patients that no task on this data may train
-on. ``core_mri_tiny`` takes what may be passed on, with the key of the suite ``core_mri_data``: its
-validation and test patients are those of the suite, so they are not trained on.
+``real_cpu`` leaves out hearts (Sunnybrook); half of the patients train, three tenths validate, a
+fifth are test patients that no task on this data may train on. ``core_mri_tiny`` takes what may be
+passed on, with the key of the suite ``core_mri_data``: its validation and test patients are those
+of the suite, so they are not trained on.
 """
 
 from __future__ import annotations
