@@ -16,6 +16,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -201,7 +202,7 @@ def _launch_ray(entry: str, payload: Mapping[str, Any], workers: Workers, storag
         )
         try:
             trainer.fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ray Train leaves after Ctrl-C, without an error
             raise _interrupted() from None
         except Exception as error:
             _raise_error_in(storage)
@@ -234,6 +235,7 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",
     }
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -243,6 +245,8 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise _unreachable(address or "this machine", error) from error
+    with contextlib.suppress(ValueError):  # signals belong to the main thread
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler aborts the process
     try:
         yield
     finally:

@@ -94,10 +94,10 @@ class TestSlurm:
 
     @pytest.mark.ray
     @pytest.mark.slow
-    @pytest.mark.timeout(600)
+    @pytest.mark.timeout(900)
     def test_two_nodes_a_signal_and_the_queue(self, tiny, registry, tmp_path):
         """Slurm is played by scripts that start both nodes on this machine; Ray is real."""
-        config = tiny(registry=str(registry), steps=60, batch_size=16, checkpoint_every=5)
+        config = tiny(registry=str(registry), steps=30, batch_size=16, checkpoint_every=5)
         save_config(config, tmp_path / "config.yaml")
         job = Job(tmp_path, "slurm_ray.sh", WORKERS="3", SLURM_CPUS_PER_TASK="2")
         run = RunFolder(tmp_path / "run")
