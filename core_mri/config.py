@@ -34,7 +34,7 @@ def load_config(cls: type[T], source: str | Path | Mapping[str, object]) -> T:
     name = "configuration"
     if not isinstance(source, Mapping):
         name = str(source)
-        source = _read_yaml(Path(source))
+        source = read_yaml(Path(source))
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     adapter = TypeAdapter(_strict(cls, ConfigDict(extra="forbid")))
@@ -143,7 +143,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def _read_yaml(path: Path) -> Mapping[str, object]:
+def read_yaml(path: Path) -> Mapping[str, object]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: CONFIG-02 when it cannot be read as one.
+    """
     import yaml
 
     try:

@@ -11,11 +11,13 @@ function goes on from its own newest checkpoint. An error of ours is no loss: it
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -121,6 +123,30 @@ def preemption_ahead() -> bool:
     return ray.train.get_preemption_info() is not None
 
 
+def show_metrics(run: str, numbers: Mapping[str, float]) -> None:
+    """Show numbers on the dashboard of Ray, beside those of its nodes; nothing elsewhere.
+
+    They are gauges ``core_mri_NAME`` with the tag ``run``; Prometheus finds them as
+    ``ray_core_mri_NAME`` at the metrics port of the node.
+
+    Args:
+        run: Name of the run.
+        numbers: NAME to value.
+    """
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    for name, value in numbers.items():
+        _gauge(name).set(value, tags={"run": run})
+
+
+@functools.cache
+def _gauge(name: str) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(f"core_mri_{name}", f"{name} of the newest step of a run", tag_keys=("run",))
+
+
 def _launch_torchrun(
     entry: str, payload: Mapping[str, Any], workers: Workers, storage: Path
 ) -> None:
@@ -182,7 +208,7 @@ def _launch_ray(entry: str, payload: Mapping[str, Any], workers: Workers, storag
         )
         try:
             trainer.fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Ray Train leaves after Ctrl-C, without an error
             raise _interrupted() from None
         except Exception as error:
             _raise_error_in(storage)
@@ -192,7 +218,10 @@ def _launch_ray(entry: str, payload: Mapping[str, Any], workers: Workers, storag
 
 @contextlib.contextmanager
 def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
-    """A connection to `address`, or a cluster of this machine for the time of the run."""
+    """A connection to `address`, or a cluster of this machine for the time of the run.
+
+    A process that runs on Ray already, such as a trial of a sweep, keeps its connection.
+    """
     # A cluster started here listens on the loopback interface only; without this Ray writes a token
     # into the user's home folder.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address is None else "token")
@@ -203,12 +232,16 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
         _check_reachable(address)
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     local: dict[str, Any] = {
         # One core more than workers: Ray Train's controller takes a share of one.
         "num_cpus": max(available_cores(), num_workers + 1),
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",
     }
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -218,6 +251,8 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
         )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise _unreachable(address or "this machine", error) from error
+    with contextlib.suppress(ValueError):  # signals belong to the main thread
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler aborts the process
     try:
         yield
     finally:

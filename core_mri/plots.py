@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from core_mri.metrics.classification import ReliabilityBin
     from core_mri.metrics.intervals import Interval
 
+_LINE_CHARACTERS, _SAMPLE_CHARACTERS = 96, 6
+"""What fits into a line above a plot; what the sample of a line takes of it."""
 _MARKERS, _DASHES = "osD^vP", ("-", "--", "-.", ":")
 
 
@@ -57,7 +59,7 @@ def curves(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if len(series) > 1:
-        _legend_above(axes, len(series))
+        _legend_above(axes, list(series))
     return figure
 
 
@@ -100,7 +102,7 @@ def interval_plot(
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
     axes.set_xlabel(xlabel)
-    _legend_above(axes, len(weights))
+    _legend_above(axes, weights)
     return figure
 
 
@@ -211,11 +213,12 @@ def bars(values: Mapping[str, float], xlabel: str, *, title: str = "") -> Figure
     return figure
 
 
-def _legend_above(axes: Axes, num_entries: int) -> None:
+def _legend_above(axes: Axes, names: Sequence[str]) -> None:
+    longest = max(map(len, names)) + _SAMPLE_CHARACTERS
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=min(num_entries, 4),
+        ncols=max(1, min(len(names), 4, _LINE_CHARACTERS // longest)),
         frameon=False,
         fontsize=SMALL_PT,
         labelcolor=INK,

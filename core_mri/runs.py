@@ -91,7 +91,7 @@ class Run:
             out.mkdir(parents=True, exist_ok=True)
         marker = out / RUN_FILE
         if marker.exists():
-            _check_same(out, json.loads(marker.read_text())["config"], to_mapping(config))
+            check_same(out, config)
         elif any(out.iterdir()):
             raise ConfigError(
                 "CONFIG-03",
@@ -118,7 +118,7 @@ class Run:
 
     def __enter__(self) -> Run:
         if self.main:
-            self._lock = _locked(self.out)
+            self._lock = locked(self.out)
             self._handler = logging.FileHandler(self.out / "run.log", encoding="utf-8")
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logging.getLogger().addHandler(self._handler)
@@ -354,8 +354,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     aside.replace(path)
 
 
-def _locked(folder: Path) -> IO[str] | None:
+def locked(folder: Path) -> IO[str] | None:
     """A file that this process alone holds, until it is closed or the process ends.
+
+    None where files cannot be locked.
 
     Raises:
         RunError: RUN-09 when another process holds it.
@@ -391,8 +393,17 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_same(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changed = [line for line in differences(old, new) if line.split(":")[0] not in RESUMABLE]
+def check_same(out: Path, config: object) -> None:
+    """Refuse to continue the run of `out`, if it holds one, with another configuration.
+
+    Raises:
+        ConfigError: CONFIG-04 with every difference that changes a result.
+    """
+    marker = out / RUN_FILE
+    if not marker.exists():
+        return
+    lines = differences(json.loads(marker.read_text())["config"], to_mapping(config))
+    changed = [line for line in lines if line.split(":")[0] not in RESUMABLE]
     if changed:
         raise ConfigError(
             "CONFIG-04",

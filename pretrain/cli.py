@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,16 +17,19 @@ from core_mri.launch import Workers
 from core_mri.models.registry import MODELS
 from pretrain.cluster import Cluster
 from pretrain.config import CONFIGS, OBJECTIVES, PretrainConfig
+from pretrain.sweep import MODES, SweepOptions, sweep, trials_of
 
 if TYPE_CHECKING:
     from pretrain.cost import StageCost
 
 USAGE = """usage: core-mri pretrain run CONFIG [--dry-run | --resume] [flags]
+       core-mri pretrain sweep CONFIG --vary KEY=V1,V2 ... [--seeds 0 1 2] [flags]
        core-mri pretrain bench CONFIG [--measured-steps 50] [--json] [flags]
        core-mri pretrain cost CONFIG|MODEL --price P [--gpu H200] [--gpus 8] [--json] [flags]
 
   run    train an encoder on the slices of a registry; CONFIG is a YAML file or a packaged name
          (core-mri pretrain run --help lists every flag)
+  sweep  such a run for each combination of settings and seeds, compared in one report
   bench  time the first steps of such a run on one worker: images/s, MFU, where the time goes
   cost   predict speed, bottleneck, hours, money and memory of a run on GPUs; MODEL stands for
          base_8gpu with another encoder"""
@@ -78,6 +82,8 @@ def main(arguments: Sequence[str]) -> int:
         return _bench(words[1:])
     if words[0] == "cost":
         return _cost(words[1:])
+    if words[0] == "sweep":
+        return _sweep(words[1:])
     if words[0] != "run":
         print(f"core-mri pretrain: no verb {words[0]!r}.\n{USAGE}", file=sys.stderr)
         return 2
@@ -99,6 +105,32 @@ def _run(config: PretrainConfig, options: RunOptions) -> int:
     print(f"  core-mri finetune CONFIG --weights {weights}")
     print(f"  tensorboard --logdir {weights.parent / 'tensorboard'}")
     return 0
+
+
+def _sweep(words: Sequence[str]) -> int:
+    config, options = parse_command(
+        PretrainConfig, SweepOptions, words, program="core-mri pretrain sweep", folder=CONFIGS
+    )
+    logging.getLogger("pretrain").setLevel(logging.INFO)
+    _start_screen(config, f"sweep of {len(trials_of(config, options))} trials like this one")
+    report, rows = sweep(config, options)
+    width = max(len(row["trial"]) for row in rows)
+    print(f"{'trial':<{width}}  state     steps   {'   '.join(f'{name:>6}' for name in MODES)}")
+    for row in rows:
+        values = (f"{row[name]:6.3f}" if row[name] is not None else "     -" for name in MODES)
+        print(
+            f"{row['trial']:<{width}}  {row['state']:<8}  {row['steps']:>5}   {'   '.join(values)}"
+        )
+    failed = [row for row in rows if row["state"] == "failed"]
+    for row in failed:
+        print(f"{row['trial']}: {row['error']}", file=sys.stderr)
+    print(f"report   {report}")
+    print(f"results  {report.parent / 'sweep.csv'}, sweep.json")
+    print("next:")
+    if failed:
+        print("  run the same command again: what has failed is tried again, the rest is kept")
+    print(f"  tensorboard --logdir {report.parent / 'trials'}")
+    return 1 if failed else 0
 
 
 def _dry_run(config: PretrainConfig) -> int:

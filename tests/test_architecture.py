@@ -23,6 +23,7 @@ RAY_FILES = {
     "data_registry/ray_pool.py",
     "data_registry/ray_source.py",
     "downstream/serving/ray_app.py",
+    "pretrain/sweep_trials.py",
 }
 MAY_PRINT = {"core_mri/__main__.py", "core_mri/demo.py", "core_mri/info.py"}
 BANNED_NAMES = ("utils", "helpers", "common", "misc")

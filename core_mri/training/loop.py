@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from core_mri.errors import RunError
+from core_mri.launch import show_metrics
 from core_mri.runs import Run
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,11 @@ class _Watch:
             index, late = self._waiting.pop()
             numbers = dict(late)
             now = time.perf_counter()
-            self.run.log_metrics(index, **numbers, seconds=now - self._since)
+            seconds = now - self._since
+            self.run.log_metrics(index, **numbers, seconds=seconds)
             self._since = now
+            if self.run.main:
+                show_metrics(self.run.out.name, _shown(index, numbers, seconds))
             self.text = f"loss {numbers['loss']:.4f}"
             self.bad = 0 if math.isfinite(numbers["loss"]) else self.bad + 1
             if self.bad == MAX_BAD_STEPS:
@@ -128,3 +132,13 @@ class _Watch:
                 )
             if self.after is not None:
                 self.after(index)
+
+
+def _shown(index: int, numbers: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """What of a step the dashboard of Ray shows."""
+    shown = {"step": float(index + 1), "loss": numbers["loss"]}
+    if "images_per_second" in numbers:
+        shown["images_per_second"] = numbers["images_per_second"]
+    if "wait_seconds" in numbers:
+        shown["data_wait_share"] = numbers["wait_seconds"] / seconds
+    return shown

@@ -182,7 +182,12 @@ class TestWorkers:
     @pytest.mark.usefixtures("only_losses")
     @pytest.mark.parametrize(
         ("centering", "num_workers", "drop_path"),
-        [("sinkhorn", 2, 0.3), ("softmax", 2, 0.0), ("sinkhorn", 3, 0.3)],
+        [
+            ("sinkhorn", 2, 0.3),
+            ("softmax", 2, 0.0),
+            ("sinkhorn", 3, 0.3),
+            ("sinkhorn", 4, 0.3),
+        ],
     )
     def test_processes_have_the_losses_of_one(self, tiny, centering, num_workers, drop_path):
         """Three share four groups: one of them has two."""
