@@ -152,7 +152,7 @@ def efficiency_curves(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if len(series) > 1:
-        _legend_above(axes, len(series))
+        _legend_above(axes, list(series))
     return figure
 
 
@@ -184,7 +184,7 @@ def reliability_plot(series: Mapping[str, Sequence[ReliabilityBin]], *, title: s
     axes.set_aspect("equal")
     axes.set_xlabel("stated probability of the likeliest class")
     axes.set_ylabel("share of right answers")
-    _legend_above(axes, 2)
+    _legend_above(axes, list(series), most=2)
     return figure
 
 
@@ -213,12 +213,12 @@ def bars(values: Mapping[str, float], xlabel: str, *, title: str = "") -> Figure
     return figure
 
 
-def _legend_above(axes: Axes, names: Sequence[str]) -> None:
+def _legend_above(axes: Axes, names: Sequence[str], most: int = 4) -> None:
     longest = max(map(len, names)) + _SAMPLE_CHARACTERS
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=max(1, min(len(names), 4, _LINE_CHARACTERS // longest)),
+        ncols=max(1, min(len(names), most, _LINE_CHARACTERS // longest)),
         frameon=False,
         fontsize=SMALL_PT,
         labelcolor=INK,

@@ -160,8 +160,8 @@ def _report(
     if summary:
         report.add_table(
             "Settings", summary,
-            f"{_NAMES[metric][0].upper()}{_NAMES[metric][1:]} over finished seeds. Settings are chosen on validation "
-            "patients: report the chosen one on test patients.",
+            f"{_NAMES[metric][0].upper()}{_NAMES[metric][1:]} over finished seeds. Settings are chosen "
+            "on validation patients: report the chosen one on test patients.",
         )  # fmt: skip
     hidden = ("trial", "error", *trials[0].settings)
     report.add_table(
