@@ -86,7 +86,7 @@ class Optimization:
         return norm
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take the state dict of AdamW, its tensors whole: workers that share them keep their part."""
+        """Take a state dict of AdamW with whole tensors."""
         parameters = [p for group in self.adamw.param_groups for p in group["params"]]
         moments = {
             number: {

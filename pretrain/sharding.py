@@ -106,12 +106,13 @@ def within(module: nn.Module, function: Callable[..., T], *arguments: Tensor) ->
     """
     if not isinstance(module, FSDPModule):
         return function(*arguments)
-    result: T = module.run(function, *arguments)
+    run: Any = module.run
+    result: T = run(function, *arguments)
     return result
 
 
 def gathered(encoder: Encoder) -> Encoder:
-    """A whole copy of an encoder for the main worker; all call it, the others keep what they have."""
+    """A whole copy of an encoder, on the main worker alone; all call it."""
     tensors = {}
     for name, tensor in encoder.state_dict().items():
         value = whole(tensor)

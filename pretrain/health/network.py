@@ -33,7 +33,9 @@ def prototype_norms(student: nn.ModuleDict) -> dict[str, Tensor]:
     means that their updates have become too small to turn them.
     """
     return {
-        f"{name.removesuffix('.prototypes.weight')}_prototype_norm": whole(weight.norm(dim=-1).max())
+        f"{name.removesuffix('.prototypes.weight')}_prototype_norm": whole(
+            weight.norm(dim=-1).max()
+        )
         for name, weight in student.named_parameters()
         if name.endswith(".prototypes.weight")
     }
