@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from types import MethodType
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from torch.distributed.fsdp import (
 
 from core_mri.checkpoints.state import distribute_like
 from core_mri.devices import is_main, world_size
+from core_mri.errors import RunError
 from core_mri.models.encoder import Encoder
 from core_mri.training.sharding import whole
 from pretrain.config import PretrainConfig
@@ -48,6 +50,9 @@ class Shared:
         config: `sharding` and `reduce_dtype` say how.
         precision: ``bfloat16``: matrices of sharded blocks are gathered in it, as autocast would
             cast them there.
+
+    Raises:
+        RunError: RUN-10 where torch cannot do that.
     """
 
     def __init__(self, objective: Objective, config: PretrainConfig, precision: str) -> None:
@@ -138,6 +143,11 @@ def whole_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shard(objective: Objective, reduce_dtype: torch.dtype, precision: str) -> None:
+    """Divide an objective among all workers, in place.
+
+    Raises:
+        RunError: RUN-10.
+    """
     from torch.distributed.device_mesh import init_device_mesh
 
     device = next(objective.parameters()).device
@@ -145,10 +155,16 @@ def _shard(objective: Objective, reduce_dtype: torch.dtype, precision: str) -> N
     plain = MixedPrecisionPolicy(reduce_dtype=reduce_dtype, cast_forward_inputs=False)
     policy = plain
     if precision == "bfloat16":
-        policy = MixedPrecisionPolicy(
+        if "param_dtype_override_fn" not in {field.name for field in fields(plain)}:
+            raise RunError(
+                "RUN-10",
+                f"torch {torch.__version__} gathers all weights of a block in one type; 2.15 can "
+                "leave vectors in float32.",
+                fix="Install torch 2.15 or newer, or set --sharding none.",
+            )
+        policy = replace(
+            plain,
             param_dtype=torch.bfloat16,
-            reduce_dtype=reduce_dtype,
-            cast_forward_inputs=False,
             param_dtype_override_fn=lambda p: torch.float32 if p.ndim < 2 else None,
         )
 

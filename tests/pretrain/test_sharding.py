@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import core_mri
 import pretrain.report
+import pretrain.sharding
 from core_mri.checkpoints import Checkpoints
 from core_mri.config import to_mapping
 from core_mri.models.registry import MODELS
@@ -301,3 +302,11 @@ class TestBill:
         parameters = memory_need(config, "float32").gradients / 4
         assert traffic(config, "float32", 4) == 8 * parameters
         assert traffic(replace(config, reduce_dtype="bfloat16"), "float32", 4) == 4 * parameters
+
+
+class TestOldTorch:
+    def test_what_it_cannot_do_is_said(self, tiny, only_losses, tmp_path, monkeypatch):
+        monkeypatch.setattr(pretrain.sharding, "fields", lambda _policy: ())
+        config = tiny(batch_size=16, sharding="fsdp", precision="bfloat16")
+        with pytest.raises(mp.ProcessRaisedException, match=r"RUN-10.*--sharding none"):
+            start(trained, tmp_path / "two", config, only_losses)
