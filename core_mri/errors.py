@@ -68,6 +68,7 @@ CODES: dict[str, str] = {
     "RUN-07": "an alarm of health stopped the run: probes fell below those of its initial weights",
     "RUN-08": "workers do not see the same storage",
     "RUN-09": "two runs write to one place",
+    "RUN-10": "the installed torch cannot divide a network in bfloat16",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

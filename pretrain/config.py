@@ -19,6 +19,8 @@ OBJECTIVES = {
 """What the values of ``objective.name`` are called."""
 CONFIGS = Path(__file__).parent / "configs"
 """Where the packaged configurations lie."""
+_LARGE = 1024
+"""Width of ViT-L."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +241,12 @@ class PretrainConfig:
     """``auto``, ``cpu``, ``cuda``."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``auto`` takes bfloat16 autocast on CUDA devices that have it, else float32."""
+    sharding: Literal["auto", "none", "fsdp"] = "auto"
+    """Whether workers divide weights, gradients, optimizer and teacher among them (FSDP2) instead
+    of holding all of it each; ``auto`` does so from ViT-L on. One worker never does."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which workers send each other gradients; ``bfloat16`` halves what goes over the
+    network and rounds each to three digits."""
 
     def __post_init__(self) -> None:
         require(
@@ -296,6 +304,12 @@ class PretrainConfig:
                 f"{name} is {steps}, but the run has {self.steps} steps.",
                 fix=f"Try {self.steps // 10}.",
             )
+
+    def sharded(self, num_workers: int) -> bool:
+        """Whether so many workers divide the networks among them."""
+        if num_workers == 1 or self.sharding == "none":
+            return False
+        return self.sharding == "fsdp" or MODELS[self.model].embed_dim >= _LARGE
 
     def _check_sides(self, where: str, global_size: int, local_size: int) -> None:
         patch = MODELS[self.model].patch_size

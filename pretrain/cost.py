@@ -6,9 +6,11 @@ For n GPUs, each with B images of a step:
   ``operations / (peak x MFU)``, where MFU is at most what memory bandwidth allows:
   ``t / (t + 36 D tokens depth / bandwidth)``, t being the time of the blocks' forward products at
   peak (18 numbers of 2 bytes for each of a token's D and block);
-- all-reduce of float32 gradients by a ring: ``2 (n - 1) / n x 4 P / link``, link that between GPUs
-  of a node, or the network of a node when there are several; DistributedDataParallel hides it
-  behind backward, at least half of the compute;
+- all-reduce of gradients by a ring: ``2 (n - 1) / n x r P / link``, r 4 bytes or 2
+  (`reduce_dtype`), link that between GPUs of a node, or the network of a node when there are
+  several; DistributedDataParallel hides it behind backward, at least half of the compute. With
+  divided networks (`sharding`) what `pretrain.memory_need.traffic` counts goes round instead, as
+  much of it hidden;
 - data loading: ``B x reads / (readers x slices a second and core)``, readers the smaller of cores
   and ``loader_workers``;
 - storage: ``B x reads x bytes of a slice x GPUs of a node / throughput of a node``.
@@ -31,7 +33,7 @@ from pretrain.config import PretrainConfig
 from pretrain.config_views import require
 from pretrain.flops import encoder_config, encoder_flops, step_flops, step_work
 from pretrain.hardware import GPUS, Gpu, known_gpu
-from pretrain.memory_need import RESERVED, MemoryNeed, largest_batch, memory_need
+from pretrain.memory_need import RESERVED, MemoryNeed, largest_batch, memory_need, traffic
 from pretrain.sampler import check_batch
 from pretrain.stages import stages_of
 
@@ -155,14 +157,14 @@ class _Speed:
         share = -(-config.batch_size // group // gpus) * group  # of the busiest worker
         own = replace(config, batch_size=share)
         held = replace(config, batch_size=min(share, config.micro_batch or share))
-        need, largest = memory_need(held, self.precision), None
+        need, largest = memory_need(held, self.precision, gpus), None
         if self.gpu.memory is not None:
-            largest = gpus * largest_batch(config, self.precision, self.gpu.memory)
+            largest = gpus * largest_batch(config, self.precision, self.gpu.memory, gpus)
             _check_memory(config, self.gpu.memory, need, largest)
         parts = self._parts(own, gpus)
         longest = max(parts, key=lambda name: parts[name])
         seconds = parts[longest]
-        compute, all_reduce = self._compute(own), self._all_reduce(own, gpus)
+        compute, all_reduce = self._compute(own, gpus), self._all_reduce(own, gpus)
         if longest == _COMPUTE and all_reduce > compute:
             longest = _NETWORK
         alone = max(self._parts(own, 1).values())
@@ -185,7 +187,7 @@ class _Speed:
 
     def _parts(self, own: PretrainConfig, gpus: int) -> dict[str, float]:
         """Seconds of what goes on at the same time, for `own` images of each GPU."""
-        cluster, compute = self.cluster, self._compute(own)
+        cluster, compute = self.cluster, self._compute(own, gpus)
         reads = own.batch_size * (2 if own.views.adjacent_slices else 1)
         node_bytes = reads * cluster.slice_kb * 1e3 * min(gpus, cluster.gpus_per_node)
         readers = min(cluster.cores, max(own.loader_workers, 1))
@@ -197,18 +199,19 @@ class _Speed:
             _STORAGE: node_bytes / (cluster.storage_mb_s * 1e6),
         }
 
-    def _compute(self, own: PretrainConfig) -> float:
+    def _compute(self, own: PretrainConfig, gpus: int) -> float:
         if self.calibration is not None:
-            matrix = self.calibration.device == "cpu"
-            return self.calibration.seconds(step_work(own, attention_matrix=matrix))
+            work = step_work(own, attention_matrix=self.calibration.device == "cpu")
+            if own.sharded(gpus):  # as are the optimizer's
+                work = replace(work, parameters=work.parameters / gpus)
+            return self.calibration.seconds(work)
         return step_flops(own).kept / (self.gpu.peak * self._mfu(own))
 
     def _mfu(self, own: PretrainConfig) -> float:
         return min(self.cluster.mfu or PEER_MFU, bandwidth_ceiling(own, self.gpu))
 
     def _all_reduce(self, own: PretrainConfig, gpus: int) -> float:
-        parameters = step_work(own, attention_matrix=False).parameters
-        return ring_seconds(4 * parameters, gpus, self.link)
+        return ring_seconds(traffic(own, self.precision, gpus) / 2, gpus, self.link)
 
     def assumptions(self) -> Iterator[str]:
         """What was taken, and from where."""

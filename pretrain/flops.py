@@ -137,9 +137,14 @@ def encoder_parameters(encoder: EncoderConfig) -> int:
     width = encoder.embed_dim
     _, tokens = _tokens(encoder, encoder.image_size)
     prefix = 1 + encoder.num_registers
-    block = 12 * width**2 + (13 + 2 * (encoder.layer_scale > 0)) * width
     vectors = encoder.patch_size**2 + 1 + tokens + prefix + 1 + 2
-    return vectors * width + encoder.depth * block
+    return vectors * width + encoder.depth * block_parameters(encoder)
+
+
+def block_parameters(encoder: EncoderConfig) -> int:
+    """Parameters of one block."""
+    width = encoder.embed_dim
+    return 12 * width**2 + (13 + 2 * (encoder.layer_scale > 0)) * width
 
 
 def head_parameters(config: PretrainConfig) -> int:

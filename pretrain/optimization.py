@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core_mri.checkpoints.state import distribute_like
 from core_mri.models.encoder import Encoder
 from core_mri.training.layer_decay import layer_multiplier
 from core_mri.training.schedules import warmup_cosine
+from core_mri.training.sharding import whole
 from pretrain.config import OptimizerConfig, PretrainConfig
 from pretrain.objectives import ENCODER, Array, Objective
 
@@ -73,7 +75,7 @@ class Optimization:
             group["lr"] = now["learning_rate"] * group["multiplier"]
             group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
         gradients = [p.grad for p in self.objective.student.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = whole(nn.utils.get_total_norm(gradients))
         # What torch.amp.GradScaler hands to fused optimizers: a divisor, and 1 for "skip".
         self.adamw.grad_scale = self.clipped_by(norm)  # type: ignore[attr-defined]
         self.adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
@@ -82,6 +84,18 @@ class Optimization:
         if norm.device.type != "cpu" or bool(norm.isfinite()):
             self.objective.update(now)
         return norm
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take a state dict of AdamW with whole tensors."""
+        parameters = [p for group in self.adamw.param_groups for p in group["params"]]
+        moments = {
+            number: {
+                name: value if name == "step" else distribute_like(value, parameters[number])
+                for name, value in of_one.items()
+            }
+            for number, of_one in state["state"].items()
+        }
+        self.adamw.load_state_dict({**state, "state": moments})
 
     def clipped_by(self, norm: Tensor) -> Tensor:
         """The divisor of all gradients when the whole one has this norm."""
@@ -105,7 +119,8 @@ def parameter_groups(student: nn.ModuleDict, config: OptimizerConfig) -> list[di
                 decay=config.layer_decay,
                 patch_embed=config.patch_embed_lr,
             )
-        groups.setdefault((multiplier, parameter.squeeze().ndim > 1), []).append(parameter)
+        is_matrix = sum(size > 1 for size in parameter.shape) > 1
+        groups.setdefault((multiplier, is_matrix), []).append(parameter)
     return [
         {"params": parameters, "multiplier": multiplier, "decays": decays}
         for (multiplier, decays), parameters in groups.items()

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 
 from core_mri.models.encoder import Encoder
 from pretrain.linear import linear
+from pretrain.sharding import within
 
 Shapes = list[tuple[int, int]]
 """(B, N) of each group."""
@@ -91,9 +93,11 @@ def encode_packed(
     branches = _draw_branches(shapes, [part[:-2] for part in kept], x.device)
     run_block = _compiled_block() if compiled else transform_block
     for depth, block in enumerate(early):
-        x = run_block(block, x, shapes, tables, branches[2 * depth], branches[2 * depth + 1])
-    x = transform_block(
-        last, x, shapes, tables,
+        x = _through(
+            run_block, block, x, shapes, tables, branches[2 * depth], branches[2 * depth + 1]
+        )
+    x = _through(
+        transform_block, last, x, shapes, tables,
         *_last_branches(shapes, [part[-2:] for part in kept], wanted, x.device),
         wanted=wanted.to(x.device, non_blocking=True),
     )  # fmt: skip
@@ -137,6 +141,26 @@ def transform_block(
     y = block.norm2(_take(x, second))
     y = functional.gelu(linear(y, block.mlp.fc1.weight, block.mlp.fc1.bias))
     return _add(x, _scaled_linear(y, block.mlp.fc2, _gamma(block, 2)), second)
+
+
+def _through(
+    run_block: Callable[..., Tensor],
+    block: Any,
+    x: Tensor,
+    shapes: Shapes,
+    tables: Tables,
+    first: Branch | None,
+    second: Branch | None,
+    **wanted: Tensor,
+) -> Tensor:
+    """A block, maybe a sharded one, which gets its input as a view that cannot be changed."""
+    copies = isinstance(block, FSDPModule) and first is not None
+
+    def body(x: Tensor) -> Tensor:
+        x = x.clone() if copies else x
+        return run_block(block, x, shapes, tables, first, second, **wanted)
+
+    return within(block, body, x)
 
 
 @cache

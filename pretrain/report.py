@@ -32,18 +32,19 @@ if TYPE_CHECKING:
 PRETRAINED = "pretrained"
 
 
-def finish(run: Run, trainer: Trainer, slices: ProbeSet) -> None:
+def finish(run: Run, trainer: Trainer, encoder: Encoder, slices: ProbeSet) -> None:
     """Write ``weights/``, ``results.json``, ``results.csv`` and ``report.html`` of a run.
 
     Args:
         run: The finished run.
-        trainer: Its networks; the teacher's encoder is released.
+        trainer: Its configuration and health.
+        encoder: The one that is released.
         slices: Those of the probe.
     """
     from core_mri.weights import save_model
 
     config = trainer.config
-    encoders, origin = _encoders(trainer), _origin(config)
+    encoders, origin = _encoders(trainer, encoder), _origin(config)
     result = (
         probe(encoders, slices, seed=config.seed, twin=origin)
         if config.probe_slices
@@ -51,7 +52,7 @@ def finish(run: Run, trainer: Trainer, slices: ProbeSet) -> None:
     )
     metrics = run.metrics()
     facts = card(config, trainer.dataset, metrics, result, _overlap(run))
-    save_model(trainer.model.teacher_encoder, run.out / "weights", facts)
+    save_model(encoder, run.out / "weights", facts)
     note_training(config.registry, run.out / "weights", facts["subjects"], "pretrain")
     with writing(run.out):
         results = {"schema": 1, "cells": result.cells, "summary": result.summary}
@@ -59,10 +60,10 @@ def finish(run: Run, trainer: Trainer, slices: ProbeSet) -> None:
         _write_csv(run.out / "results.csv", result.summary)
     verdict = _verdict(metrics, result, trainer.health.history, origin)
     report = Report(f"Pretraining of {config.model}", verdict)
-    _fill(report, run, trainer, facts, result)
+    _fill(report, run, trainer, encoders, facts, result)
 
 
-def report_stopped(run: Run, trainer: Trainer, error: RunError) -> None:
+def report_stopped(run: Run, trainer: Trainer, encoder: Encoder, error: RunError) -> None:
     """Write ``report.html`` of a run that an alarm or bad losses have ended; no weights."""
     result = ProbeResult([], [], ["No probe: the run was stopped."])
     metrics = run.metrics()
@@ -70,7 +71,7 @@ def report_stopped(run: Run, trainer: Trainer, error: RunError) -> None:
     facts["training"]["steps"] = f"{metrics[-1]['step'] + 1} of {trainer.config.steps}"
     verdict = str(error).replace(f"{run.out}/", "")  # the page may be sent to others
     report = Report(f"Pretraining of {trainer.config.model}: stopped", verdict)
-    _fill(report, run, trainer, facts, result)
+    _fill(report, run, trainer, _encoders(trainer, encoder), facts, result)
 
 
 def card(
@@ -135,7 +136,12 @@ def card(
 
 
 def _fill(
-    report: Report, run: Run, trainer: Trainer, facts: dict[str, Any], result: ProbeResult
+    report: Report,
+    run: Run,
+    trainer: Trainer,
+    encoders: dict[str, Encoder],
+    facts: dict[str, Any],
+    result: ProbeResult,
 ) -> None:
     metrics, origin = run.metrics(), _origin(trainer.config)
     report.add_text(
@@ -157,7 +163,6 @@ def _fill(
         report.add_text("Alarms", "None.")
     add_curves(report, metrics, (LOSS, *trainer.model.losses))
     add_probe_curves(report, metrics, origin)
-    encoders = _encoders(trainer)
     pictures = {"views": views_picture(*trainer.example())}
     report.add_figure(
         "Views and masks", pictures["views"],
@@ -179,11 +184,11 @@ def _fill(
     report.write(run.out / "report.html")
 
 
-def _encoders(trainer: Trainer) -> dict[str, Encoder]:
+def _encoders(trainer: Trainer, encoder: Encoder) -> dict[str, Encoder]:
     """The released encoder and its twin, as the run began."""
     torch.manual_seed(trainer.config.seed)
     twin = create_objective(trainer.config).to(trainer.choice.device).eval().teacher_encoder
-    return {PRETRAINED: trainer.model.teacher_encoder.eval(), _origin(trainer.config): twin}
+    return {PRETRAINED: encoder.eval(), _origin(trainer.config): twin}
 
 
 def _origin(config: PretrainConfig) -> str:

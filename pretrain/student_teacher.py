@@ -29,6 +29,7 @@ from pretrain.objectives import ENCODER, FEATURES, LOSS, Array, Batch, Lesson, O
 from pretrain.packed import Crops, encode_packed
 from pretrain.prototypes import Spread, TargetSums, cross_views, prototype_loss, same_rows
 from pretrain.sampler import DROP_PATH, random_stream
+from pretrain.sharding import within
 from pretrain.start import build_encoder
 from pretrain.targets import SoftmaxCentering, Targets, sinkhorn_knopp, softmax_targets
 
@@ -66,8 +67,8 @@ class StudentTeacher(Objective):
     With ``gram_weight`` also Gram anchoring (DINOv3); the anchor is an encoder of its own.
 
     The student learns by gradients; the teacher follows as a moving average and never has
-    gradients, nor stochastic depth. Wrap it in DistributedDataParallel as it is: every parameter of
-    the student takes part in each forward pass, also where a worker has no masked patch.
+    gradients, nor stochastic depth. Every parameter of the student takes part in each forward pass,
+    also where a worker has no masked patch.
 
     Args:
         config: Of the run; weights are random from torch's global generator.
@@ -144,6 +145,11 @@ class StudentTeacher(Objective):
             return []
         return [self.student.get_parameter(f"{head}.prototypes.weight") for head in self.heads]
 
+    def prepare(self, now: Mapping[str, float]) -> None:
+        """Take a new anchor where `gram.REFRESH` says so."""
+        if self.anchor is not None and now[REFRESH]:
+            update_ema(self.anchor, self.teacher_encoder, 0.0)
+
     @torch.no_grad()
     def teach(self, batch: Batch, now: Mapping[str, float]) -> Targeted:
         """Class tokens and targets of the global views of a batch."""
@@ -171,7 +177,7 @@ class StudentTeacher(Objective):
         Args:
             batch: Views and masks, M = 2: those of the global views.
             now: ``teacher_temperature`` and ``koleo_weight`` of this step; with an anchor also
-                `gram.WEIGHT` and `gram.REFRESH`.
+                `gram.WEIGHT`.
             lesson: As `teach` gives it.
 
         Returns:
@@ -219,7 +225,7 @@ class StudentTeacher(Objective):
         loss = loss + now["koleo_weight"] * koleo
         gram = torch.zeros_like(loss)
         if anchored:
-            gram = self._gram_loss(globals_, seen.patches, renew=bool(now[REFRESH]))
+            gram = self._gram_loss(globals_, seen.patches)
             loss = loss + now[WEIGHT] * gram
         return {
             LOSS: loss,
@@ -268,18 +274,16 @@ class StudentTeacher(Objective):
     ) -> tuple[Tensor, TargetSums]:
         projection = self._head(self.student, head)
         return prototype_loss(
-            projection.codes(features),
+            within(projection, projection.codes, features),
             projection.prototypes.weight,
             targets,
             how,
             self.config.objective.student_temperature,
         )
 
-    def _gram_loss(self, globals_: Tensor, patches: Tensor, *, renew: bool) -> Tensor:
+    def _gram_loss(self, globals_: Tensor, patches: Tensor) -> Tensor:
         """Of all patches [2 * B * h * w, D] of the global views [2 * B, 1, S, S]."""
         assert self.anchor is not None
-        if renew:
-            self.anchor.load_state_dict(self.teacher_encoder.state_dict())
         with torch.no_grad():
             (kept,) = encode_packed(
                 self.anchor, [Crops(globals_, wanted=torch.arange(len(patches)))]

@@ -156,11 +156,12 @@ def _report(
 ) -> None:
     from core_mri.plots import curves
 
+    name = _NAMES[metric]
     report = Report("Sweep of pretraining", _verdict(rows, summary, metric), out.name)
     if summary:
         report.add_table(
             "Settings", summary,
-            f"{_NAMES[metric][0].upper()}{_NAMES[metric][1:]} over finished seeds. Settings are chosen "
+            f"{name[0].upper()}{name[1:]} over finished seeds. Settings are chosen "
             "on validation patients: report the chosen one on test patients.",
         )  # fmt: skip
     hidden = ("trial", "error", *trials[0].settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
@@ -18,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
 from core_mri.errors import RunError
 from core_mri.launch import Workers, launch, preemption_ahead
+from core_mri.models.encoder import Encoder
 from core_mri.runs import Run, write_atomically, writing
 from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
@@ -47,6 +47,7 @@ from pretrain.sampler import (
     random_stream,
     rank_slice,
 )
+from pretrain.sharding import Shared, gathered, whole_state
 from pretrain.stages import Stage, resize, samples_at, stage_at, stages_of
 from pretrain.start import HeadWarmup
 from pretrain.upload import upload
@@ -145,13 +146,15 @@ def run_worker(payload: Mapping[str, Any]) -> None:
             )
         except RunError as error:
             if error.code in STOPPED:
+                encoder = trainer.released()
                 if is_main():
-                    report_stopped(run, trainer, error)
+                    report_stopped(run, trainer, encoder, error)
                 if world_size() > 1:  # launchers end all workers when one has left
                     dist.barrier()
             raise
+        encoder = trainer.released()
         if is_main():
-            finish(run, trainer, probe_set(config, dataset, validation))
+            finish(run, trainer, encoder, probe_set(config, dataset, validation))
 
 
 class Trainer:
@@ -168,9 +171,7 @@ class Trainer:
         self.choice: Choice = select_precision(select_device(config.device), config.precision)
         torch.manual_seed(config.seed)
         self.model = create_objective(config).to(self.choice.device).train()
-        self.parallel: nn.Module = self.model
-        if world_size() > 1:
-            self.parallel = nn.parallel.DistributedDataParallel(self.model)
+        self.shared = Shared(self.model, config, self.choice.precision)
         self.schedules = schedules(config) | self.model.schedules()
         self.optimization = Optimization(self.model, config.optimizer)
         self.health = HealthMonitor(config, judged_features=self.model.judged_features)
@@ -207,6 +208,7 @@ class Trainer:
         draws = random_stream(config.seed, int(numbers[0]), DROP_PATH)
         torch.manual_seed(int(draws.integers(2**63)))
         self.optimization.clear()
+        self.model.prepare(now)
         batch = Batch(views.global_views, views.local_views, masks, numbers)
         out = self._gradients(batch, now, len(everything))
         features = out.pop(FEATURES)
@@ -252,16 +254,15 @@ class Trainer:
         images, group = len(batch.global_views), self.config.objective.koleo_group
         num_parts = micro_batches(batch_size, world_size(), group, self.config.micro_batch)
         ends = (np.linspace(0, images // group, num_parts + 1).round().astype(int) * group).tolist()
-        lesson, found = None, []
-        if num_parts > 1:
-            with self._autocast():
-                lesson = self.model.teach(batch, now)
+        found = []
+        with self._autocast():
+            lesson = self.shared.teach(batch, now)
         for begin, end in itertools.pairwise(ends):
             images_of_part, is_last = slice(begin, end), end == images
-            with self._together(is_last):
+            with self.shared.averaging(is_last):
                 with self._autocast():
-                    taught = None if lesson is None else lesson.part(images_of_part)
-                    out = self.parallel(batch.part(images_of_part), now, taught)
+                    taught = lesson.part(images_of_part) if lesson and num_parts > 1 else lesson
+                    out = self.shared(batch.part(images_of_part), now, taught)
                 (out[LOSS] * ((end - begin) * world_size() / batch_size)).backward()
             found.append({name: value.detach() for name, value in out.items()})
         if num_parts == 1:
@@ -275,12 +276,6 @@ class Trainer:
         return {name: parts.sum(0) for name, parts in mean.items()} | {
             FEATURES: torch.cat([out[FEATURES] for out in found])
         }
-
-    def _together(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
-        """Workers average their gradients with those of the last part."""
-        if is_last or not isinstance(self.parallel, nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.parallel.no_sync()
 
     def state(self) -> dict[str, Any]:
         """Weights of student and teacher, optimizer, alarms: with the seed enough to continue."""
@@ -296,9 +291,14 @@ class Trainer:
         """Continue from what `state` gave."""
         self._enter(stages_of(self.config)[state["stage"]])
         self.warmup.restore(state["warmup"])
-        self.model.load_state_dict(state["model"])
-        self.optimization.adamw.load_state_dict(state["optimizer"])
+        self.shared.load(state["model"])
+        self.optimization.load(state["optimizer"])
         self.health.restore(state["health"])
+
+    def released(self) -> Encoder:
+        """The teacher's encoder; all workers call it, and that of the main one is whole."""
+        encoder = self.model.teacher_encoder
+        return gathered(encoder) if self.shared.sharded else encoder
 
     def example(self) -> tuple[Views, Tensor]:
         """Views and masks of some slices of the first step, for a picture."""
@@ -344,15 +344,27 @@ class Trainer:
         """Go on with the sizes of a stage; nothing when it is the present one."""
         if stage.number == self.stage.number:
             return
+        config, size = self.config, stage.config.views.global_size
+        if self.shared.sharded:  # FSDP does not take new tables: made anew, whole for a moment
+            state = whole_state(
+                {"model": self.model.state_dict(), "moments": self.optimization.adamw.state_dict()}
+            )
+            self.model = create_objective(self.stage.config).to(self.choice.device).train()
+            self.model.load_state_dict(state["model"])
+            self.optimization = Optimization(self.model, config.optimizer)
+            self.optimization.load(state["moments"])
         self.stage = stage
         self.model.config = stage.config
-        resize(self.model, self.optimization.adamw, stage.config.views.global_size)
-        if world_size() > 1:  # its buffers have the sizes of the old tables
-            self.parallel = nn.parallel.DistributedDataParallel(self.model)
+        resize(self.model, self.optimization.adamw, size)
+        moments = self.optimization.adamw.state_dict()
+        self.shared = Shared(self.model, config, self.choice.precision)
+        if self.shared.sharded:
+            self.optimization = Optimization(self.model, config.optimizer)
+            self.optimization.load(moments)
 
     def _probe(self, finished: int) -> dict[str, float]:
         with self._autocast():
-            return self.health.probe(finished, self.model.teacher_encoder)
+            return self.health.probe(finished, self.released())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

@@ -108,13 +108,21 @@ def assemble(shape: tuple[int, ...], chunks: list[tuple[tuple[int, ...], Tensor]
 
 
 def distribute_like(value: Tensor, template: Tensor) -> Tensor:
-    """A whole tensor in the layout of `template`: the part of this worker, if that is a DTensor."""
+    """A whole tensor in the layout of `template`: a copy of the part of this worker, if a DTensor.
+
+    Nothing is sent: all workers have the whole.
+    """
     if not isinstance(template, DTensor):
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    mesh = template.device_mesh
-    return distribute_tensor(value.to(mesh.device_type), mesh, template.placements)
+    mesh, placements = template.device_mesh, template.placements
+    shape, offset = compute_local_shape_and_global_offset(template.shape, mesh, placements)
+    part = value[tuple(slice(b, b + n) for b, n in zip(offset, shape, strict=True))]
+    part = part.to(template.device, copy=True).contiguous()
+    return DTensor.from_local(
+        part, mesh, placements, run_check=False, shape=template.shape, stride=template.stride()
+    )
 
 
 def _local_part(tensor: DTensor) -> Chunk | None:

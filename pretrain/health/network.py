@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from core_mri.training.sharding import whole
 from pretrain.data import Sample
 
 _STRIDE = 8
@@ -20,7 +21,7 @@ def gradient_norms(student: nn.ModuleDict) -> dict[str, Tensor]:
     for name, module in student.items():
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if gradients:
-            norms[f"grad_norm_{name}"] = torch.stack(torch._foreach_norm(gradients)).norm()
+            norms[f"grad_norm_{name}"] = whole(nn.utils.get_total_norm(gradients))
     return norms
 
 
@@ -32,7 +33,9 @@ def prototype_norms(student: nn.ModuleDict) -> dict[str, Tensor]:
     means that their updates have become too small to turn them.
     """
     return {
-        f"{name.removesuffix('.prototypes.weight')}_prototype_norm": weight.norm(dim=-1).max()
+        f"{name.removesuffix('.prototypes.weight')}_prototype_norm": whole(
+            weight.norm(dim=-1).max()
+        )
         for name, weight in student.named_parameters()
         if name.endswith(".prototypes.weight")
     }

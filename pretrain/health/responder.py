@@ -51,6 +51,7 @@ class Responder:
             return
         self._newest = step
         folder = self.run.keep_checkpoint(SNAPSHOTS, step + 1, self.trainer.state())
+        encoder = self.trainer.released()
         if not self.run.main:
             return
         with writing(folder):
@@ -62,7 +63,7 @@ class Responder:
             figures = {"views": views_picture(views, masks)}
             if trainer.health.patches is not None:
                 figures["patches"] = patches_picture(
-                    {"teacher": trainer.model.teacher_encoder}, trainer.health.patches.images[:4]
+                    {"teacher": encoder}, trainer.health.patches.images[:4]
                 )
             for name, figure in figures.items():
                 figure.savefig(folder / f"{name}.png")

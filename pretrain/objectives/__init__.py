@@ -60,7 +60,7 @@ class Lesson(Protocol):
 
 
 class Objective(nn.Module, ABC):
-    """Networks and losses of one method; wrapped in DistributedDataParallel as it is.
+    """Networks and losses of one method; `pretrain.sharding` makes workers average its gradients.
 
     Every parameter of `student` must take part in each forward pass, and no other parameter may
     require a gradient. The state dict holds all that a run needs to continue.
@@ -101,8 +101,16 @@ class Objective(nn.Module, ABC):
     def schedules(self) -> dict[str, Array]:
         """The method's own schedules, each an array [steps]."""
 
+    def prepare(self, now: Mapping[str, float]) -> None:
+        """What comes before the first forward pass of a step, while no weights are in use.
+
+        Args:
+            now: Every schedule at this step.
+        """
+        del now
+
     def teach(self, batch: Batch, now: Mapping[str, float]) -> Lesson | None:
-        """What depends on the whole share of a worker, when `forward` sees it part by part."""
+        """What depends on the whole share of a worker, which `forward` may see part by part."""
         del batch, now
         return None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core_mri.models.encoder import Encoder
+from core_mri.training.sharding import whole
 
 
 def encode_visible(
@@ -133,9 +134,9 @@ def positions_of(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def calm(encoder: Encoder) -> Encoder:
-    """A copy without stochastic depth and gradients, in evaluation mode."""
+    """A whole copy without stochastic depth and gradients, in evaluation mode."""
     copy = Encoder(replace(encoder.config, drop_path=0.0))
-    copy.load_state_dict(encoder.state_dict())
+    copy.load_state_dict({name: whole(value) for name, value in encoder.state_dict().items()})
     return copy.to(next(encoder.parameters()).device).requires_grad_(False).eval()
 
 

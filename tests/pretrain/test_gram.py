@@ -122,7 +122,7 @@ class TestObjective:
         model.update(at(2.0))
         assert all(torch.equal(v, before[name]) for name, v in model.anchor.state_dict().items())
         assert not any(parameter.requires_grad for parameter in model.anchor.parameters())
-        model(batch(), at(2.0, refresh=1.0))
+        model.prepare(at(2.0, refresh=1.0))
         teacher = model.teacher_encoder.state_dict()
         assert all(torch.equal(v, teacher[name]) for name, v in model.anchor.state_dict().items())
 
