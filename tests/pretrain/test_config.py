@@ -31,7 +31,7 @@ class TestPackaged:
     def test_there_is_one_for_each_purpose(self, packaged_configs):
         names = [path.stem for path in packaged_configs]
         assert names == [
-            *("base_8gpu", "real_cpu", "small_1gpu"),
+            *("base_8gpu", "core_mri_tiny", "real_cpu", "small_1gpu"),
             *("tiny_cpu", "tiny_cpu_ijepa", "tiny_cpu_mae"),
         ]
 
