@@ -60,8 +60,17 @@ def evaluate_main(arguments: Sequence[str]) -> int:
         from downstream.reconstruction.cli import evaluate_main as evaluate_reconstruction_main
 
         return evaluate_reconstruction_main(arguments, folder)
+    given = list(arguments)
+    if not given or given[0].startswith("-"):
+        if not {"-h", "--help"} & set(given):
+            packaged = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            raise ConfigError(
+                "CONFIG-02",
+                f"no suite was named: give a YAML file, or a packaged one ({packaged}).",
+            )
+        given.insert(0, "demo")  # tasks have flags only where a suite names some
     config, options = parse_command(
-        SuiteConfig, SuiteOptions, arguments, program="core-mri evaluate", folder=folder
+        SuiteConfig, SuiteOptions, given, program="core-mri evaluate", folder=folder
     )
     return _main("evaluate", config, options)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from core_mri.config import config_hash
+from core_mri.config import to_mapping
 from core_mri.errors import DataError
 from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
@@ -122,8 +122,10 @@ class Cell:
     def key(self) -> str:
         """File name; equal for equal weights, whatever they are called."""
         model = "twin" if self.twin else self.baseline or "model"
-        nameless = config_hash(replace(self, weights="", against=""))
-        return f"{self.task.name}-{model}-k{self.k}-d{self.draw}-{nameless[:12]}"
+        nameless = to_mapping(replace(self, weights="", against=""))
+        # Keys are not sorted: structures are numbered in their order.
+        digest = hashlib.sha256(json.dumps(nameless).encode()).hexdigest()
+        return f"{self.task.name}-{model}-k{self.k}-d{self.draw}-{digest[:12]}"
 
 
 def prepare(registry: Registry, task: Task) -> TaskData:

@@ -48,7 +48,7 @@ def cells_on_ray(
         RunError: RUN-02 when the cluster cannot be reached.
     """
     common = {
-        "config": json.dumps(to_mapping(config), sort_keys=True),
+        "config": json.dumps(to_mapping(config)),  # structures are numbered in their order
         "embeddings": str((running.embeddings or config.out / "embeddings").absolute()),
         "embeddings_gb": running.embeddings_gb,
         "folder": str(Path.cwd()),

@@ -4,7 +4,8 @@ import pytest
 
 from core_mri.__main__ import main
 from core_mri.config import save_config
-from downstream.cli import table
+from core_mri.errors import ConfigError
+from downstream.cli import evaluate_main, table
 
 
 @pytest.fixture
@@ -68,6 +69,14 @@ class TestEvaluate:
         save_config(config, tmp_path / "suite.yaml")
         assert main(["evaluate", str(tmp_path / "suite.yaml")]) == 1
         assert "1 cell failed" in capsys.readouterr().out
+
+    def test_help_and_no_suite(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            evaluate_main(["--help"])
+        assert caught.value.code == 0
+        assert "--update-cards" in capsys.readouterr().out
+        with pytest.raises(ConfigError, match=r"CONFIG-02.*packaged one \(clustering"):
+            evaluate_main(["--dry-run"])
 
 
 class TestTable:

@@ -19,6 +19,7 @@ from downstream.adapt import random_twin
 from downstream.cohort import load_cohort
 from downstream.config import FinetuneConfig, Recipe, Task
 from downstream.evaluation import suite
+from downstream.evaluation.cells import Cell
 from downstream.evaluation.setup import contenders
 from downstream.evaluation.suite import evaluate, finetune, rehearse
 from downstream.segmentation.data import pair_labels
@@ -291,6 +292,15 @@ class TestEvaluate:
         assert "WEIGHTS-01" in errors
         assert "DATA-09" in errors
         assert {cell["weights"] for cell in content["cells"]} == {"micro", "random vit_32x2_patch8"}
+
+    def test_the_order_of_structures_is_part_of_a_cell(self, organs, recipe):
+        """They are numbered in it, so a head starts otherwise."""
+        cell = Cell(
+            task=organs, weights="w", against="t", fingerprint="f", scans="s", k=1, seed=0,
+            recipe=recipe,
+        )  # fmt: skip
+        turned = replace(organs, labels=dict(reversed(organs.labels.items())))
+        assert replace(cell, task=turned).key != cell.key == replace(cell, weights="x").key
 
     def test_cells_of_other_runs_are_reused(
         self, suite_config, finetune_config, sequences, tmp_path, forbid_cells
