@@ -168,16 +168,17 @@ def _worst(hexes: list[str], whole: list[str]) -> str:
 
 
 def _lose_node(config: Path, whole: list[str], run: RunFolder) -> Result:
-    """Two nodes of one core for workers; the one without the driver's is killed."""
+    """Two nodes of one core each; the one without the driver is killed, and a third one is there."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
     words = ("--ray", cluster.address, "--num-workers", "2", "--min-workers", "1")
     process = start(config, run.out, *words)
     try:
         run.wait_for(lambda: len(run.lines()) >= KILL_AT)
         before, pids = len(run.lines()), run.pids()
+        cluster.add_node(num_cpus=1)
         killed = time.monotonic()
         cluster.remove_node(other, allow_graceful=False)
         return _compare("node", run, process, whole, before, pids, killed)
