@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 Launcher = Literal["local", "torchrun", "ray"]
 CONNECT_TIMEOUT_S = 5.0
+PREEMPTION_EVERY = 10
+"""Steps between two questions to the cluster whether it will take a node away."""
 ERROR_FILE = "error.json"
 """In the storage of a launch: the error of ours that ended it."""
 _on_ray = False
@@ -109,6 +111,11 @@ def launch(
         _launch_torchrun(entry, payload, workers, storage)
     else:
         _launch_ray(entry, payload, workers, storage)
+
+
+def preemption_due(finished: int) -> bool:
+    """`preemption_ahead`, asked every `PREEMPTION_EVERY` steps only."""
+    return finished % PREEMPTION_EVERY == 0 and preemption_ahead()
 
 
 def preemption_ahead() -> bool:

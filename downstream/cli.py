@@ -8,12 +8,15 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from core_mri.config import find_config, parse_command
 from core_mri.errors import ConfigError
+from core_mri.launch import Workers
 from downstream.config import FinetuneConfig, Running, SuiteConfig
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -34,6 +37,14 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(Options):
+    """Flags of a fine-tuning that change no result."""
+
+    workers: tyro.conf.OmitArgPrefixes[Workers] = field(default_factory=Workers)
+    """Where it runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteOptions(Running, Options):
     """Flags of an evaluation that change no result."""
 
@@ -45,7 +56,7 @@ class SuiteOptions(Running, Options):
 def finetune_main(arguments: Sequence[str]) -> int:
     """Adapt an encoder to a task with a few labels: ``CONFIG [flags] [--dry-run | --resume]``."""
     config, options = parse_command(
-        FinetuneConfig, Options, arguments, program="core-mri finetune", folder=CONFIGS
+        FinetuneConfig, FinetuneOptions, arguments, program="core-mri finetune", folder=CONFIGS
     )
     return _main("finetune", config, options)
 
@@ -101,7 +112,8 @@ def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> 
         print("\n".join(rehearse(config)))
         return 0
     if isinstance(config, FinetuneConfig):
-        out = finetune(config, resume=options.resume)
+        assert isinstance(options, FinetuneOptions)
+        out = finetune(config, resume=options.resume, workers=options.workers)
     else:
         assert isinstance(options, SuiteOptions)
         out = evaluate(config, resume=options.resume, running=options)

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from torch import Tensor
 from core_mri.config import load_config, to_mapping
 from core_mri.devices import Choice, is_main, rank, select_device, select_precision, world_size
 from core_mri.errors import RunError
-from core_mri.launch import Workers, launch, preemption_ahead
+from core_mri.launch import Workers, launch, preemption_due
 from core_mri.models.encoder import Encoder
 from core_mri.runs import Run, write_atomically, writing
 from core_mri.training.late import LateNumbers
 from core_mri.training.loop import fit
+from core_mri.training.parallel import any_worker
 from pretrain.config import PretrainConfig
 from pretrain.data import Sample, Slices, batches, open_slices, open_validation
 from pretrain.health.alarms import Alarm
@@ -57,8 +58,6 @@ log = logging.getLogger(__name__)
 
 STOPPED = ("RUN-01", "RUN-06", "RUN-07")
 """Errors of all workers at the same step, after which a report is written."""
-PREEMPTION_EVERY = 10
-"""Steps between two questions to the cluster whether it will take a node away."""
 _SHOWN = 4
 """Slices on pictures."""
 
@@ -139,10 +138,10 @@ def run_worker(payload: Mapping[str, Any]) -> None:
                 restore=trainer.restore,
                 checkpoint_every=config.checkpoint_every,
                 description="pretraining",
-                interrupted=_any_worker(run, trainer.choice.device),
+                interrupted=any_worker(run),
                 late=trainer.choice.device.type == "cuda",
                 after=Responder(run, trainer),
-                urgent=_preemption_ahead,
+                urgent=preemption_due,
             )
         except RunError as error:
             if error.code in STOPPED:
@@ -370,20 +369,6 @@ class Trainer:
         return torch.autocast(
             self.choice.device.type, torch.bfloat16, enabled=self.choice.precision == "bfloat16"
         )
-
-
-def _any_worker(run: Run, device: torch.device) -> Callable[[], bool]:
-    """Whether any worker was asked to stop: the same answer in all of them."""
-
-    def asked() -> bool:
-        flag = torch.tensor([float(run.stop_requested)], device=device)
-        return bool(reduce_sum(flag).item() > 0)
-
-    return asked
-
-
-def _preemption_ahead(finished: int) -> bool:
-    return finished % PREEMPTION_EVERY == 0 and preemption_ahead()
 
 
 def _record_workers(run: Run) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from core_mri.devices import is_main
 from core_mri.errors import ConfigError
+from core_mri.launch import preemption_due
 from core_mri.runs import Run
 from core_mri.training.loop import fit
+from core_mri.training.parallel import any_worker
 from downstream.config import Recipe
 from downstream.segmentation.train import CurvePoint
 
@@ -111,7 +114,7 @@ def train(trainer: Steps, cell: Cell, run: Run, *, main: bool = False, part: str
     if main:
         _fit(trainer, run, cell)
         return
-    with Run.open(run.out / "cells" / cell.key / part, cell) as own:
+    with Run.open(run.out / "cells" / cell.key / part, cell, main=is_main()) as own:
         _fit(trainer, own, cell)
     if own.stop_requested:  # a signal during the last step
         run.request_stop()
@@ -154,5 +157,7 @@ def _fit(trainer: Steps, run: Run, cell: Cell) -> None:
         restore=restore,
         checkpoint_every=CHECKPOINT_EVERY,
         enough=lambda: trainer.enough,
+        interrupted=any_worker(run),
+        urgent=preemption_due,
         description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",
     )

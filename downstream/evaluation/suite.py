@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from core_mri.errors import CoreMRIError, Interrupted
+from core_mri.config import load_config, to_mapping
+from core_mri.devices import is_main
+from core_mri.errors import ConfigError, CoreMRIError, Interrupted
+from core_mri.launch import Workers, launch
 from core_mri.runs import Run
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
@@ -58,7 +63,9 @@ log = logging.getLogger(__name__)
 TIMED_STEPS = 3
 
 
-def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
+def finetune(
+    config: FinetuneConfig, *, resume: bool = False, workers: Workers | None = None
+) -> Path:
     """Adapt an encoder to a task and compare it with its random-initialised twin.
 
     The run folder gets ``results.json``, ``results.csv``, ``report.html``, ``weights/`` (the model
@@ -69,16 +76,64 @@ def finetune(config: FinetuneConfig, *, resume: bool = False) -> Path:
     Args:
         config: What to do.
         resume: Demand that the folder holds an unfinished run.
+        workers: Where it runs; several share the batches of a segmentation.
 
     Returns:
         The run folder.
 
     Raises:
+        ConfigError: CONFIG-05 for several workers that have nothing to share.
         CoreMRIError: What went wrong, with its code; finished cells are kept.
     """
+    workers = workers or Workers()
+    if workers.num_workers > 1:
+        _check_shared(config, workers.num_workers)
     study = Study.of(as_suite(config), keep_model=True, running=Running(embeddings_gb=0))
-    with Run.open(config.out, config, resume=resume) as run:
-        return _run(study, run)
+    if workers.launcher == "local":
+        with Run.open(config.out, config, resume=resume) as run:
+            return _run(study, run)
+    Run.open(config.out, config, resume=resume)  # wrong folders are refused before workers start
+    launch(
+        f"{__name__}:finetune_worker",
+        {"config": to_mapping(config), "folder": str(Path.cwd())},
+        workers,
+        storage=config.out / "launcher",
+    )
+    return config.out
+
+
+def finetune_worker(payload: Mapping[str, Any]) -> None:
+    """What every worker of `finetune` runs: the main one also tests and writes.
+
+    Args:
+        payload: ``config``, the plain mapping of a `FinetuneConfig`, and the ``folder`` to which
+            its paths belong.
+    """
+    os.chdir(payload["folder"])
+    config = load_config(FinetuneConfig, payload["config"])
+    study = Study.of(as_suite(config), keep_model=True, running=Running(embeddings_gb=0))
+    with Run.open(config.out, config, main=is_main()) as run:
+        if run.main:
+            _run(study, run)
+        else:
+            study.outcomes(run)
+
+
+def _check_shared(config: FinetuneConfig, num_workers: int) -> None:
+    """Refuse workers that would have nothing to do."""
+    if config.task.kind != "segmentation":
+        raise ConfigError(
+            "CONFIG-05",
+            f"a task of kind {config.task.kind} runs on one worker, not {num_workers}.",
+            fix="Leave out --num-workers.",
+        )
+    if num_workers > config.recipe.batch_size:
+        raise ConfigError(
+            "CONFIG-05",
+            f"recipe.batch_size {config.recipe.batch_size} cannot be shared by {num_workers} "
+            "workers.",
+            fix=f"Use --num-workers {config.recipe.batch_size} at most.",
+        )
 
 
 def evaluate(config: SuiteConfig, *, resume: bool = False, running: Running | None = None) -> Path:
@@ -302,6 +357,8 @@ class Study:
         outcome, model = run_cell(
             cell, contender, data, self.registry, run, main=main, cache=self._cache
         )
+        if not run.main:
+            return outcome
         if main and model is not None:
             licence = mixture_of_volumes(self.registry, data.rows).card(contender.card)
             facts = {**card_facts(cell, contender, outcome, leakage), **licence}

@@ -22,6 +22,7 @@ from core_mri.models.encoder import Encoder
 from core_mri.models.heads import DECODERS
 from core_mri.models.segmenter import Inference, Segmenter, spread_depths
 from core_mri.training.ema import update_ema
+from core_mri.training.parallel import own_rows, sum_gradients, with_others
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
 from downstream.config import Adaptation, Recipe
@@ -139,11 +140,12 @@ class Trainer:
         with self._autocast():
             levels, images, masks = self._batch(index)
             logits = self.segmenter.head(levels, images)
-        loss = self.loss(logits.float(), masks[:, None])
+        loss = self.loss(with_others(logits.float(), len(masks)), masks[:, None])
         numbers = {"loss": float(loss.detach())}
         if math.isfinite(numbers["loss"]):
             self.optimizer.zero_grad()
             loss.backward()
+            sum_gradients(_moving(self.segmenter))
             nn.utils.clip_grad_norm_(_moving(self.segmenter), MAX_GRADIENT_NORM)
             self.optimizer.step()
             self._average(index)
@@ -217,18 +219,22 @@ class Trainer:
         ]
 
     def _batch(self, step: int) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Levels [B, (P,) h, w, D], images [B, P, S, S] and masks [B, S, S] of one step."""
+        """Levels [b, (P,) h, w, D] and images [b, P, S, S] of one step, masks [B, S, S].
+
+        Of the B slices of a batch this worker has b; their masks everybody has.
+        """
         size = min(self.recipe.batch_size, len(self.training))
         chosen = np.random.default_rng((self.seed, step)).choice(
             len(self.training), size, replace=False
         )
-        index = torch.from_numpy(chosen).to(self.device)
-        images, masks = self.training.batch(index), self.masks[index]
+        everything, own = torch.from_numpy(chosen).to(self.device), own_rows(size)
+        index = everything[own]
+        images, masks = self.training.batch(index), self.masks[everything]
         if self.frozen is not None:
             return self.frozen.levels(self.training.tokens_at(index)), images, masks
         drawn = Augmentation(size, mixed(self.seed, step), mirror=self.recipe.mirror)
         which = torch.arange(size)
-        images, masks = drawn.images(images, which), drawn.masks(masks, which)
+        images, masks = drawn.images(images, which[own]), drawn.masks(masks, which)
         planes = images.flatten(0, 1)[:, None]
         with torch.set_grad_enabled(moves(self.adaptation)):
             levels = self.segmenter.encoder.intermediates(planes, self.segmenter.depths)

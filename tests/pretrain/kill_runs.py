@@ -168,7 +168,7 @@ def _worst(hexes: list[str], whole: list[str]) -> str:
 
 
 def _lose_node(config: Path, whole: list[str], run: RunFolder) -> Result:
-    """Two nodes of one core each; the one without the driver is killed, and a third one is there."""
+    """Two nodes of one core each; the one without the driver is killed, a third one is there."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
