@@ -9,6 +9,17 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
+LONG = ("tests/test_readme.py", "tests/pretrain/", "tests/downstream/")
+"""What takes longest goes first: a file stays in one process, and the other should not wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        found = (i for i, start in enumerate(LONG) if item.nodeid.startswith(start))
+        return next(found, len(LONG))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
