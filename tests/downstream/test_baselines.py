@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -232,7 +233,7 @@ for path in images.iterdir():
     scripts = {"plan_and_preprocess": plan, "train": train, "predict": predict}
     for name, text in scripts.items():
         path = folder / f"nnUNetv2_{name}"
-        path.write_text(f"#!/usr/bin/env python\n{text}")
+        path.write_text(f"#!{sys.executable}\n{text}")
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder

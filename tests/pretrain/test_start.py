@@ -100,7 +100,7 @@ class TestRun:
         weights = train(config)
         rows = json.loads((config.out / "results.json").read_text())["summary"]
         assert {row["weights"] for row in rows} == {
-            "pretrained", "initial", "pretrained minus initial",
+            "pretrained", "initial", "pixels", "pretrained minus initial",
         }  # fmt: skip
         card = json.loads((weights / "config.json").read_text())["card"]
         assert card["training"]["start"] == folder
