@@ -256,7 +256,7 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
             logging_level=logging.WARNING,
             **(local if address is None else {}),
         )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises no narrower one when its raylet does not start
         raise _unreachable(address or "this machine", error) from error
     with contextlib.suppress(ValueError):  # signals belong to the main thread
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler aborts the process
