@@ -28,6 +28,7 @@ def test_without_ray_nothing_happens():
     assert launch._gauge.cache_info().currsize == 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_newest_step_of_a_run_is_at_the_metrics_port(tmp_path, monkeypatch):
     """The losses are 10, 11, 12; a step of 0.1 s waits half of it, or a little less, for data."""

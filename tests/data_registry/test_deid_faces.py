@@ -334,6 +334,7 @@ class TestUnusualHeads:
             kept += int((after == dataset.pixel_array).sum())
         assert kept == pytest.approx((~gone).sum(), rel=0.02)
 
+    @pytest.mark.slow
     def test_many_frames_in_one_file(self, tmp_path: Path) -> None:
         image, _ = head(9, spacing=(2.0, 2.0, 4.0))
         write_head(tmp_path / "classic", image, BodyPartExamined="HEAD")
@@ -353,6 +354,7 @@ class TestUnusualHeads:
             number = int(classic.InstanceNumber) - 1
             np.testing.assert_array_equal(frames[number], classic.pixel_array)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("way", ["crop", "deface"])
     def test_faces_that_have_gone_already(self, tmp_path: Path, way: FacePolicy) -> None:
         image, _ = head(10, spacing=(2.0, 2.0, 3.0))

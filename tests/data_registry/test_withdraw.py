@@ -236,6 +236,7 @@ class TestRefused:
             "DATA-22 a patient who was withdrawn from the registry": 2
         }
 
+    @pytest.mark.slow
     @pytest.mark.ray
     def test_with_ray(self, scans: Path, tmp_path: Path, run_ingest) -> None:
         path = tmp_path / "reg"

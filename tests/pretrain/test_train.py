@@ -206,6 +206,7 @@ class TestWorkers:
         assert [worker["rank"] for worker in workers] == list(range(num_workers))
         assert len({worker["pid"] for worker in workers}) == num_workers
 
+    @pytest.mark.slow
     @pytest.mark.ray
     @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
     def test_launchers_give_the_losses_of_one_process(self, tiny, registry, launcher):
