@@ -222,6 +222,8 @@ class Recipe:
     """Momentum of averaged weights, which are then validated and kept; 0: no averaging."""
     patience: int = 0
     """Looks at the validation patients without a gain after which training stops; 0: never."""
+    augmentation: Literal["mild", "strong"] = "mild"
+    """How far slices are moved and changed while training; strong bends them and adds noise."""
     mirror: bool = False
     """Mirror slices at random while training, and average over both at the end; refused where a
     structure's name has left or right in it."""

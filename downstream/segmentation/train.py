@@ -27,7 +27,7 @@ from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
 from downstream.config import Adaptation, Recipe
 from downstream.lora import merge_lora
-from downstream.segmentation.augment import Augmentation
+from downstream.segmentation.augment import STRENGTHS, Augmentation
 from downstream.segmentation.choose import Validated, choose_consistency
 from downstream.segmentation.examples import LabelledSlices, StackedSlices, mixed
 from downstream.segmentation.features import FrozenFeatures, encode
@@ -210,7 +210,7 @@ class Trainer:
     def _freeze(self) -> None:
         """Add the augmented copies and compute the features of training and validation slices."""
         encoder, depths = self.segmenter.encoder, self.segmenter.depths
-        self.training.add_copies(self.recipe.augmented_copies, self.seed, self.recipe.mirror)
+        self.training.add_copies(self.seed, self.recipe)
         self.masks = self.training.masks
         limit = self.recipe.cache_gb * 1e9
         self.frozen = FrozenFeatures(encoder, self.training.images, depths, limit)
@@ -232,7 +232,12 @@ class Trainer:
         images, masks = self.training.batch(index), self.masks[everything]
         if self.frozen is not None:
             return self.frozen.levels(self.training.tokens_at(index)), images, masks
-        drawn = Augmentation(size, mixed(self.seed, step), mirror=self.recipe.mirror)
+        drawn = Augmentation(
+            size,
+            mixed(self.seed, step),
+            mirror=self.recipe.mirror,
+            strength=STRENGTHS[self.recipe.augmentation],
+        )
         which = torch.arange(size)
         images, masks = drawn.images(images, which[own]), drawn.masks(masks, which)
         planes = images.flatten(0, 1)[:, None]
