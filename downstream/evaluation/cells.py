@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +254,7 @@ def _segment(
             cell,
             used,
             scores=measured_scores(cell, tested),
-            curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
+            curve=tuple(map(astuple, trainer.best.curve)),
             cases=tested.cases,
             notes=(
                 f"{kept(trainer, cell)}, {chosen}",
