@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from core_mri.errors import ConfigError
 
@@ -46,6 +47,9 @@ class ViewsConfig:
     flip_where: tuple[str, ...] = ("*/*",)
     """Which slices may be flipped, as ``region/plane`` with wildcards: ``*/sagittal`` keeps left
     and right apart wherever a slice shows both."""
+    window: Literal["volume", "slice"] = "volume"
+    """What is black and white: the 0.5 and 99.5 percentiles of the volume, as everywhere else, or
+    those of each slice by itself; probes keep to the volume's."""
     gamma_probability: float = 0.5
     """Probability of another gamma."""
     gamma: Range = (0.6667, 1.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset
 
 from core_mri.errors import DataError
+from core_mri.preprocess import percentile_window
 from data_registry.catalogue import Registry
 from data_registry.cohorts import condition
 from data_registry.governance.propagation import Mixture, noncommercial_cost, only_commercial
@@ -133,7 +135,7 @@ def batches(
             yield list(zip(*(own.tolist() for own in chosen), strict=True))
 
     loader: DataLoader[Sample | DataError] = DataLoader(
-        _Reader(dataset),
+        _Reader(dataset, own_window=config.views.window == "slice"),
         batch_sampler=positions(),
         num_workers=config.loader_workers,
         collate_fn=_whole,
@@ -147,15 +149,31 @@ def batches(
 class _Reader(Dataset["Sample | DataError"]):
     """Reads samples. An error is handed over: `DataLoader` would raise its text as another one."""
 
-    def __init__(self, dataset: Slices) -> None:
+    def __init__(self, dataset: Slices, *, own_window: bool) -> None:
         self._dataset = dataset
+        self._own_window = own_window
 
     def __getitem__(self, positions: tuple[int, ...]) -> Sample | DataError:
         try:
-            own, *adjacent = (self._dataset.stored(position) for position in positions)
+            own, *adjacent = (self._read(position) for position in positions)
         except DataError as error:
             return error
         return Sample(own, adjacent[0] if adjacent else None)
+
+    def _read(self, position: int) -> StoredSlice:
+        found = self._dataset.stored(position)
+        return windowed(found) if self._own_window else found
+
+
+def windowed(stored: StoredSlice) -> StoredSlice:
+    """The slice in the window of its own percentiles; that of its volume where it is uniform."""
+    try:
+        low, high = percentile_window(stored.payload)
+    except DataError as error:
+        if error.code != "DATA-05":
+            raise
+        return stored
+    return replace(stored, shift=low, gain=1 / (high - low))
 
 
 def _whole(samples: Sequence[Sample | DataError]) -> list[Sample] | DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from core_mri.errors import DataError
 from core_mri.files.nifti import write_nifti
 from core_mri.physics.phantoms import phantom_volume
 from data_registry import IngestConfig, Source, ingest
-from pretrain.data import batches, open_slices
+from pretrain.data import batches, open_slices, windowed
 from pretrain.sampler import sample_numbers
 from pretrain.train import Trainer, train
 from pretrain.upload import upload
@@ -48,6 +49,21 @@ class TestBatches:
         for start in range(0, len(own), config.objective.koleo_group):
             group = own[start : start + config.objective.koleo_group]
             assert len({volume for volume, _ in group}) == len(group)
+
+    def test_a_slice_in_its_own_window(self, tiny, registry):
+        plain = read(tiny(registry=str(registry)))
+        own = read(tiny(registry=str(registry), views={"window": "slice"}))
+        for before, after in zip(plain, own, strict=True):
+            np.testing.assert_array_equal(before.own.payload, after.own.payload)
+            image = upload([after.own], torch.device("cpu"))[0].numpy()
+            height, width = after.own.payload.shape
+            assert 0.004 < (image[:height, :width] >= 1).mean() < 0.05
+        assert any(b.own.gain != a.own.gain for b, a in zip(plain, own, strict=True))
+
+    def test_a_uniform_slice_keeps_the_window_of_its_volume(self, tiny, registry):
+        stored = read(tiny(registry=str(registry)))[0].own
+        flat = replace(stored, payload=np.full_like(stored.payload, 7))
+        assert windowed(flat) is flat
 
     def test_shares_of_workers_are_the_batch(self, tiny, registry):
         config = tiny(registry=str(registry), views={"adjacent_slices": 2})
