@@ -61,7 +61,8 @@ def load_cohort(registry: Registry, task: Task) -> Cohort:
             fix="See `core-mri data stats` for regions, sequences and sources.",
         )
     check_disjoint(rows, task.name)
-    return Cohort(*(tuple(row for row in rows if row.split == split) for split in SPLITS))
+    found = Cohort(*(tuple(row for row in rows if row.split == split) for split in SPLITS))
+    return found if task.test_split == "test" else Cohort(found.train, (), found.val)
 
 
 def check_disjoint(rows: Iterable[VolumeRow], task: str) -> None:

@@ -65,6 +65,9 @@ class Task:
     k: tuple[int, ...] = ()
     """Segmentation, prompting: numbers of labelled examples in place of the suite's; empty takes
     those."""
+    test_split: Literal["test", "val"] = "test"
+    """Whose patients are scored. val scores validation patients, for choices that must not know the
+    test patients; then there are none left to choose a step by, and the last one is kept."""
     optional: bool = False
     """Too few labelled patients leave the cells of the task empty instead of failing them."""
     target: str = ""

@@ -46,6 +46,8 @@ def verdict(
             told.append(f"No comparison could be finished on {', '.join(unfinished)}.")
     if config.protocol == "paper":
         told.insert(0, f"{PAPER_MODE.capitalize()}.")
+    if any(task.test_split == "val" for task in config.tasks):
+        told.append("Validation patients were scored: this is for choices, it is no evidence.")
     if synthetic and all(synthetic):
         told.append(
             "All scans are synthetic: this shows that the chain works, not what it is worth on "

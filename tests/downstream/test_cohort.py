@@ -31,6 +31,11 @@ class TestLoadCohort:
         assert not val & test
         assert cohort.synthetic
 
+    def test_validation_patients_take_the_place_of_the_test_patients(self, registry, organs):
+        usual = load_cohort(registry, organs)
+        choice = load_cohort(registry, replace(organs, test_split="val"))
+        assert (choice.train, choice.val, choice.test) == (usual.train, (), usual.val)
+
     def test_nothing_found_is_said(self, registry, organs):
         with pytest.raises(DataError, match="region = 'moon'") as caught:
             load_cohort(registry, replace(organs, where="region = 'moon'"))

@@ -70,6 +70,12 @@ class TestVerdict:
             config, [ROW, TWIN_ROW], [comparison(8)], [True, False]
         )
 
+    def test_scores_of_validation_patients_are_called_so(self, config):
+        chosen = replace(config, tasks=tuple(replace(t, test_split="val") for t in config.tasks))
+        told = "it is no evidence"
+        assert told not in verdict(config, [ROW, TWIN_ROW], [comparison(8)], [False])
+        assert told in verdict(chosen, [ROW, TWIN_ROW], [comparison(8)], [False])
+
     def test_nothing_finished_is_said(self, config):
         assert "no comparison could be finished" in verdict(config, [], [], [])
 
