@@ -39,6 +39,12 @@ PREEMPTION_EVERY = 10
 """Steps between two questions to the cluster whether it will take a node away."""
 ERROR_FILE = "error.json"
 """In the storage of a launch: the error of ours that ended it."""
+LONE_MACHINE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+"""Watchers of Ray Train that a cluster of this machine alone can do without: each takes seconds of
+two cores to start."""
 _on_ray = False
 
 
@@ -261,9 +267,22 @@ def ray_cluster(address: str | None, num_workers: int) -> Iterator[None]:
     with contextlib.suppress(ValueError):  # signals belong to the main thread
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler aborts the process
     try:
-        yield
+        with _environment(LONE_MACHINE if address is None else {}):
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set those that are not set, for a time."""
+    own = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
 
 
 def map_on_ray(
