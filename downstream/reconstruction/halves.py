@@ -21,7 +21,7 @@ from core_mri.physics.masks import center_lines
 from core_mri.physics.sensitivity import calibration_region
 
 Image = npt.NDArray[np.float32]
-SMOOTHING = 1.5
+SMOOTHING = 2.0
 """Standard deviation of the Gaussian, pixels."""
 
 
