@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "DATA-34": "a stored plan is damaged, or a list of patients cannot be understood",
     "DATA-35": "no test volume shows a structure that prompts could name",
     "DATA-40": "a sampling of k-space that a network cannot use",
+    "DATA-41": "a network gave an image that is not finite",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",

@@ -60,5 +60,12 @@ class Reconstructor(nn.Module, ABC):
     def reconstruct(
         self, kspace: Tensor, mask: Tensor, *, size: tuple[int, int], num_low: int = 0
     ) -> Tensor:
-        """As `images`, without gradients; in evaluation mode (``model.eval()``)."""
-        return self.images(kspace, mask, size=size, num_low=num_low)
+        """As `images`, without gradients; in evaluation mode (``model.eval()``).
+
+        Slices of any scale: each is brought near 1 by a power of two, which loses no digit.
+        """
+        peak = kspace.abs().amax((1, 2, 3))[:, None, None]
+        exponent = torch.frexp(peak).exponent
+        shrunk = kspace * torch.ldexp(torch.ones_like(peak), -exponent)[:, None]
+        images = self.images(shrunk, mask, size=size, num_low=num_low)
+        return images * torch.ldexp(torch.ones_like(peak), exponent)

@@ -1,6 +1,6 @@
 """U-Net and VarNet beside fastMRI's own code: same weights, same input, equal output, less time.
 
-    python tests/benchmarks/bench_varnet.py FASTMRI [--device cuda] [--repeats 5]
+    python -m tests.benchmarks.bench_varnet FASTMRI [--device cuda] [--repeats 5]
 
 FASTMRI is a folder that holds the package `fastmri` (PyPI 0.3.0, with runstats 2.0.0 beside it:
 `uv pip install --target FASTMRI --no-deps fastmri==0.3.0 runstats==2.0.0`). Weights are random, of

@@ -222,6 +222,16 @@ class TestOddInput:
         assert reconstruct(unet, masked, "--out", tmp_path / "o.h5") == 1
         assert "WEIGHTS-01" in capsys.readouterr().err
 
+    def test_weights_of_not_a_number(self, masked: Path, tmp_path: Path, capsys: Any) -> None:
+        model = core_mri.create_model("recon_unet_micro")
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+        core_mri.save_model(model, tmp_path / "w")
+        assert reconstruct(tmp_path / "w", masked, "--out", tmp_path / "o.h5") == 1
+        assert "DATA-41" in (message := capsys.readouterr().err)
+        assert "slice 0" in message
+        assert not (tmp_path / "o.h5").exists()
+
     def test_no_such_weights(self, masked: Path, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "o.h5"
         assert reconstruct(f"fastmri-unet:{tmp_path / 'none.pt'}", masked, "--out", out) == 1
