@@ -61,7 +61,7 @@ def network_image(
 
     Raises:
         CoreMRIError: What the model raises, after the name.
-        DataError: DATA-41 for an image that is not finite.
+        DataError: DATA-40 for an image that is not finite.
     """
     device = next(model.parameters()).device
     kspace, lines = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (samples, mask))
@@ -72,7 +72,7 @@ def network_image(
     found: Image = images[0].to(torch.float32).cpu().numpy()
     if not np.isfinite(found).all():
         raise DataError(
-            "DATA-41",
+            "DATA-40",
             f"{name}: the network gave values that are not finite.",
             fix="Are the weights whole? They, or samples they never saw the like of, overflow.",
         )

@@ -23,7 +23,7 @@ class Reconstructor(nn.Module, ABC):
         config: What it was built from; a weights folder keeps it.
         coils: What k-space it was trained on.
         padding_measured: Whether lines that were never to be measured (beyond the limits that a
-            header states) count as measured zeros in its mask. fastMRI's networks leave them out.
+            header states) count as measured zeros in its mask. fastMRI's VarNet leaves them out.
     """
 
     config: ReconstructorConfig
@@ -48,11 +48,10 @@ class Reconstructor(nn.Module, ABC):
             num_low: Lines of the fully sampled center, where they are known; 0 finds them.
 
         Returns:
-            ``[S, h, w]``, not negative, in the scale of `kspace`; zero for an empty slice.
+            ``[S, h, w]`` in the scale of `kspace`; zero for an empty slice.
 
         Raises:
-            DataError: DATA-21 without the center that coil maps need, DATA-40 for a mask it cannot
-                use.
+            DataError: DATA-21 without the center that coil maps need.
             WeightsError: WEIGHTS-11 for an image too small for its poolings.
         """
 

@@ -34,8 +34,6 @@ class Unet(Reconstructor):
         config: Sizes.
     """
 
-    padding_measured = False
-
     def __init__(self, config: UnetConfig) -> None:
         super().__init__()
         self.config: UnetConfig = config

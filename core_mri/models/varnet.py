@@ -111,7 +111,8 @@ class MapsNet(nn.Module):
         """
         low = ifft2c(kspace * _center(mask, num_low))
         # One at a time they stay in the cache of a CPU.
-        parts = low.flatten(0, 1)[:, None].split(1 if low.device.type == "cpu" else low.numel())
+        stack = low.flatten(0, 1)[:, None]
+        parts = stack.split(1) if stack.device.type == "cpu" else (stack,)
         coils = torch.cat([self.norm_unet(part) for part in parts]).view_as(low)
         norm = root_sum_of_squares(coils, 1)[:, None]
         return coils / torch.where(norm > 0, norm, 1)

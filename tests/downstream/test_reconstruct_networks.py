@@ -228,7 +228,7 @@ class TestOddInput:
             next(model.parameters()).fill_(torch.nan)
         core_mri.save_model(model, tmp_path / "w")
         assert reconstruct(tmp_path / "w", masked, "--out", tmp_path / "o.h5") == 1
-        assert "DATA-41" in (message := capsys.readouterr().err)
+        assert "DATA-40" in (message := capsys.readouterr().err)
         assert "slice 0" in message
         assert not (tmp_path / "o.h5").exists()
 
