@@ -43,7 +43,8 @@ class Reconstructor(nn.Module, ABC):
 
         Args:
             kspace: Complex ``[S, C, H, W]``, zero where not measured.
-            mask: Bool, measured points, ``[W]`` or anything that broadcasts to ``[S, C, H, W]``.
+            mask: Bool, measured points: ``[W]``, ``[H, W]`` or, each slice its own, ``[S, 1, 1 or
+                H, W]``.
             size: Rows and columns of the image: the middle, at most H and W.
             num_low: Lines of the fully sampled center, where they are known; 0 finds them.
 

@@ -54,6 +54,7 @@ class VarNet(Reconstructor):
     def forward(self, kspace: Tensor, mask: Tensor, num_low: int = 0) -> Tensor:
         """Root sum of squares of all coils, ``[S, H, W]``; arguments as in `Reconstructor`."""
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        kspace = kspace * mask
         maps = self.sens_net(kspace, mask, num_low)
         lines_only = mask.shape[-2] == 1
         axes = (-1,) if lines_only else (-2, -1)
@@ -149,8 +150,8 @@ def _center(mask: Tensor, num_low: int) -> Tensor:
         if number < MIN_LINES:
             raise DataError(
                 "DATA-21",
-                f"the center of k-space holds {number} fully sampled lines, these weights need at "
-                f"least {MIN_LINES} to find the coils.",
+                f"whole lines sampled in the center of k-space: {number}; these weights find the "
+                f"coils from at least {MIN_LINES}.",
                 fix="Use zero-filled, a U-Net, or a mask with a fully sampled center.",
             )
         first = (width - number + 1) // 2

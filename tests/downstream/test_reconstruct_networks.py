@@ -338,6 +338,19 @@ class TestGuards:
         assert not (first & second).any()
 
 
+@pytest.mark.data
+def test_real_phantom(shared_data: Path, varnet: Path, tmp_path: Path, capsys: Any) -> None:
+    """Random weights on the real scan: what a network sees and where its image lies."""
+    path = shared_data / "kspace" / "phantom_14ch_R3_ismrmrd.h5"
+    for name, source in (("net", str(varnet)), ("solver", "cg-sense")):
+        assert reconstruct(source, path, "--out", tmp_path / f"{name}.nii", "--json") == 0
+        (residual,) = json.loads(capsys.readouterr().out)["residual"]
+        assert 0.005 < residual < (0.03 if name == "solver" else 1)
+    image, other = (core_mri.read_volume(tmp_path / f"{n}.nii") for n in ("net", "solver"))
+    assert image.same_grid(other)
+    assert np.isfinite(image.array).all()
+
+
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 
