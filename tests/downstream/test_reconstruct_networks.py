@@ -274,6 +274,18 @@ class TestGuards:
         )
         assert all(low < r < high for r in found["residual"])
 
+    @pytest.mark.parametrize("source", ["zero-filled", "cg-sense"])
+    def test_residual_of_all_columns(self, source: str, tmp_path: Path, capsys: Any) -> None:
+        """That the image is cut to its field of view makes it explain no less."""
+        found = []
+        for columns in (56, 40):
+            scan = make_scan(make_samples(), line_mask(), recon_matrix=(columns, columns, 1))
+            write_kspace(scan, tmp_path / "a.h5")
+            assert reconstruct(source, tmp_path / "a.h5", "--out", tmp_path / "o.h5", "--json") == 0
+            assert dataset(tmp_path / "o.h5").shape == (3, columns, columns)
+            found.append(json.loads(capsys.readouterr().out)["residual"])
+        np.testing.assert_allclose(found[0], found[1], rtol=0.3)
+
     @pytest.mark.parametrize(
         ("source", "rate", "center"),
         [("zero-filled", 4, 0.08), ("cg-sense", 4, 0.1), ("wavelet", 6, 0.1)],
@@ -312,6 +324,14 @@ class TestGuards:
         assert float(np.max(error.array)) > 0
         assert reconstruct("wavelet", masked, *words, tmp_path / "dicom") == 0
         assert core_mri.read_volume(tmp_path / "dicom_error").shape == (56, 64, 3)
+
+    def test_error_map_of_a_single_line(self, tmp_path: Path) -> None:
+        """One half has nothing then."""
+        mask = np.arange(56) == 20
+        write_kspace(make_scan(make_samples(), mask, recon_matrix=(40, 40, 1)), tmp_path / "a.h5")
+        out = tmp_path / "o.h5"
+        assert reconstruct("zero-filled", tmp_path / "a.h5", "--out", out, "--error-map") == 0
+        assert np.isfinite(dataset(out, "error_map")).all()
 
     def test_halves(self) -> None:
         mask = line_mask()
