@@ -86,15 +86,15 @@ class Solver:
                 self._solve(np.where(half, kept, 0), half | padding, name)[0]
                 for half in halves(mask & ~padding)
             ]
-            error = error_map(*map(self._crop, (image, *parts)))
+            error = error_map(image, *parts)
         if residual is None:
             residual = self._residual(kept, mask, image)
-        return Slice(self._crop(image), weight, residual, error, wall, cpu)
+        return Slice(image, weight, residual, error, wall, cpu)
 
     def _solve(
         self, samples: Samples, mask: Bools, name: str
     ) -> tuple[Image, float | None, float | None]:
-        """Image, not yet cut along the lines, weight and, where the solver knows it, residual."""
+        """Image, weight and, where the solver knows it, residual."""
         config, weight, residual = self.config, None, None
         if not samples.any():
             return np.zeros(self.size, np.float32), None, 0.0
@@ -133,11 +133,8 @@ class Solver:
                 ) from None
             if config.partial_fourier != "none":
                 image = _partial(fft2c(image), lines, config)
-        magnitude = center_crop(image.abs(), (self.size[0], image.shape[-1]))
+        magnitude = center_crop(image.abs(), self.size)
         return magnitude.to(torch.float32).cpu().numpy(), weight, residual
-
-    def _crop(self, image: Image) -> Image:
-        return np.ascontiguousarray(center_crop(torch.from_numpy(image), self.size).numpy())
 
     def _network(self, samples: Samples, mask: Bools, name: str) -> Image:
         assert self.network is not None
