@@ -4,9 +4,9 @@
 
 FASTMRI is a folder that holds the package `fastmri` (PyPI 0.3.0, with runstats 2.0.0 beside it:
 `uv pip install --target FASTMRI --no-deps fastmri==0.3.0 runstats==2.0.0`). Weights are random, of
-seed 0 and in the published sizes. The k-space is that
-of a phantom of 320x320 pixels in 15 simulated coils, four times undersampled. On a CPU one thread
-and processor seconds, the fastest of the repeats, which take turns; on a GPU wall time.
+seed 0 and in the published sizes. The k-space is that of a phantom of 320x320 pixels in 15
+simulated coils, four times undersampled. On a CPU one thread and processor seconds, the fastest of
+the repeats, which take turns; on a GPU wall time.
 """
 
 from __future__ import annotations
