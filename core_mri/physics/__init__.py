@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         normalize_instance,
         zero_padding,
     )
+    from core_mri.physics.residual import magnitude_residual
     from core_mri.physics.sensitivity import calibration_region, espirit_maps, low_resolution_maps
     from core_mri.physics.solvers import admm_tv, conjugate_gradient, fista_haar
     from core_mri.physics.sparsity import haar_analysis, haar_shrink, haar_synthesis
@@ -71,6 +72,7 @@ _HOME = {
     "ifftnc": "fourier",
     "line_extent": "partial_fourier",
     "low_resolution_maps": "sensitivity",
+    "magnitude_residual": "residual",
     "mask_seed": "masks",
     "noise_covariance": "noise",
     "noise_level": "noise",
@@ -115,6 +117,7 @@ __all__ = [
     "ifftnc",
     "line_extent",
     "low_resolution_maps",
+    "magnitude_residual",
     "mask_seed",
     "noise_covariance",
     "noise_level",
