@@ -33,7 +33,7 @@ from typing import Any
 import torch
 import tyro
 
-from core_mri.config import load_config, to_mapping
+from core_mri.config import load_config
 from core_mri.reports import Report
 from core_mri.runs import write_atomically
 from data_registry.catalogue import Registry
@@ -211,7 +211,7 @@ def _write(
          }}
         for trial, config, run in runs
     ]  # fmt: skip
-    content = {"study": to_mapping(settings), "differences": rows, "runs": table}
+    content = {"study": settings, "differences": rows, "runs": table}
     write_atomically(study.out / "study.json", (json.dumps(content, indent=1) + "\n").encode())
     by_verdict: dict[str, list[str]] = defaultdict(list)
     for row in rows:
