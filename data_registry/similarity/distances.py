@@ -182,7 +182,7 @@ def coverage(pair: Pair) -> Weighted:
     the real data.
     """
     reach = _reach(pair.task)
-    covered = _distances(pair.task.rows, pair.pretraining.rows).min(1) < reach
+    covered = euclidean(pair.task.rows, pair.pretraining.rows).min(1) < reach
     return _mean_over_task(covered.astype(np.float64), pair.task)
 
 
@@ -192,7 +192,7 @@ def density(pair: Pair) -> Weighted:
     About 1 for slices of the same kind, 0 for slices outside of all neighborhoods. Source: as
     `coverage`, with pretraining as the real data.
     """
-    inside = _distances(pair.task.rows, pair.pretraining.rows) < _reach(pair.pretraining)[None, :]
+    inside = euclidean(pair.task.rows, pair.pretraining.rows) < _reach(pair.pretraining)[None, :]
     return _mean_over_task(inside.sum(1) / NEIGHBORS, pair.task)
 
 
@@ -342,14 +342,15 @@ def _by_patient(values: Float64s, first: Side, second: Side) -> Float64s:
     return found
 
 
-def _distances(first: Float64s, second: Float64s) -> Float64s:
+def euclidean(first: Float64s, second: Float64s) -> Float64s:
+    """Distances [N, M] of rows [N, D] and [M, D]."""
     squared = (first**2).sum(1)[:, None] + (second**2).sum(1)[None, :] - 2 * first @ second.T
-    return np.sqrt(np.maximum(squared, 0))
+    return np.asarray(np.sqrt(np.maximum(squared, 0)))
 
 
 def _reach(side: Side) -> Float64s:
     """[N], the distance of the fifth nearest slice of another patient; infinite without so many."""
-    apart = _distances(side.rows, side.rows)
+    apart = euclidean(side.rows, side.rows)
     apart[side.patients[:, None] == side.patients[None, :]] = np.inf
     if len(apart) < NEIGHBORS:
         return np.full(len(apart), np.inf)
