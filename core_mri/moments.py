@@ -58,9 +58,9 @@ class Moments:
 
     @property
     def covariance(self) -> Float64s:
-        """[D, D] with divisor n - 1."""
+        """[D, D] with divisor n - 1; zeros of a single row."""
         mean = self.mean
-        return (self.outer - self.n * np.outer(mean, mean)) / (self.n - 1)
+        return (self.outer - self.n * np.outer(mean, mean)) / max(self.n - 1, 1)
 
 
 def check_finite(rows: npt.NDArray[np.floating]) -> None:

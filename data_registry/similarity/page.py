@@ -48,12 +48,17 @@ def similarity_page(
     )
     for found in comparisons:
         heading = f"Distances of {found.task.name}"
+        given = [one for one in found.measurements if one.value is not None]
         report.add_table(
             heading,
-            [measurement_row(one) for one in found.measurements],
-            "Intervals: patients of both sides resampled. Null: the same between halves of the "
-            "pretraining patients, mean and farthest of ten.",
+            [measurement_row(one) for one in given],
+            "Low and high: 95 % interval, patients of both sides resampled. Null: the same "
+            "between halves of the pretraining patients, mean and farthest of ten; beyond: the "
+            "interval lies beyond all of them. Slices and patients: of the task, of pretraining.",
         )
+        refused = {one.distance: one.refused for one in found.measurements if one.refused}
+        if refused:
+            report.add_facts(heading, {f"{name}: not told": why for name, why in refused.items()})
     kinds = {one.distance for found in comparisons for one in found.measurements}
     report.add_facts("How to read them", {k: v for k, v in MEANINGS.items() if k in kinds})
     report.add_figure(
@@ -105,21 +110,24 @@ def measurement_row(one: Measurement) -> dict[str, Cell]:
         "low": one.low,
         "high": one.high,
         "null": one.null,
-        "null, farthest": one.null_high,
-        "beyond the null": None if one.null is None else one.told_apart,
-        "slices": one.slices,
-        "patients": one.patients,
-        "pretraining slices": one.pretraining_slices,
-        "pretraining patients": one.pretraining_patients,
-        "why not": one.refused,
+        "farthest": one.null_high,
+        "beyond": None if one.null is None else one.told_apart,
+        "slices": f"{one.slices}, {one.pretraining_slices}",
+        "patients": f"{one.patients}, {one.pretraining_patients}",
     }
 
 
 def source_row(one: Measurement) -> dict[str, Cell]:
     """A line of the table of sources."""
-    row = measurement_row(one)
-    kept = ("value", "low", "high", "pretraining slices", "pretraining patients", "why not")
-    return {"source": one.features} | {key: row[key] for key in kept}
+    return {
+        "source": one.features,
+        "KID": one.value,
+        "low": one.low,
+        "high": one.high,
+        "slices": one.pretraining_slices,
+        "patients": one.pretraining_patients,
+        "why not": one.refused,
+    }
 
 
 def _limits(comparisons: Sequence[Comparison]) -> list[str]:

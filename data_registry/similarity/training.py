@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 2000
 """Slices whose features are kept one by one."""
-FORMULAS = 500
-"""Slices of which radiomic features are kept: they take their time."""
+ONE_BY_FORMULAS = 20
+"""Of so many embedded slices one has its radiomic features kept: they take their time."""
 NUM_FOLDS = 5
 MIN_HELD_OUT = 19
 """Patients that it takes for a rate of one in twenty."""
@@ -55,7 +55,6 @@ def training_statistics(
     held_out: Slices | None,
     *,
     most_slices: int,
-    formulas: int = FORMULAS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TrainingStatistics:
     """Embed a bounded number of training slices, and calibrate the warning of unlike scans.
@@ -69,8 +68,8 @@ def training_statistics(
         weights: SHA-256 of its tensors.
         train: All that it was trained on.
         held_out: Slices of patients that it was not trained on, such as those for validation.
-        most_slices: Of training that are embedded.
-        formulas: Slices of which radiomic features are kept; 0 for none.
+        most_slices: Of training that are embedded; of a twentieth of so many radiomic features are
+            kept.
         on_progress: Called with slices embedded and slices in all.
 
     Raises:
@@ -85,7 +84,7 @@ def training_statistics(
     moments = [Moments.of(rows[folds[patients] == fold]) for fold in np.unique(folds)]
     whole = sum(moments[1:], moments[0])
     kept = np.argsort(places.numbers[chosen])[:SAMPLE]
-    shown = np.sort(chosen[kept[:formulas]])
+    shown = np.sort(chosen[kept[: most_slices // ONE_BY_FORMULAS]])
     if held_out is not None and _num_patients(held_out) >= MIN_HELD_OUT:
         familiarity = Familiarity(whole)
         scores, people = _scores(maker, held_out, lambda _: familiarity)
@@ -103,7 +102,7 @@ def training_statistics(
         moments=whole,
         slices=places.sample(chosen[kept], rows[kept], maker.digest),
         formulas=places.sample(shown, _embed(Radiomics(), train, shown), Radiomics.digest)
-        if formulas
+        if len(shown)
         else None,
         population={
             "slices": len(train),
