@@ -67,7 +67,7 @@ def sources_to_add(
                 patients=len({row.subject_id for row in rows}),
             )
         )  # fmt: skip
-        samples.append(sample)
+        samples.append(features.comparable(sample))
     distance = kernel_mixture(
         features.task.first(MOST_SLICES), [features.pretraining.first(SAMPLE), *samples]
     )

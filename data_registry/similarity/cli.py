@@ -30,9 +30,9 @@ class _Similarity:
 
     registry: Path
     """Folder of the registry that holds the task."""
-    task: tuple[str, ...]
+    task: tuple[str, ...] = ()
     """Frozen cohorts, see `core-mri data query --name`."""
-    pretraining: str
+    pretraining: str = ""
     """A frozen cohort, or a weights folder with statistics of what it saw."""
     encoder: str = ""
     """For a cohort: what embeds slices, as core_mri.load_model takes it. Radiomic features alone
@@ -43,6 +43,9 @@ class _Similarity:
     """Tell which registered sources would bring the pretraining data closest for a slice added."""
     plan: Path | None = None
     """With --advise: also which series of this plan of `core-mri data plan`, by metadata."""
+    transfer: tuple[Path, ...] = ()
+    """Instead: results.json files of `core-mri evaluate`, whose gains over random twins are set
+    against the distances that the registry keeps of the same tasks and weights, by their names."""
     out: Path | None = None
     """Folder for similarity.html and similarity.json."""
     update_card: bool = False
@@ -69,6 +72,10 @@ def main(arguments: Sequence[str]) -> int:
     from data_registry.similarity.history import record
 
     options = parse(_Similarity, arguments, "similarity")
+    if options.transfer:
+        return _transfer(options)
+    if not options.task or not options.pretraining:
+        raise ConfigError("CONFIG-01", "give --task and --pretraining, or --transfer RESULTS.json.")
     if options.plan is not None and not options.advise:
         raise ConfigError("CONFIG-05", "--plan belongs to --advise.")
     registry = Registry.open(options.registry)
@@ -140,6 +147,30 @@ def _short(source: str) -> str:
     """Name of an encoder for tables."""
     path = Path(source)
     return path.parent.name if path.name == "weights" else path.name
+
+
+def _transfer(options: _Similarity) -> int:
+    """Print what gains say of distances, and write the page."""
+    from data_registry.catalogue import Registry
+    from data_registry.similarity.transfer_report import report_transfer
+
+    found = report_transfer(Registry.open(options.registry), options.transfer)
+    if options.out is not None:
+        found.page().write(options.out / "transfer.html")
+    if options.json:
+        print(json.dumps(found.to_mapping(), indent=2))
+        return 0
+    print(found.verdict)
+    lines = [
+        (row["metric"], row["distance"], f"{row['cells']}", f"{row['effective n']}",
+         _number(row["Spearman"]), f"{_number(row['low'])} .. {_number(row['high'])}",
+         _number(row["p"]), row["why not"])
+        for row in found.rows()
+    ]  # fmt: skip
+    head = ("metric", "distance", "cells", "effective n", "Spearman", "95 % interval", "p",
+            "why not")  # fmt: skip
+    print(table("\nGains against distances", head, lines))
+    return 0
 
 
 def _content(

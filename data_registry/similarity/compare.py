@@ -55,6 +55,13 @@ class Features:
     task: FeatureSample
     pretraining: FeatureSample
     moments: Moments
+    """Of all pretraining slices."""
+    units: Moments | None = None
+    """By whose mean and deviation features of many units were made comparable."""
+
+    def comparable(self, sample: FeatureSample) -> FeatureSample:
+        """Another sample of the same maker, as the two are here."""
+        return sample if self.units is None else _standardized(sample, self.units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,10 +225,16 @@ def _features(
     else:
         assert seen.formulas is not None
         moments, other = Moments.of(seen.formulas.rows), seen.formulas
-    if isinstance(maker, Radiomics):  # of many units: by their spread in pretraining
-        own, other = (_standardized(sample, moments) for sample in (own, other))
-        moments = Moments.of(other.rows)
-    return Features(name=maker.name, task=own, pretraining=other, moments=moments)
+    if isinstance(maker, EncoderFeatures):
+        return Features(name=maker.name, task=own, pretraining=other, moments=moments)
+    own, other = (_standardized(sample, moments) for sample in (own, other))
+    return Features(
+        name=maker.name,
+        task=own,
+        pretraining=other,
+        moments=Moments.of(other.rows),
+        units=moments,
+    )
 
 
 def _standardized(sample: FeatureSample, moments: Moments) -> FeatureSample:
