@@ -264,7 +264,8 @@ def verdict(found: Comparison) -> str:
         )
     else:
         where = (
-            f"{task} is farther from {other} than halves of its patients are from each other"
+            f"{task} is farther from {other} than halves of the patients of {other} are from each "
+            "other"
             if kid.told_apart
             else f"{task} cannot be told from {other}: halves of its patients differ as much"
         )

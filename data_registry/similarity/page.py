@@ -137,7 +137,9 @@ def _limits(comparisons: Sequence[Comparison]) -> list[str]:
         "measured gains.",
         "Intervals cover the choice of patients, not that of hospitals.",
     ]
-    if any(one.few for found in comparisons for one in found.measurements):
+    if any(
+        one.few and one.value is not None for found in comparisons for one in found.measurements
+    ):
         limits.append(
             f"Rows of fewer than {FEW_PATIENTS} patients on a side describe these patients and "
             "support no claim."

@@ -33,11 +33,14 @@ def heat_map(by_task: dict[str, Sequence[Measurement]]) -> Figure:
             values[sources.index(one.features), column] = np.nan if one.value is None else one.value
     figure, axes = new_axes(2.6 + 1.5 * len(tasks), 0.9 + 0.32 * len(sources), "")
     shown = np.log10(np.maximum(values, 1e-4))
-    axes.pcolormesh(shown[::-1], cmap="Blues_r", edgecolors="white", linewidth=2)
-    middle = np.nanmean(shown) if np.isfinite(shown).any() else 0.0
+    told = shown[np.isfinite(shown)]
+    low, high = (told.min() - 0.5, told.max() + 0.5) if len(told) else (0.0, 1.0)
+    axes.pcolormesh(
+        shown[::-1], cmap="Blues_r", vmin=low, vmax=high, edgecolors="white", linewidth=2
+    )
     for (row, column), value in np.ndenumerate(values[::-1]):
         missing = np.isnan(value)
-        dark = not missing and shown[::-1][row, column] < middle
+        dark = not missing and shown[::-1][row, column] < (low + high) / 2
         axes.text(
             column + 0.5, row + 0.5, "\u2013" if missing else f"{value:.3g}",
             ha="center", va="center", size=SMALL_PT, color="white" if dark else INK,
