@@ -148,7 +148,15 @@ class FeatureStore:
             wanted = {name for (name,) in self.registry.rows(query, [ids])} - self.volumes()
             kept = [one for one in found if one.volume_id in wanted]
             if kept:
-                _write(_table(kept), self.folder / f"{uuid.uuid4().hex[:16]}.parquet")
+                self.write(kept)
+
+    def write(self, found: Sequence[VolumeFeatures]) -> None:
+        """Write a part; `add` is what looks at the registry first.
+
+        Raises:
+            DataError: DATA-07 when the disk is full.
+        """
+        _write(_table(found), self.folder / f"{uuid.uuid4().hex[:16]}.parquet")
 
     def read(self, volume_ids: Collection[str]) -> Iterator[VolumeFeatures]:
         """What it has of these volumes, some at a time in memory.
