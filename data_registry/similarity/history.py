@@ -22,6 +22,15 @@ QUALIFY row_number() OVER (
 ORDER BY task, pretraining, "when"
 """
 
+_KEPT = """
+SELECT distance, value, low, high, "null", null_high AS "null, farthest", patients,
+    pretraining_patients AS "pretraining patients", shared_patients AS "shared patients", "when"
+FROM similarities WHERE task = ? AND pretraining_digest = ? AND value IS NOT NULL
+    AND distance IN ('KID', 'coverage', 'domain AUROC')
+QUALIFY row_number() OVER (PARTITION BY distance ORDER BY commit DESC) = 1
+ORDER BY distance DESC
+"""
+
 
 def record(registry: Registry, found: Comparison) -> int:
     """Add the distances of a comparison.
@@ -55,3 +64,14 @@ def record(registry: Registry, found: Comparison) -> int:
 def newest(registry: Registry) -> list[dict[str, Any]]:
     """The last KID of each task and pretraining data, for tables."""
     return registry.sql(_NEWEST).to_pylist()
+
+
+def kept(registry: Registry, task: str, pretraining_digest: str) -> list[dict[str, Any]]:
+    """The newest KID, coverage and domain AUROC of a cohort to one pretraining data.
+
+    Args:
+        registry: The registry.
+        task: Name of the cohort.
+        pretraining_digest: Hash of the tensors, or of the cohort, that it was compared with.
+    """
+    return registry.sql(_KEPT, [task, pretraining_digest]).to_pylist()
