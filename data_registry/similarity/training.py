@@ -27,8 +27,8 @@ ONE_BY_FORMULAS = 20
 NUM_FOLDS = 5
 MIN_HELD_OUT = 19
 """Patients that it takes for a rate of one in twenty."""
-_MOST_JUDGED = 400
-"""Volumes that are scored for the threshold."""
+_MOST_JUDGED, _LEAST_JUDGED = 400, 40
+"""Volumes that are scored for the threshold, at most and whatever the number of slices."""
 
 
 class Slices(Protocol):
@@ -85,15 +85,14 @@ def training_statistics(
     whole = sum(moments[1:], moments[0])
     kept = np.argsort(places.numbers[chosen])[:SAMPLE]
     shown = np.sort(chosen[kept[: most_slices // ONE_BY_FORMULAS]])
+    num_judged = min(_MOST_JUDGED, max(_LEAST_JUDGED, most_slices // 4))
     if held_out is not None and _num_patients(held_out) >= MIN_HELD_OUT:
         familiarity = Familiarity(whole)
-        scores, people = _scores(maker, held_out, lambda _: familiarity)
+        scores, people = _scores(maker, held_out, lambda _: familiarity, num_judged)
         whom = "patients held out of training"
     else:
         others = [Familiarity(whole - own) for own in moments]
-        scores, people = _scores(
-            maker, train, lambda patient: others[folds[patient]], places.lowest_volumes()
-        )
+        scores, people = _scores(maker, train, lambda p: others[folds[p]], num_judged)
         whom = "training patients, each judged by the slices of others"
     threshold, rate = calibrate(scores, people)
     return TrainingStatistics(
@@ -146,12 +145,12 @@ class _Places:
         """Positions of the slices of the smallest numbers, ascending."""
         return np.sort(np.argsort(self.numbers)[:most])
 
-    def lowest_volumes(self) -> set[int]:
-        """A bounded number of volumes, drawn evenly."""
+    def lowest_volumes(self, most: int) -> set[int]:
+        """At most so many volumes, drawn evenly."""
         first = slice_numbers(
             self._ids, np.arange(len(self._ids)), np.zeros(len(self._ids), np.int64)
         )
-        return set(np.argsort(first)[:_MOST_JUDGED].tolist())
+        return set(np.argsort(first)[:most].tolist())
 
     def sample(
         self, positions: npt.NDArray[np.int64], rows: npt.NDArray[np.float32], features: str
@@ -198,13 +197,12 @@ def _scores(
     maker: EncoderFeatures,
     slices: Slices,
     familiarity_for: Callable[[int], Familiarity],
-    volumes: set[int] | None = None,
+    most: int,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Score and patient of each volume; `familiarity_for` gives what a patient is judged by."""
     places = _Places(slices)
-    chosen = places.lowest_volumes() if volumes is None else volumes
     scores, patients = [], []
-    for volume in sorted(chosen & set(places.volume_of.tolist())):
+    for volume in sorted(places.lowest_volumes(most) & set(places.volume_of.tolist())):
         positions = evenly(np.flatnonzero(places.volume_of == volume))
         patient = int(places.patient_of_volume[volume])
         scores.append(familiarity_for(patient).score(_embed(maker, slices, positions)))
