@@ -25,7 +25,8 @@ SHRINKAGE = 0.05
 JUDGED_SLICES = 16
 """Slices of a volume that are looked at, evenly spread over those with foreground."""
 FOREGROUND_LEVEL, MIN_FOREGROUND = 0.1, 0.02
-"""A slice has foreground when this share of its voxels is brighter than this part of the window."""
+"""A slice shows something when this share of its voxels (the second) is brighter than this part of
+the volume's intensity window (the first); others count as air."""
 
 
 @dataclass(frozen=True, kw_only=True)

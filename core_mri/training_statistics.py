@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,15 @@ class TrainingStatistics:
         Args:
             rows: [S, D], class tokens of its `off_distribution.judged_slices`.
         """
-        if not hasattr(self, "_familiarity"):  # a factorization, made when first asked for
-            object.__setattr__(self, "_familiarity", Familiarity(self.moments))
-        familiarity: Familiarity = self._familiarity  # type: ignore[attr-defined]
         return Judgement(
-            score=familiarity.score(rows),
+            score=self._familiarity.score(rows),
             threshold=self.threshold,
             false_alarm_rate=self.false_alarm_rate,
         )
+
+    @cached_property
+    def _familiarity(self) -> Familiarity:
+        return Familiarity(self.moments)
 
     def card(self) -> dict[str, str]:
         """Facts for the model card."""

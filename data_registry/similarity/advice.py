@@ -22,7 +22,7 @@ import numpy as np
 
 from core_mri.feature_sample import FeatureSample
 from core_mri.moments import Float64s
-from data_registry.similarity.distances import jensen_shannon
+from data_registry.similarity.distances import cubic_kernel, jensen_shannon
 
 if TYPE_CHECKING:
     from core_mri.reports import Cell
@@ -115,7 +115,7 @@ def kernel_mixture(
     means = np.zeros((len(samples), len(samples)))
     for i, (x, px) in enumerate(samples):
         for j, (y, py) in enumerate(samples[: i + 1]):
-            kernel = (x @ y.T / x.shape[1] + 1) ** 3
+            kernel = cubic_kernel(x, y)
             others = (px[:, None] != py[None, :]) | (i != j)
             means[i, j] = means[j, i] = kernel[others].mean() if others.any() else kernel.mean()
 

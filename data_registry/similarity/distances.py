@@ -75,11 +75,8 @@ def kernel_distance(pair: Pair) -> Weighted:
     """
     x, y = pair.task, pair.pretraining
 
-    def kernel(a: Float64s, b: Float64s) -> Float64s:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
     def within(side: Side) -> Callable[[Float64s], float]:
-        sums = _by_patient(kernel(side.rows, side.rows), side, side)
+        sums = _by_patient(cubic_kernel(side.rows, side.rows), side, side)
         counts = np.bincount(side.patients).astype(np.float64)
         own = np.diag(sums).copy()
 
@@ -90,13 +87,19 @@ def kernel_distance(pair: Pair) -> Weighted:
         return mean
 
     first, second = within(x), within(y)
-    mixed = _by_patient(kernel(x.rows, y.rows), x, y)
+    mixed = _by_patient(cubic_kernel(x.rows, y.rows), x, y)
     n_x, n_y = (np.bincount(side.patients).astype(np.float64) for side in (x, y))
 
     def distance(a: Float64s, b: Float64s) -> float:
         return first(a) + second(b) - 2 * float(a @ mixed @ b / ((a @ n_x) * (b @ n_y)))
 
     return distance
+
+
+def cubic_kernel(first: Float64s, second: Float64s) -> Float64s:
+    """``(x . y / D + 1)^3`` [N, M] of rows [N, D] and [M, D]."""
+    values: Float64s = (first @ second.T / first.shape[1] + 1) ** 3
+    return values
 
 
 def frechet_at_fixed_n(pair: Pair) -> Weighted:
