@@ -37,8 +37,8 @@ class _Similarity:
     encoder: str = ""
     """For a cohort: what embeds slices, as core_mri.load_model takes it. Radiomic features alone
     when not given. Weights are compared by their own encoder."""
-    formulas: bool = True
-    """Compare radiomic features too, which no network made."""
+    no_formulas: bool = False
+    """Leave out radiomic features, which no network made."""
     advise: bool = False
     """Tell which registered sources would bring the pretraining data closest for a slice added."""
     plan: Path | None = None
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
                 cohort_data(registry, name),
                 pretraining,
                 encoder,
-                formulas=options.formulas,
+                formulas=not options.no_formulas,
                 on_progress=on_progress,
             )
         record(registry, found)
