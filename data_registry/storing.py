@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import DataError
+from core_mri.off_distribution import FOREGROUND_LEVEL, MIN_FOREGROUND
 from core_mri.preprocess import percentiles
 from core_mri.volume import SLICE_ORIENTATION, Volume
 from data_registry.batches import Batch, UnitResult
@@ -38,12 +39,6 @@ from data_registry.schema import (
 from data_registry.shards import Array, ShardWriter
 from data_registry.source_list import Source
 from data_registry.splits import split_of, split_outside_test
-
-FOREGROUND_LEVEL = 0.1
-"""Voxels above this part of the volume's intensity window count as foreground."""
-
-MIN_FOREGROUND = 0.02
-"""Slices with less foreground count as air in `VolumeRow.num_foreground_slices`."""
 
 
 def store_volume(

@@ -13,6 +13,7 @@ from downstream.config import SuiteConfig, Task
 from downstream.evaluation.calibration_report import add_calibration
 from downstream.evaluation.cases import load_case
 from downstream.evaluation.efficiency import add_efficiency
+from downstream.evaluation.likeness import add_likeness
 from downstream.evaluation.power_note import add_power
 from downstream.evaluation.result_tables import add_results
 from downstream.evaluation.results import Outcome
@@ -60,6 +61,7 @@ def build_report(
     _add_cases(report, config, outcomes, folders)
     add_power(report, comparisons)
     _add_data(report, outcomes)
+    add_likeness(report, config)
     _add_failures(report, outcomes)
     _add_configuration(report, config, outcomes)
     _add_limits(report, comparisons)

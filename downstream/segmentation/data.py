@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import ConfigError, DataError, GeometryError
-from downstream.cohort import Cohort, shuffled
+from downstream.cohort import SPLITS, Cohort, shuffled
 from downstream.config import ShotsUnit, training_task
 from downstream.segmentation.sequences import check_not_mixed, in_order
 from downstream.segmentation.structures import stored_values, values_in, with_labels
@@ -127,20 +127,23 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
     num_left_out = len(cohort.rows) - sum(map(len, cases.values()))
     if num_left_out:
         log.warning("task %s: %d images without labels are left out", task.name, num_left_out)
-    pairs: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    pairs: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    splits = {row.volume_id: split for split in SPLITS for row in getattr(cohort, split)}
     for key, images in cases.items():
         label, *others = maps[key]
         if task.sequences:
             first, *more = in_order(images, task)
-            pairs[first.split].append(Pair(first, label, tuple(more), tuple(others)))
+            pairs[splits[first.volume_id]].append(Pair(first, label, tuple(more), tuple(others)))
             continue
         check_not_mixed(images, task)
-        pairs[images[0].split] += [Pair(image, label, (), tuple(others)) for image in images]
+        pairs[splits[images[0].volume_id]] += [
+            Pair(image, label, (), tuple(others)) for image in images
+        ]
     for split in pairs.values():
         split.sort(key=lambda pair: pair.image.volume_id)
     _check_present(pairs, task)
     _check_values(pairs, task)
-    return Pairs(*(tuple(pairs[split]) for split in ("train", "val", "test")))
+    return Pairs(*(tuple(pairs[split]) for split in SPLITS))
 
 
 def read_mask(registry: Registry, pair: Pair, task: Task) -> npt.NDArray[np.uint8]:

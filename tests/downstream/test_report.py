@@ -128,3 +128,46 @@ class TestPage:
         ]
         html = self.page(replace(config, k=(1, 5)), cells, tmp_path)
         assert "mean Dice over test patients against the number of labelled volumes" in html
+
+
+class TestLikeness:
+    """Distances that the registry keeps of the same task and weights stand in the report."""
+
+    @pytest.fixture
+    def known(self, suite_config, organs, tmp_path):
+        import core_mri
+        from core_mri.weights.folder import read_config
+        from data_registry import Registry
+        from data_registry.commits import commit, sole_writer
+        from data_registry.schema import SimilarityRow
+
+        core_mri.save_model(core_mri.create_model("vit_micro_patch8"), tmp_path / "weights")
+        registry = Registry.create(tmp_path / "registry")
+        row = SimilarityRow(
+            when="2026-01-02T03:04:05Z", task=organs.name, task_digest="t", pretraining="ours",
+            pretraining_digest=read_config(tmp_path / "weights")["sha256"], encoder="e",
+            shared_patients=0, features="ours", distance="KID", closer="lower", value=0.125,
+            low=0.1, high=0.15, null=0.001, null_high=0.01, slices=200, patients=9,
+            pretraining_slices=1000, pretraining_patients=80, refused="",
+        )  # fmt: skip
+        with sole_writer(registry):
+            commit(registry, {"similarities": [row, replace(row, pretraining_digest="another")]})
+        return suite_config(
+            weights={"ours": str(tmp_path / "weights")}, tasks=(organs,), k=(5,),
+            out=tmp_path / CONFIG_OUT, registry=registry.path,
+        )  # fmt: skip
+
+    def test_shown(self, known, tmp_path):
+        page = build_report(known, [], [ROW, TWIN_ROW], [comparison(9)], [tmp_path]).html()
+        assert page.count("0.125") == 1
+        assert "Likeness to the pretraining data" in page
+
+    def test_other_tasks_show_nothing(self, known, organs):
+        from core_mri.reports import Report
+        from downstream.evaluation.likeness import HEADING, add_likeness
+
+        report = Report("", "")
+        add_likeness(report, replace(known, tasks=(replace(organs, name="other"),)))
+        assert HEADING not in report.html()
+        add_likeness(report, known)
+        assert HEADING in report.html()

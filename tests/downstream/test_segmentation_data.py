@@ -98,6 +98,12 @@ class TestPairLabels:
             assert registry.read(pair.label).same_grid(registry.read(pair.image))
         assert len(pairs.test) == len(load_cohort(registry, organs).test)
 
+    def test_validation_patients_are_scored_where_the_task_says_so(self, registry, organs):
+        usual = pair_labels(registry, load_cohort(registry, organs), organs)
+        task = replace(organs, test_split="val")
+        choice = pair_labels(registry, load_cohort(registry, task), task)
+        assert (choice.train, choice.val, choice.test) == (usual.train, (), usual.val)
+
     def test_labels_on_another_grid(self, make_registry, organs):
         moved = make_registry(3, shift_labels_mm=5)
         with pytest.raises(GeometryError, match="label volumes of 3 patients") as caught:
