@@ -140,3 +140,39 @@ SAM_MODELS: dict[str, SamConfig] = {
     "sam_vit_h": SamConfig(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)),
 }
 """SAM (Kirillov et al., arXiv 2304.02643) in its published sizes, plus micro for tests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnrolledConfig:
+    """Sizes of `core_mri.models.unrolled.Unrolled`."""
+
+    num_steps: int = 6
+    """Learned steps, each followed by one towards the measured samples."""
+    steps_per_denoiser: int = 2
+    """Consecutive steps that share their weights."""
+    denoiser: Literal["unet", "resnet"] = "unet"
+    """A small U-Net, or residual blocks at full resolution (SSDU's are 15 of 64 channels)."""
+    channels: int = 16
+    """Of the first level of the U-Net, which double with each, or of the residual blocks."""
+    num_pools: int = 3
+    """unet: levels below the first."""
+    num_blocks: int = 15
+    """resnet: residual blocks."""
+    start_steps: int = 10
+    """Conjugate gradients of the warm start."""
+    data_steps: int = 4
+    """Conjugate gradients towards the data in each step; 0 is one gradient step, the cheap mode."""
+
+    def __post_init__(self) -> None:
+        low = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int) and value < (0 if name == "data_steps" else 1)
+        }
+        if low:
+            raise ConfigError("CONFIG-05", f"sizes of an unrolled network are too small: {low}.")
+
+    @property
+    def deepest(self) -> int:
+        """Channels of the deepest level of a denoiser."""
+        return self.channels * (2**self.num_pools if self.denoiser == "unet" else 1)

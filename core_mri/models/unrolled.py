@@ -1,0 +1,226 @@
+"""Our network for undersampled scans: a few steps between what is likely and what was measured.
+
+    x_0     = argmin ||A x - y||^2 + ridge ||x||^2                                   CG-SENSE
+    z_t     = x_t - D(x_t)                                                           learned
+    x_{t+1} = argmin ||A x - y||^2 + ridge ||x||^2 + mu ||x - z_t||^2                a few CG steps
+              or, without CG steps, z_t - step (A^H (A z_t - y) + ridge z_t)         cheap
+
+A is `core_mri.physics.Sense` with the maps of the fully sampled center; ridge, mu and step are
+learned and stay positive. D changes nothing at first (`core_mri.models.denoisers`), and x_0 solves
+the second problem too where z = x_0: an untrained net is CG-SENSE, carried on until it converges.
+Sources: Aggarwal et al., MoDL, IEEE TMI 38 (2019); Hammernik et al., MRM 79 (2018).
+
+Shape letters: ``S`` slices, ``C`` coils, ``H W`` image, ``K`` channels of the deepest level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from core_mri.errors import DataError
+from core_mri.models.conditioned import Context
+from core_mri.models.denoisers import ComplexResNet, ComplexUNet, Modulation
+from core_mri.models.reconstruction import Reconstructor
+from core_mri.models.registry import UnrolledConfig
+from core_mri.physics.classical import calibrate
+from core_mri.physics.coils import coil_combine
+from core_mri.physics.compression import combine_coils
+from core_mri.physics.fourier import ifft2c
+from core_mri.physics.operators import Sense
+from core_mri.physics.preparation import center_crop
+from core_mri.physics.solvers import conjugate_gradient
+
+RIDGE, MU, STEP = 0.01, 0.1, 0.5
+"""Values at first; the ridge is that of CG-SENSE."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Slices ready for the network."""
+
+    kspace: Tensor
+    """Complex ``[S, C, H, W]`` of virtual coils, over `scale`; zero where not measured."""
+    maps: Tensor
+    """``[S, C, H, W]``."""
+    mask: Tensor
+    """Bool ``[S, H or 1, W]``."""
+    matrix: Tensor
+    """Virtual coils of the real ones, ``[S, C, coils]``."""
+    scale: Tensor
+    """Largest magnitude of ``A^H y``, ``[S, 1, 1]``; 0 for a blank slice."""
+
+    @property
+    def acceleration(self) -> Tensor:
+        """Points over measured points, ``[S]``."""
+        return 1 / self.mask.float().mean((-2, -1)).clamp_min(1e-6)
+
+    def sense(self, mask: Tensor | None = None) -> Sense:
+        """A with the own mask, or with another of its points, ``[S, H or 1, W]``."""
+        return Sense(self.maps, self.mask if mask is None else mask)
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same on another device."""
+        return Encoded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def of(self, mask: Tensor) -> Encoded:
+        """The same with fewer measured points, in the same scale."""
+        return replace(self, kspace=self.kspace * mask.unsqueeze(-3), mask=mask)
+
+
+def encode(kspace: Tensor, mask: Tensor) -> Encoded:
+    """Compress the coils of a slice, find their maps and scale it.
+
+    Args:
+        kspace: Complex ``[C, H, W]``.
+        mask: Bool ``[W]`` or ``[H, W]``.
+
+    Returns:
+        One slice, S = 1.
+
+    Raises:
+        ValueError: No fully sampled center (`core_mri.physics.calibration_region`).
+    """
+    points = mask if mask.ndim > 1 else mask[None]
+    matrix, samples, found = calibrate(kspace * points, mask)
+    scale = Sense(found.maps, points).adjoint(samples).abs().amax((-2, -1), keepdim=True)
+    samples = samples / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    return Encoded(samples[None], found.maps[None], points[None], matrix[None], scale[None])
+
+
+def target_of(encoded: Encoded, kspace: Tensor) -> Tensor:
+    """The image of all samples, ``sum_c conj(S_c) F^-1 y_c``, in the scale of `encoded`.
+
+    Args:
+        encoded: Slices, some of whose samples were left out.
+        kspace: All samples of all coils, complex ``[S, coils, H, W]``.
+
+    Returns:
+        Complex ``[S, H, W]``.
+    """
+    image = coil_combine(ifft2c(combine_coils(encoded.matrix, kspace)), encoded.maps)
+    return image / encoded.scale.clamp_min(torch.finfo(encoded.scale.dtype).tiny)
+
+
+def stacked(slices: Sequence[Encoded]) -> Encoded:
+    """Slices of the same size and number of coils as one batch."""
+    height = max(one.mask.shape[-2] for one in slices)
+    return Encoded(
+        torch.cat([one.kspace for one in slices]),
+        torch.cat([one.maps for one in slices]),
+        torch.cat([one.mask.expand(-1, height, -1) for one in slices]),
+        torch.cat([one.matrix for one in slices]),
+        torch.cat([one.scale for one in slices]),
+    )
+
+
+class Unrolled(Reconstructor):
+    """``A, y -> x``; see the head of this module.
+
+    Args:
+        config: Sizes.
+        context: What a pretrained encoder sees in the warm start; None for a net without one.
+    """
+
+    def __init__(self, config: UnrolledConfig, context: Context | None = None) -> None:
+        super().__init__()
+        self.config: UnrolledConfig = config
+        count = math.ceil(config.num_steps / config.steps_per_denoiser)
+        self.denoisers = nn.ModuleList(_denoiser(config) for _ in range(count))
+        # softplus(x) = value
+        self.ridge = nn.Parameter(torch.tensor(_inverse_softplus(RIDGE)))
+        weight = MU if config.data_steps else STEP
+        self.weights = nn.Parameter(torch.full((count,), _inverse_softplus(weight)))
+        self.by_rate = nn.Linear(1, 2 * config.deepest)
+        nn.init.zeros_(self.by_rate.weight)
+        nn.init.zeros_(self.by_rate.bias)
+        self.context = context
+
+    def warm_start(self, encoded: Encoded) -> Tensor:
+        """CG-SENSE, complex ``[S, H, W]``, without gradients."""
+        with torch.no_grad():
+            sense = encoded.sense()
+            return conjugate_gradient(
+                sense.normal,
+                sense.adjoint(encoded.kspace),
+                ridge=functional.softplus(self.ridge),
+                num_iterations=self.config.start_steps,
+            )
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """Images in the scale of ``encoded.kspace``, complex ``[S, H, W]``."""
+        x = self.warm_start(encoded)
+        sense = encoded.sense()
+        right = sense.adjoint(encoded.kspace)
+        ridge, weights = functional.softplus(self.ridge), functional.softplus(self.weights)
+        modulations = self._modulations(encoded, x)
+        for step in range(self.config.num_steps):
+            own = step // self.config.steps_per_denoiser
+            z = x - self.denoisers[own](x, modulations[own])
+            if self.config.data_steps:
+                x = conjugate_gradient(
+                    sense.normal,
+                    right + weights[own] * z,
+                    ridge=ridge + weights[own],
+                    start=z,
+                    num_iterations=self.config.data_steps,
+                )
+            else:
+                x = z - weights[own] * (sense.normal(z) + ridge * z - right)
+        return x
+
+    def images(
+        self,
+        kspace: Tensor,
+        mask: Tensor,
+        *,
+        size: tuple[int, int],
+        num_low: int = 0,  # noqa: ARG002
+    ) -> Tensor:
+        """Magnitudes ``[S, h, w]``; arguments as in `Reconstructor`, `num_low` has no effect.
+
+        Raises:
+            DataError: DATA-21 without the center that coil maps need.
+        """
+        points = mask.expand(len(kspace), *mask.shape[-3:]) if mask.ndim > 3 else mask
+        images = []
+        for number, own in enumerate(kspace):
+            lines = points[number] if points.ndim > 3 else points
+            lines = lines.reshape(lines.shape[-2:]) if lines.ndim > 1 else lines
+            try:
+                encoded = encode(own, lines[0] if lines.shape[0] == 1 else lines)
+            except ValueError as error:
+                raise DataError(
+                    "DATA-21",
+                    f"{error}.",
+                    fix="Use zero-filled, or a mask with a fully sampled center.",
+                ) from None
+            images.append(center_crop(self(encoded).abs() * encoded.scale, size))
+        return torch.cat(images)
+
+    def _modulations(self, encoded: Encoded, start: Tensor) -> list[Modulation]:
+        """One a denoiser: by the acceleration, and by what the encoder sees."""
+        rate = torch.log(encoded.acceleration)[:, None]
+        scale, shift = self.by_rate(rate).chunk(2, -1)
+        if self.context is None:
+            return [Modulation(scale, shift)] * len(self.denoisers)
+        seen = self.context(start.abs())
+        return [
+            Modulation(scale + own.scale, shift + own.shift, own.field)
+            for own in self.context.modulations(seen)
+        ]
+
+
+def _denoiser(config: UnrolledConfig) -> ComplexUNet | ComplexResNet:
+    if config.denoiser == "resnet":
+        return ComplexResNet(config.channels, config.num_blocks)
+    return ComplexUNet(config.channels, config.num_pools)
+
+
+def _inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))

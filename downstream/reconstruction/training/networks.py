@@ -1,0 +1,116 @@
+"""From a configuration to the network that is trained, and to the encoder inside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+import core_mri
+from core_mri.errors import ConfigError, WeightsError
+from core_mri.models.conditioned import Context
+from core_mri.models.reconstruction import Reconstructor
+from core_mri.models.registry import UnetConfig, UnrolledConfig, VarNetConfig
+from core_mri.models.segmenter import spread_depths
+from downstream.adapt import adapt, encoder_of, random_twin
+from downstream.config import Recipe
+from downstream.reconstruction.training.config import InnerEncoder, Network
+
+if TYPE_CHECKING:
+    from core_mri.models.encoder import Encoder
+
+
+def build_network(
+    network: Network, settings: InnerEncoder, encoder: Encoder | None, seed: int
+) -> Reconstructor:
+    """A network before its first step; torch's random state is kept.
+
+    Args:
+        network: What it is.
+        settings: What of the encoder moves, and which of its depths are read.
+        encoder: Copied, never changed; None leaves it out.
+        seed: Of what starts at random.
+
+    Raises:
+        ConfigError: CONFIG-05 when ``network.start`` has other sizes.
+        WeightsError: When ``network.start`` cannot be loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = _build(network, settings, encoder, seed)
+    if network.start:
+        start = core_mri.load_model(network.start, device="cpu")
+        found = getattr(start, "config", None)
+        if type(start) is not type(built) or asdict(found) != asdict(built.config):
+            raise ConfigError(
+                "CONFIG-05",
+                f"network.start {network.start} holds another network ({found}) than was asked for "
+                f"({built.config}).",
+            )
+        built.load_state_dict(start.state_dict())
+    return built
+
+
+def load_encoder(settings: InnerEncoder, seed: int) -> Encoder | None:
+    """The encoder that goes inside, on the CPU; its random twin where that was asked for.
+
+    Raises:
+        WeightsError: What `core_mri.load_model` raises; WEIGHTS-02 for a model without a plain ViT.
+    """
+    if not settings.weights:
+        return None
+    model = core_mri.load_model(settings.weights, device="cpu")
+    encoder = encoder_of(model)
+    encoder.card = getattr(model, "card", {})  # type: ignore[assignment]
+    if settings.num_levels > encoder.depth:
+        raise WeightsError(
+            "WEIGHTS-02",
+            f"encoder.num_levels {settings.num_levels} is more than the {encoder.depth} blocks of "
+            f"{settings.weights}.",
+        )
+    return random_twin(encoder, seed) if settings.random else encoder
+
+
+def _build(
+    network: Network, settings: InnerEncoder, encoder: Encoder | None, seed: int
+) -> Reconstructor:
+    if network.name == "unet":
+        from core_mri.models.unet import Unet
+
+        return Unet(UnetConfig(channels=network.channels, pools=network.pools))
+    if network.name == "varnet":
+        from core_mri.models.varnet import VarNet
+
+        return VarNet(
+            VarNetConfig(
+                cascades=network.steps,
+                channels=network.channels,
+                pools=network.pools,
+                map_channels=max(network.channels // 2, 1),
+                map_pools=network.pools,
+            )
+        )
+    from core_mri.models.unrolled import Unrolled
+
+    config = UnrolledConfig(
+        num_steps=network.steps,
+        steps_per_denoiser=network.steps_per_denoiser,
+        denoiser=network.denoiser,
+        channels=network.channels,
+        num_pools=network.pools,
+        data_steps=network.data_steps,
+    )
+    if encoder is None:
+        return Unrolled(config)
+    depths = spread_depths(encoder.depth, settings.num_levels)
+    recipe = replace(Recipe(), lora_rank=settings.lora_rank, lora_alpha=float(settings.lora_rank))
+    plain = Unrolled(config)  # the draws of the net are those without encoder
+    context = Context(
+        adapt(encoder, settings.adaptation, recipe, seed),
+        depths=depths,
+        channels=config.deepest,
+        num_denoisers=len(plain.denoisers),
+    )
+    plain.context = context
+    return plain

@@ -1,0 +1,100 @@
+"""How good a network is on fixed slices of validation patients, between steps.
+
+``holdout`` needs no reference: a fifth of the measured points is kept back, and the score is minus
+the loss of their prediction. ``reference`` is the mean SSIM.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core_mri.errors import DataError
+from core_mri.models.reconstruction import Reconstructor
+from core_mri.models.unrolled import Unrolled
+from core_mri.physics.preparation import center_crop
+from downstream.reconstruction.training.batches import fixed_lines, kept
+from downstream.reconstruction.training.config import ReconstructionConfig
+from downstream.reconstruction.training.losses.holdout import holdout_loss, split
+from downstream.reconstruction.training.losses.supervised import ssim
+from downstream.reconstruction.training.objective import Sample, encoded_samples, is_air
+from downstream.reconstruction.training.slices import Slices
+
+SHARE = 0.2
+_DRAW = 3
+
+
+class Validation:
+    """Fixed slices, spread evenly over the patients and the accelerations; read anew at every look.
+
+    Args:
+        slices: Of validation patients.
+        config: How many, at which accelerations, by what.
+    """
+
+    def __init__(self, slices: Slices, config: ReconstructionConfig) -> None:
+        self.slices, self.config = slices, config
+        count = min(config.fitting.num_validation, len(slices))
+        positions = np.linspace(0, len(slices) - 1, count).round().astype(int)
+        self.positions = positions.tolist()
+
+    @torch.no_grad()
+    def score(self, network: Reconstructor) -> float:
+        """Mean over the slices that show something; higher is better.
+
+        Raises:
+            DataError: DATA-42 when a reference is needed and there is none, DATA-09 when all slices
+                are air.
+        """
+        device = next(network.parameters()).device
+        scores = []
+        for number in range(len(self.positions)):
+            sample = self.sample(number)
+            if is_air(kept(sample.slice.kspace, sample.mask), sample.mask):
+                continue
+            if self.config.fitting.validate_by == "holdout":
+                assert isinstance(network, Unrolled)
+                scores.append(-self._holdout(network, sample, device))
+            else:
+                scores.append(self._similarity(network, sample, device))
+        if not scores:
+            raise DataError("DATA-09", "all validation slices are air.")
+        return float(np.mean(scores))
+
+    def sample(self, number: int) -> Sample:
+        """Validation sample `number`, the same at every look."""
+        config = self.config
+        rng = np.random.default_rng((config.seed, _DRAW, number))
+        own = self.slices.read(self.positions[number], rng)
+        mask = own.mask
+        if mask is None:
+            choice = number % len(config.undersampling.accelerations)
+            seed = (config.seed, _DRAW, number)
+            mask = fixed_lines(config.undersampling, choice, own.kspace.shape[-1], seed)
+        return Sample(own, mask, True, rng)
+
+    def _holdout(self, network: Unrolled, sample: Sample, device: torch.device) -> float:
+        encoded = encoded_samples([sample]).to(device)
+        theta, held = split(
+            encoded.mask[0],
+            encoded.kspace.shape[-2],
+            share=SHARE,
+            selection="uniform",
+            rng=sample.rng,
+        )
+        image = network(encoded.of(theta[None].to(device)))
+        return float(holdout_loss(encoded, image, held[None].to(device)))
+
+    def _similarity(self, network: Reconstructor, sample: Sample, device: torch.device) -> float:
+        own = sample.slice
+        if own.reference is None:
+            raise DataError(
+                "DATA-42",
+                "a validation slice has no fully sampled reference.",
+                fix="Set fitting.validate_by: holdout.",
+            )
+        data = kept(own.kspace, sample.mask).to(device)[None]
+        image: Tensor = network.reconstruct(data, sample.mask.to(device), size=own.size)
+        reference = center_crop(own.reference, own.size)[None].to(device)
+        return float(ssim(image, reference, torch.tensor([own.peak], device=device)))
