@@ -9,6 +9,7 @@ Shape letters: ``B`` batch, ``H W`` image, ``K`` channels of the deepest level, 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -48,8 +49,7 @@ class ComplexUNet(nn.Module):
         )
         self.bottom = _convolutions(widths[-2], widths[-1])
         self.expand = nn.ModuleList(
-            nn.ConvTranspose2d(after, before, 2, stride=2)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.ConvTranspose2d(after, before, 2, stride=2) for before, after in pairwise(widths)
         )
         self.up = nn.ModuleList(_convolutions(2 * width, width) for width in widths[:-1])
         self.last = nn.Conv2d(channels, 2, 1)

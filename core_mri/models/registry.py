@@ -1,4 +1,4 @@
-"""Encoder sizes by name; plain data, so listing them loads no torch."""
+"""Sizes of networks by name; plain data, so listing them loads no torch."""
 
 from __future__ import annotations
 
@@ -142,6 +142,46 @@ SAM_MODELS: dict[str, SamConfig] = {
 """SAM (Kirillov et al., arXiv 2304.02643) in its published sizes, plus micro for tests."""
 
 
+CoilMode = Literal["single", "multi", "any"]
+"""What k-space a network was trained on: of one coil, of several, or that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnetConfig:
+    """Sizes of fastMRI's U-Net (Zbontar et al., arXiv 1811.08839)."""
+
+    channels: int = 32
+    """After the first convolution; each pooling doubles them."""
+    pools: int = 4
+    """Average poolings, each halves both sides."""
+    in_channels: int = 1
+    """Of the input; only 1 reconstructs k-space."""
+    out_channels: int = 1
+    """Of the output; only 1 reconstructs k-space."""
+    dropout: float = 0.0
+    """Share of channels that training sets to zero after each convolution."""
+    coils: CoilMode = "any"
+    """What k-space it was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarNetConfig:
+    """Sizes of the end-to-end variational network (Sriram et al., arXiv 2004.06688)."""
+
+    cascades: int = 12
+    """Unrolled steps, each with its own U-Net."""
+    channels: int = 18
+    """Of those U-Nets, after the first convolution."""
+    pools: int = 4
+    """Poolings of those U-Nets."""
+    map_channels: int = 8
+    """Of the U-Net that finds the coil maps."""
+    map_pools: int = 4
+    """Poolings of that U-Net."""
+    coils: CoilMode = "multi"
+    """What k-space it was trained on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnrolledConfig:
     """Sizes of `core_mri.models.unrolled.Unrolled`."""
@@ -162,6 +202,12 @@ class UnrolledConfig:
     """Conjugate gradients of the warm start."""
     data_steps: int = 4
     """Conjugate gradients towards the data in each step; 0 is one gradient step, the cheap mode."""
+    encoder: EncoderConfig | None = None
+    """A ViT that sees the warm start (`core_mri.models.conditioned`); None leaves it out."""
+    encoder_depths: tuple[int, ...] = ()
+    """Its blocks whose tokens are read."""
+    coils: CoilMode = "any"
+    """What k-space it was trained on."""
 
     def __post_init__(self) -> None:
         low = {
@@ -176,3 +222,26 @@ class UnrolledConfig:
     def deepest(self) -> int:
         """Channels of the deepest level of a denoiser."""
         return self.channels * (2**self.num_pools if self.denoiser == "unet" else 1)
+
+
+ReconstructorConfig = UnetConfig | VarNetConfig | UnrolledConfig
+RECONSTRUCTORS: dict[str, tuple[type[ReconstructorConfig], str]] = {
+    "unet": (UnetConfig, "Unet"),
+    "varnet": (VarNetConfig, "VarNet"),
+    "unrolled": (UnrolledConfig, "Unrolled"),
+}
+"""Module of `core_mri.models` -> its configuration and its class, a `Reconstructor`."""
+
+RECONSTRUCTION_MODELS: dict[str, ReconstructorConfig] = {
+    "recon_unet_micro": UnetConfig(channels=8, pools=3),
+    "recon_unet_32": UnetConfig(channels=32),
+    "recon_unet_64": UnetConfig(channels=64),
+    "recon_unet_128": UnetConfig(channels=128),
+    "recon_unet_256": UnetConfig(channels=256),
+    "varnet_micro": VarNetConfig(cascades=3, channels=6, pools=3, map_channels=4, map_pools=3),
+    "varnet": VarNetConfig(),
+    "unrolled_micro": UnrolledConfig(num_steps=2, channels=4, num_pools=2),
+    "unrolled": UnrolledConfig(),
+    "unrolled_resnet": UnrolledConfig(denoiser="resnet", channels=64, num_steps=10),
+}
+"""Networks for reconstruction in their published sizes, ours, and micro ones for tests."""

@@ -26,6 +26,7 @@ from torch.nn import functional
 from core_mri.errors import DataError
 from core_mri.models.conditioned import Context
 from core_mri.models.denoisers import ComplexResNet, ComplexUNet, Modulation
+from core_mri.models.encoder import Encoder
 from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.registry import UnrolledConfig
 from core_mri.physics.classical import calibrate
@@ -123,11 +124,11 @@ class Unrolled(Reconstructor):
     """``A, y -> x``; see the head of this module.
 
     Args:
-        config: Sizes.
-        context: What a pretrained encoder sees in the warm start; None for a net without one.
+        config: Sizes; with ``config.encoder`` a random one, to be replaced by a pretrained one
+            (``context.encoder``).
     """
 
-    def __init__(self, config: UnrolledConfig, context: Context | None = None) -> None:
+    def __init__(self, config: UnrolledConfig) -> None:
         super().__init__()
         self.config: UnrolledConfig = config
         count = math.ceil(config.num_steps / config.steps_per_denoiser)
@@ -139,7 +140,14 @@ class Unrolled(Reconstructor):
         self.by_rate = nn.Linear(1, 2 * config.deepest)
         nn.init.zeros_(self.by_rate.weight)
         nn.init.zeros_(self.by_rate.bias)
-        self.context = context
+        self.context: Context | None = None
+        if config.encoder is not None:
+            self.context = Context(
+                Encoder(config.encoder),
+                depths=config.encoder_depths,
+                channels=config.deepest,
+                num_denoisers=count,
+            )
 
     def warm_start(self, encoded: Encoded) -> Tensor:
         """CG-SENSE, complex ``[S, H, W]``, without gradients."""

@@ -10,7 +10,7 @@ from core_mri.version import __version__
 
 LIMITS = (
     "Research use only; not a medical device.",
-    "Features and masks of scans unlike the training data may be wrong without warning.",
+    "Features, masks and images of scans unlike the training data may be wrong without warning.",
 )
 
 
@@ -29,18 +29,13 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             evaluation looks for its test patients.
     """
     licence = str(facts.get("licence", "not stated"))
-    encoder = config["encoder"]
-    window = config["input"]["window_percentiles"]
-    normalisation = (
-        f"mean {encoder['mean']} and standard deviation {encoder['std']} are applied inside"
-        if "mean" in encoder
-        else "the patch embedding normalises them"
-    )
+    describe = _reconstructor if config["kind"] == "reconstructor" else _vit
+    tag, needed, network = describe(config)
     parts = [
         "---",
         *_front_matter(licence),
         "library_name: core-mri",
-        "tags: [mri, medical-imaging, vision-transformer]",
+        f"tags: [mri, medical-imaging, {tag}]",
         "---",
         "",
         f"# {config['kind'].capitalize()} trained with core-mri {__version__}",
@@ -57,15 +52,11 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "",
         "## Input",
         "",
-        f"One channel. Intensities of a whole volume are clipped at its {window[0]} and "
-        f"{window[1]} percentiles and scaled to [0, 1]; {normalisation}. "
-        f"Image sides are multiples of {encoder['patch_size']} px.",
+        needed,
         "",
         "## Network",
         "",
-        f"ViT, {encoder['depth']} blocks of width {encoder['embed_dim']}, "
-        f"patch {encoder['patch_size']}. "
-        f"SHA-256 of the tensors: `{config['sha256']}`.",
+        f"{network} SHA-256 of the tensors: `{config['sha256']}`.",
         "",
     ]
     if config["kind"] == "segmenter":
@@ -91,6 +82,45 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         parts += [*_section(terms), ""]
     parts += ["## Limits", "", *(f"- {limit}" for limit in (*LIMITS, *facts.get("limits", ())))]
     return "\n".join(parts) + "\n"
+
+
+def _vit(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Tag, input and network of everything with an encoder."""
+    encoder = config["encoder"]
+    window = config["input"]["window_percentiles"]
+    normalisation = (
+        f"mean {encoder['mean']} and standard deviation {encoder['std']} are applied inside"
+        if "mean" in encoder
+        else "the patch embedding normalises them"
+    )
+    needed = (
+        f"One channel. Intensities of a whole volume are clipped at its {window[0]} and "
+        f"{window[1]} percentiles and scaled to [0, 1]; {normalisation}. "
+        f"Image sides are multiples of {encoder['patch_size']} px."
+    )
+    network = (
+        f"ViT, {encoder['depth']} blocks of width {encoder['embed_dim']}, "
+        f"patch {encoder['patch_size']}."
+    )
+    return "vision-transformer", needed, network
+
+
+COILS = {
+    "single": "one coil",
+    "multi": "several coils",
+    "any": "one coil or several (which it was trained on is not known)",
+}
+
+
+def _reconstructor(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Tag, input and network of everything that takes k-space."""
+    sizes = {key: value for key, value in config["sizes"].items() if key != "coils"}
+    needed = (
+        f"Undersampled k-space of {COILS[config['sizes']['coils']]}, as it is, and its mask: "
+        "`core-mri reconstruct PATH_OF_THIS_FOLDER KSPACE --out FILE`. Scaling, coil maps and "
+        "cropping happen inside."
+    )
+    return "mri-reconstruction", needed, f"`{config['network']}`: {_plain(sizes)}."
 
 
 def _front_matter(licence: str) -> list[str]:

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core_mri.config import load_config
 from core_mri.errors import CoreMRIError, WeightsError
-from core_mri.models import MODELS, create_sam
-from core_mri.models.registry import AdapterConfig, EncoderConfig, SamConfig
+from core_mri.models import MODELS, create_reconstructor, create_sam
+from core_mri.models.registry import RECONSTRUCTORS, AdapterConfig, EncoderConfig, SamConfig
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.weights.card import model_card
 from core_mri.weights.strict import fill
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
     from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.reconstruction import Reconstructor
     from core_mri.models.segmenter import Segmenter
 
 CONFIG, TENSORS, CARD = "config.json", "model.safetensors", "README.md"
@@ -40,14 +42,14 @@ INPUT_CONTRACT = {
 
 
 def save_model(
-    model: Encoder | Segmenter | Classifier | PromptableSegmenter,
+    model: Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor,
     folder: str | Path,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
     Args:
-        model: An encoder, a segmenter, a classifier or a promptable model.
+        model: An encoder, a segmenter, a classifier, a promptable model or a reconstructor.
         folder: Created when missing; files of an older save are replaced.
         card: Facts for the model card: see `core_mri.weights.card.model_card`.
 
@@ -78,7 +80,7 @@ def save_model(
 
 def load_folder(
     source: str | Path, *, device: str = "auto"
-) -> Encoder | Segmenter | Classifier | PromptableSegmenter:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor:
     """Load a model, in evaluation mode.
 
     Args:
@@ -86,8 +88,8 @@ def load_folder(
         device: ``auto``, ``cpu``, ``cuda``, ...
 
     Returns:
-        An `Encoder`, a `Segmenter`, a `Classifier` or a `PromptableSegmenter`; ``model.card`` holds
-        the facts it was saved with.
+        An `Encoder`, a `Segmenter`, a `Classifier`, a `PromptableSegmenter` or a `Reconstructor`;
+        ``model.card`` holds the facts it was saved with.
 
     Raises:
         WeightsError: WEIGHTS-01 when the folder is missing, incomplete or damaged, WEIGHTS-02 when
@@ -175,9 +177,17 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     from core_mri.models.heads import decoder_name
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.reconstruction import Reconstructor
     from core_mri.models.sam import SamEncoder
     from core_mri.models.segmenter import Segmenter
 
+    if isinstance(model, Reconstructor):
+        return {
+            "format": FORMAT,
+            "kind": "reconstructor",
+            "network": type(model).__module__.rpartition(".")[2],
+            "sizes": dataclasses.asdict(model.config),
+        }
     common: dict[str, Any] = {"format": FORMAT, "input": INPUT_CONTRACT}
     if isinstance(model, Segmenter):
         return common | {
@@ -216,8 +226,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         }
     raise WeightsError(
         "WEIGHTS-02",
-        "a weights folder holds an Encoder, a Segmenter, a Classifier or a PromptableSegmenter, "
-        f"got {type(model).__name__}.",
+        "a weights folder holds an Encoder, a Segmenter, a Classifier, a PromptableSegmenter or a "
+        f"Reconstructor, got {type(model).__name__}.",
     )
 
 
@@ -258,12 +268,15 @@ def _build_segmenter(encoder: Encoder, config: Mapping[str, Any]) -> Segmenter:
 
 def _build(
     folder: Path, config: Mapping[str, Any]
-) -> Encoder | Segmenter | Classifier | PromptableSegmenter:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor:
     from core_mri.models.classifier import Classifier
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
 
     try:
+        if config["kind"] == "reconstructor":
+            kind, _ = RECONSTRUCTORS[config["network"]]
+            return create_reconstructor(load_config(kind, config["sizes"]))
         if config["kind"] == "promptable" and "global_blocks" in config["encoder"]:
             sizes = config["encoder"]
             return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))

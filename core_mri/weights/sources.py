@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
     from core_mri.models.promptable import PromptableSegmenter
+    from core_mri.models.reconstruction import Reconstructor
+    from core_mri.models.registry import CoilMode
     from core_mri.models.sam import SamEncoder
     from core_mri.models.segmenter import Segmenter
 
-    Model = Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter
+    Model = Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter | Reconstructor
 
 SCHEMES = (
     "hf",
@@ -31,6 +33,8 @@ SCHEMES = (
     "ijepa",
     "hf-dinov2",
     "timm",
+    "fastmri-unet",
+    "fastmri-varnet",
 )
 
 
@@ -43,13 +47,15 @@ def load_model(source: str | Path, *, device: str = "auto", **options: object) -
         source: A weights folder or a run folder; ``hf:owner/name`` or ``hf:owner/name@revision``,
             a weights folder on the Hugging Face hub; or ``mri-core:FILE``, ``sam:FILE``,
             ``medsam:FILE``, ``dinov2:FILE``, ``dinov3:FILE``, ``mae:FILE``, ``ijepa:FILE``,
-            ``hf-dinov2:FILE`` (RAD-DINO too), ``timm:MODEL=FILE``, ``timm:MODEL``.
+            ``hf-dinov2:FILE`` (RAD-DINO too), ``timm:MODEL=FILE``, ``timm:MODEL``,
+            ``fastmri-unet:FILE``, ``fastmri-varnet:FILE``.
         device: ``auto``, ``cpu``, ``cuda``, ...
         **options: For files: ``sha256``. MRI-CORE: ``layout`` ``vit`` or ``sam``, ``position``
             ``fixed`` or ``legacy``, ``normalization`` ``imagenet`` or ``none``, ``sam=FILE`` (with
             ``layout="sam"``: neck and decoder from there). Plain ViTs: ``image_size``,
             ``patch_size``, ``num_heads``. I-JEPA: ``branch`` ``target_encoder`` or ``encoder``.
             timm: ``image_size``, ``download``. Hub: ``endpoint``, the address of another server.
+            fastMRI's U-Net: ``coils`` ``single``, ``multi`` or ``any``, what it was trained on.
 
     Returns:
         The model; ``model.card`` holds the facts it was saved with, or source, hash and the names
@@ -70,6 +76,7 @@ def load_model(source: str | Path, *, device: str = "auto", **options: object) -
         _refuse_unknown(str(source), options, [])
         return load_folder(source, device=device)
     loaders: dict[str, Callable[..., Model]] = {"hf": _hub, "mri-core": _mri_core, "timm": _timm}
+    loaders |= {"fastmri-unet": _fastmri_unet, "fastmri-varnet": _fastmri_varnet}
     loaders |= dict.fromkeys(("sam", "medsam"), _sam)
     loader = loaders.get(scheme, _plain)
     _refuse_unknown(str(source), options, inspect.getfullargspec(loader).kwonlyargs)
@@ -188,6 +195,23 @@ def _timm(
         )
     model, dropped = load_timm(name, None, Path(named), image_size=image_size)
     return _with_card(model, f"{scheme}:{named}", "", dropped)
+
+
+def _fastmri_unet(scheme: str, file: str, *, sha256: str = "", coils: CoilMode = "any") -> Model:
+    from core_mri.weights.reconstruction_layouts import load_fastmri_unet
+
+    _one_of("coils", coils, ("single", "multi", "any"))
+    content, digest = read_checkpoint(Path(file), sha256=sha256)
+    model, dropped = load_fastmri_unet(content, Path(file), coils=coils)
+    return _with_card(model, f"{scheme}:{file}", digest, dropped)
+
+
+def _fastmri_varnet(scheme: str, file: str, *, sha256: str = "") -> Model:
+    from core_mri.weights.reconstruction_layouts import load_fastmri_varnet
+
+    content, digest = read_checkpoint(Path(file), sha256=sha256)
+    model, dropped = load_fastmri_varnet(content, Path(file))
+    return _with_card(model, f"{scheme}:{file}", digest, dropped)
 
 
 def _with_card(model: Model, source: str, digest: str, dropped: list[str]) -> Model:

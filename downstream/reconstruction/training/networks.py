@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 import core_mri
 from core_mri.errors import ConfigError, WeightsError
-from core_mri.models.conditioned import Context
 from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.registry import UnetConfig, UnrolledConfig, VarNetConfig
 from core_mri.models.segmenter import spread_depths
@@ -42,7 +41,7 @@ def build_network(
     if network.start:
         start = core_mri.load_model(network.start, device="cpu")
         found = getattr(start, "config", None)
-        if type(start) is not type(built) or asdict(found) != asdict(built.config):
+        if type(start) is not type(built) or found != built.config:
             raise ConfigError(
                 "CONFIG-05",
                 f"network.start {network.start} holds another network ({found}) than was asked for "
@@ -104,13 +103,8 @@ def _build(
     if encoder is None:
         return Unrolled(config)
     depths = spread_depths(encoder.depth, settings.num_levels)
+    built = Unrolled(replace(config, encoder=encoder.config, encoder_depths=depths))
+    assert built.context is not None
     recipe = replace(Recipe(), lora_rank=settings.lora_rank, lora_alpha=float(settings.lora_rank))
-    plain = Unrolled(config)  # the draws of the net are those without encoder
-    context = Context(
-        adapt(encoder, settings.adaptation, recipe, seed),
-        depths=depths,
-        channels=config.deepest,
-        num_denoisers=len(plain.denoisers),
-    )
-    plain.context = context
-    return plain
+    built.context.encoder = adapt(encoder, settings.adaptation, recipe, seed)
+    return built

@@ -119,17 +119,17 @@ class Objective:
             total = total + holdout_loss(encoded, image, held) / self.loss.splits
         assert image is not None
         total = self.loss.holdout_weight * total
-        settings = {"noise": self.loss.added_noise, "rng": samples[0].rng}
+        noise, rng = self.loss.added_noise, samples[0].rng
         if self.loss.equivariance_weight:
             width = encoded.kspace.shape[-1]
             lines = [draw_lines(self.undersampling, width, sample.rng) for sample in samples]
             mask = torch.stack(lines)[:, None].to(self._device)
             total = total + self.loss.equivariance_weight * equivariance_loss(
-                self.network, given, image, mask=mask, **settings
+                self.network, given, image, mask=mask, noise=noise, rng=rng
             )
         if self.loss.noise_weight:
             total = total + self.loss.noise_weight * noise_loss(
-                self.network, given, image, **settings
+                self.network, given, image, noise=noise, rng=rng
             )
         return total
 

@@ -72,7 +72,8 @@ def transformed(image: Tensor, rng: np.random.Generator) -> Tensor:
     height, width = image.shape[-2:]
     turns = int(rng.integers(4))
     image = image.rot90(turns if height == width else 2 * (turns % 2), (-2, -1))
-    shifts = [int(rng.integers(-n, n + 1)) for n in (MAX_SHIFT * height, MAX_SHIFT * width)]
+    reach = [round(MAX_SHIFT * side) for side in (height, width)]
+    shifts = [int(rng.integers(-n, n + 1)) for n in reach]
     return image.roll(shifts, (-2, -1))
 
 

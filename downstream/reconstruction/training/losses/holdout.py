@@ -57,8 +57,8 @@ def split(
     kept = (rows[:, None] < CENTER / 2) & (columns < CENTER / 2)
     score = rng.gumbel(size=omega.shape)  # the largest are a draw without replacement
     if selection == "gaussian":
-        scaled = [SPREAD * distance / n for distance, n in zip((rows, columns), omega.shape)]
-        score -= (scaled[0][:, None] ** 2 + scaled[1] ** 2) / 2
+        down, across = SPREAD * rows / omega.shape[0], SPREAD * columns / omega.shape[1]
+        score -= (down[:, None] ** 2 + across**2) / 2
     if selection == "lines":
         kept = np.broadcast_to(columns < CENTER / 2, omega.shape)
         score = np.broadcast_to(score[0], omega.shape)
