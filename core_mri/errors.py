@@ -50,6 +50,7 @@ CODES: dict[str, str] = {
     "DATA-35": "no test volume shows a structure that prompts could name",
     "DATA-40": "a sampling of k-space that a network cannot use",
     "DATA-42": "raw data without the fully sampled reference that training by references needs",
+    "DATA-43": "a patient's raw data is in two of the lists to train, validate and test on",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",

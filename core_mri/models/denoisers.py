@@ -20,6 +20,10 @@ RESIDUAL_SCALE = 0.1
 """Of each block of `ComplexResNet`, as in SSDU (Yaman et al., MRM 84 (2020))."""
 
 
+SLOPE = 0.2
+"""Of the leaky ReLU below zero."""
+
+
 class Modulation(NamedTuple):
     """What is known beside the image, for the deepest level: ``u (1 + scale) + shift + field``."""
 
@@ -53,7 +57,7 @@ class ComplexUNet(nn.Module):
         )
         self.up = nn.ModuleList(_convolutions(2 * width, width) for width in widths[:-1])
         self.last = nn.Conv2d(channels, 2, 1)
-        _zero(self.last)
+        _start(self)
 
     @property
     def deepest(self) -> int:
@@ -102,7 +106,7 @@ class ComplexResNet(nn.Module):
         )
         self.middle = nn.Conv2d(channels, channels, 3, padding=1)
         self.last = nn.Conv2d(channels, 2, 3, padding=1)
-        _zero(self.last)
+        _start(self)
 
     @property
     def deepest(self) -> int:
@@ -121,9 +125,9 @@ class ComplexResNet(nn.Module):
 def _convolutions(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(SLOPE),
         nn.Conv2d(after, after, 3, padding=1),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(SLOPE),
     )
 
 
@@ -136,10 +140,18 @@ def _modulated(x: Tensor, modulation: Modulation) -> Tensor:
     )
 
 
-def _zero(layer: nn.Conv2d) -> None:
-    nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
+def _start(network: ComplexUNet | ComplexResNet) -> None:
+    """Activations keep their size from layer to layer (He et al., arXiv 1502.01852); then zero.
+
+    torch's own start shrinks them, which no normalization makes good here.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            mode = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
+            nn.init.kaiming_normal_(module.weight, SLOPE, mode=mode)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    nn.init.zeros_(network.last.weight)
 
 
 def _channels(image: Tensor) -> Tensor:

@@ -85,10 +85,15 @@ def encode(kspace: Tensor, mask: Tensor) -> Encoded:
         One slice, S = 1.
 
     Raises:
-        ValueError: No fully sampled center (`core_mri.physics.calibration_region`).
+        DataError: DATA-21 without the fully sampled center that coil maps need.
     """
     points = mask if mask.ndim > 1 else mask[None]
-    matrix, samples, found = calibrate(kspace * points, mask)
+    try:
+        matrix, samples, found = calibrate(kspace * points, mask)
+    except ValueError as error:
+        raise DataError(
+            "DATA-21", f"{error}.", fix="Use zero-filled, or a mask with a larger center."
+        ) from None
     scale = Sense(found.maps, points).adjoint(samples).abs().amax((-2, -1), keepdim=True)
     samples = samples / scale.clamp_min(torch.finfo(scale.dtype).tiny)
     return Encoded(samples[None], found.maps[None], points[None], matrix[None], scale[None])
@@ -200,14 +205,7 @@ class Unrolled(Reconstructor):
         for number, own in enumerate(kspace):
             lines = points[number] if points.ndim > 3 else points
             lines = lines.reshape(lines.shape[-2:]) if lines.ndim > 1 else lines
-            try:
-                encoded = encode(own, lines[0] if lines.shape[0] == 1 else lines)
-            except ValueError as error:
-                raise DataError(
-                    "DATA-21",
-                    f"{error}.",
-                    fix="Use zero-filled, or a mask with a fully sampled center.",
-                ) from None
+            encoded = encode(own, lines[0] if lines.shape[0] == 1 else lines)
             images.append(center_crop(self(encoded).abs() * encoded.scale, size))
         return torch.cat(images)
 

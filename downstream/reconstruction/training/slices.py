@@ -55,12 +55,17 @@ class Slice:
 class Slices(Protocol):
     """A set of slices, in an order that depends on nothing but the data."""
 
-    simulated: bool
-    """Whether the k-space is made up."""
-    patients: Sequence[str]
-    """Pseudonym of each slice."""
-    volumes: Sequence[str]
-    """Name of the volume of each slice; slices of a volume follow each other."""
+    @property
+    def simulated(self) -> bool:
+        """Whether the k-space is made up."""
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Pseudonym of each slice."""
+
+    @property
+    def volumes(self) -> Sequence[str]:
+        """Name of the volume of each slice; slices of a volume follow each other."""
 
     def __len__(self) -> int: ...
 
@@ -82,6 +87,8 @@ class SimulatedSlices:
     """
 
     simulated = True
+    patients: Sequence[str]
+    volumes: Sequence[str]
 
     def __init__(
         self, registry: Registry, split: Split | Sequence[Split], where: str, settings: Simulation
@@ -123,6 +130,8 @@ class MeasuredSlices:
     """
 
     simulated = False
+    patients: Sequence[str]
+    volumes: Sequence[str]
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = _files(paths)
