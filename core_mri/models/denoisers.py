@@ -147,8 +147,7 @@ def _start(network: ComplexUNet | ComplexResNet) -> None:
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            mode = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
-            nn.init.kaiming_normal_(module.weight, SLOPE, mode=mode)
+            nn.init.kaiming_normal_(module.weight, SLOPE)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     nn.init.zeros_(network.last.weight)

@@ -198,8 +198,10 @@ class UnrolledConfig:
     """unet: levels below the first."""
     num_blocks: int = 15
     """resnet: residual blocks."""
-    start_steps: int = 10
-    """Conjugate gradients of the warm start."""
+    start: Literal["wavelet", "cg-sense"] = "wavelet"
+    """The warm start: sparse in the Haar frame, or least squares (`core_mri.physics.classical`)."""
+    start_steps: int = 30
+    """Iterations of the warm start."""
     data_steps: int = 4
     """Conjugate gradients towards the data in each step; 0 is one gradient step, the cheap mode."""
     encoder: EncoderConfig | None = None

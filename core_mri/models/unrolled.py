@@ -1,14 +1,17 @@
 """Our network for undersampled scans: a few steps between what is likely and what was measured.
 
-    x_0     = argmin ||A x - y||^2 + ridge ||x||^2                                   CG-SENSE
-    z_t     = x_t - D(x_t)                                                           learned
-    x_{t+1} = argmin ||A x - y||^2 + ridge ||x||^2 + mu ||x - z_t||^2                a few CG steps
-              or, without CG steps, z_t - step (A^H (A z_t - y) + ridge z_t)         cheap
+    x_0     = sparse reconstruction or CG-SENSE, as without a network           the warm start
+    d       = A x_0 + g (y - A x_0)                                             the data
+    z_t     = x_t - D(x_t)                                                      learned
+    x_{t+1} = argmin ||A x - d||^2 + mu ||x - z_t||^2                           a few CG steps
+              or, without CG steps, z_t - step A^H (A z_t - d)                  cheap
 
-A is `core_mri.physics.Sense` with the maps of the fully sampled center; ridge, mu and step are
-learned and stay positive. D changes nothing at first (`core_mri.models.denoisers`), and x_0 solves
-the second problem too where z = x_0: an untrained net is CG-SENSE, carried on until it converges.
-Sources: Aggarwal et al., MoDL, IEEE TMI 38 (2019); Hammernik et al., MRM 79 (2018).
+A is `core_mri.physics.Sense` with the maps of the fully sampled center; mu > 0, step > 0 and g are
+learned. At first D changes nothing and g is zero, so an untrained net is its warm start, whatever
+that is: training begins at the classical image, and learns how far to trust what that leaves
+unexplained, which is noise and what was smoothed away.
+Sources: Aggarwal et al., MoDL, IEEE TMI 38 (2019); Hammernik et al., MRM 79 (2018); the warm start
+and its gate are ours.
 
 Shape letters: ``S`` slices, ``C`` coils, ``H W`` image, ``K`` channels of the deepest level.
 """
@@ -29,16 +32,17 @@ from core_mri.models.denoisers import ComplexResNet, ComplexUNet, Modulation
 from core_mri.models.encoder import Encoder
 from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.registry import UnrolledConfig
-from core_mri.physics.classical import calibrate
+from core_mri.physics.classical import calibrate, penalty
 from core_mri.physics.coils import coil_combine
 from core_mri.physics.compression import combine_coils
 from core_mri.physics.fourier import ifft2c
+from core_mri.physics.noise import noise_level
 from core_mri.physics.operators import Sense
 from core_mri.physics.preparation import center_crop
-from core_mri.physics.solvers import conjugate_gradient
+from core_mri.physics.solvers import Normal, conjugate_gradient, fista_haar
 
-RIDGE, MU, STEP = 0.01, 0.1, 0.5
-"""Values at first; the ridge is that of CG-SENSE."""
+MU, STEP = 0.1, 0.5
+"""Values at first."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Encoded:
     """Virtual coils of the real ones, ``[S, C, coils]``."""
     scale: Tensor
     """Largest magnitude of ``A^H y``, ``[S, 1, 1]``; 0 for a blank slice."""
+    noise: Tensor
+    """Standard deviation of the noise over `scale`, ``[S, 1, 1]``."""
 
     @property
     def acceleration(self) -> Tensor:
@@ -95,8 +101,12 @@ def encode(kspace: Tensor, mask: Tensor) -> Encoded:
             "DATA-21", f"{error}.", fix="Use zero-filled, or a mask with a larger center."
         ) from None
     scale = Sense(found.maps, points).adjoint(samples).abs().amax((-2, -1), keepdim=True)
-    samples = samples / scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    return Encoded(samples[None], found.maps[None], points[None], matrix[None], scale[None])
+    positive = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    noise = noise_level(kspace * points, points) / positive
+    return Encoded(
+        samples[None] / positive, found.maps[None], points[None], matrix[None], scale[None],
+        noise[None],
+    )  # fmt: skip
 
 
 def target_of(encoded: Encoded, kspace: Tensor) -> Tensor:
@@ -122,6 +132,7 @@ def stacked(slices: Sequence[Encoded]) -> Encoded:
         torch.cat([one.mask.expand(-1, height, -1) for one in slices]),
         torch.cat([one.matrix for one in slices]),
         torch.cat([one.scale for one in slices]),
+        torch.cat([one.noise for one in slices]),
     )
 
 
@@ -138,10 +149,9 @@ class Unrolled(Reconstructor):
         self.config: UnrolledConfig = config
         count = math.ceil(config.num_steps / config.steps_per_denoiser)
         self.denoisers = nn.ModuleList(_denoiser(config) for _ in range(count))
-        # softplus(x) = value
-        self.ridge = nn.Parameter(torch.tensor(_inverse_softplus(RIDGE)))
         weight = MU if config.data_steps else STEP
-        self.weights = nn.Parameter(torch.full((count,), _inverse_softplus(weight)))
+        self.weights = nn.Parameter(torch.full((count,), math.log(math.expm1(weight))))
+        self.gates = nn.Parameter(torch.zeros(count))
         self.by_rate = nn.Linear(1, 2 * config.deepest)
         nn.init.zeros_(self.by_rate.weight)
         nn.init.zeros_(self.by_rate.bias)
@@ -154,37 +164,41 @@ class Unrolled(Reconstructor):
                 num_denoisers=count,
             )
 
+    @torch.no_grad()
     def warm_start(self, encoded: Encoded) -> Tensor:
-        """CG-SENSE, complex ``[S, H, W]``, without gradients."""
-        with torch.no_grad():
-            sense = encoded.sense()
-            return conjugate_gradient(
-                sense.normal,
-                sense.adjoint(encoded.kspace),
-                ridge=functional.softplus(self.ridge),
-                num_iterations=self.config.start_steps,
-            )
+        """The classical image, complex ``[S, H, W]``."""
+        sense = encoded.sense()
+        weight = penalty(self.config.start, encoded.noise)
+        solve = fista_haar if self.config.start == "wavelet" else _cg_sense
+        return solve(
+            sense.normal,
+            sense.adjoint(encoded.kspace),
+            weight,
+            num_iterations=self.config.start_steps,
+        )
 
     def forward(self, encoded: Encoded) -> Tensor:
         """Images in the scale of ``encoded.kspace``, complex ``[S, H, W]``."""
         x = self.warm_start(encoded)
         sense = encoded.sense()
-        right = sense.adjoint(encoded.kspace)
-        ridge, weights = functional.softplus(self.ridge), functional.softplus(self.weights)
+        explained = sense.normal(x)
+        unexplained = sense.adjoint(encoded.kspace) - explained
+        weights = functional.softplus(self.weights)
         modulations = self._modulations(encoded, x)
         for step in range(self.config.num_steps):
             own = step // self.config.steps_per_denoiser
             z = x - self.denoisers[own](x, modulations[own])
+            right = explained + self.gates[own] * unexplained
             if self.config.data_steps:
                 x = conjugate_gradient(
                     sense.normal,
                     right + weights[own] * z,
-                    ridge=ridge + weights[own],
+                    ridge=weights[own],
                     start=z,
                     num_iterations=self.config.data_steps,
                 )
             else:
-                x = z - weights[own] * (sense.normal(z) + ridge * z - right)
+                x = z - weights[own] * (sense.normal(z) - right)
         return x
 
     def images(
@@ -228,5 +242,5 @@ def _denoiser(config: UnrolledConfig) -> ComplexUNet | ComplexResNet:
     return ComplexUNet(config.channels, config.num_pools)
 
 
-def _inverse_softplus(value: float) -> float:
-    return math.log(math.expm1(value))
+def _cg_sense(normal: Normal, right: Tensor, ridge: Tensor, *, num_iterations: int) -> Tensor:
+    return conjugate_gradient(normal, right, ridge=ridge, num_iterations=num_iterations)

@@ -155,9 +155,13 @@ def weight_for(method: Method, problem: Encoded) -> Tensor:
     Returns:
         ``[..., 1, 1]``.
     """
+    return penalty(method, problem.noise / problem.scale.clamp_min(1e-30))
+
+
+def penalty(method: Method, noise: Tensor) -> Tensor:
+    """`weight_for` of noise that is relative to the scale already."""
     floor, factor = _WEIGHTS[method]
-    relative = factor * problem.noise / problem.scale.clamp_min(1e-30)
-    return (relative**2 + floor**2).sqrt()
+    return ((factor * noise) ** 2 + floor**2).sqrt()
 
 
 def reconstruct(

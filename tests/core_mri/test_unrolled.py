@@ -16,12 +16,13 @@ from core_mri.models.registry import MODELS, EncoderConfig, UnrolledConfig
 from core_mri.models.unrolled import Encoded, Unrolled, encode, stacked, target_of
 from core_mri.physics import (
     birdcage_maps,
-    conjugate_gradient,
+    reconstruct,
     root_sum_of_squares,
     simulate_kspace,
     smooth_phase,
     undersampling_mask,
 )
+from core_mri.physics.classical import Method
 from core_mri.physics.phantoms import phantom_volume
 
 SIZE = 48
@@ -59,34 +60,22 @@ def disturbed(net: Unrolled) -> Unrolled:
 
 
 class TestAtFirst:
+    @pytest.mark.parametrize("start", ["wavelet", "cg-sense"])
     @pytest.mark.parametrize("denoiser", ["unet", "resnet"])
     @pytest.mark.parametrize("data_steps", [0, 4])
-    def test_it_is_its_warm_start(self, denoiser: str, data_steps: int) -> None:
-        """Exactly the solution of CG-SENSE, when the warm start has converged to it."""
-        config = replace(
-            MICRO, start_steps=300, denoiser=denoiser, data_steps=data_steps, num_blocks=2
-        )
+    def test_it_is_its_warm_start(self, start: str, denoiser: str, data_steps: int) -> None:
+        config = replace(MICRO, start=start, denoiser=denoiser, data_steps=data_steps, num_blocks=2)
         net = network(config)
         encoded = encode(*scan()[:2])
-        torch.testing.assert_close(net(encoded), net.warm_start(encoded), atol=2e-4, rtol=0)
+        torch.testing.assert_close(net(encoded), net.warm_start(encoded), atol=1e-5, rtol=0)
 
-    def test_the_warm_start_is_cg_sense(self) -> None:
-        encoded = encode(*scan()[:2])
-        sense = encoded.sense()
-        expected = conjugate_gradient(
-            sense.normal, sense.adjoint(encoded.kspace), ridge=0.01, num_iterations=10
-        )
-        torch.testing.assert_close(network().warm_start(encoded), expected)
-
-    def test_it_carries_cg_sense_on(self) -> None:
-        encoded = encode(*scan()[:2])
-        sense = encoded.sense()
-        exact = conjugate_gradient(
-            sense.normal, sense.adjoint(encoded.kspace), ridge=0.01, num_iterations=300
-        )
-        net = network()
-        before = (net.warm_start(encoded) - exact).norm()
-        assert (net(encoded) - exact).norm() < before
+    @pytest.mark.parametrize("start", ["wavelet", "cg-sense"])
+    def test_the_warm_start_is_the_classical_image(self, start: Method) -> None:
+        kspace, mask, _ = scan(coils=5)  # as many as the readout keeps, so both compress alike
+        net = network(replace(MICRO, start=start, start_steps=20))
+        found = net.reconstruct(kspace[None], mask, size=(SIZE, SIZE))[0]
+        expected = reconstruct(kspace * mask, mask, start, num_iterations=20).image.abs()
+        assert float((found - expected).norm() / expected.norm()) < 0.01
 
     def test_the_encoder_changes_nothing(self) -> None:
         """Gates are zero: the net with encoder equals the one without, whatever it sees."""
@@ -138,7 +127,7 @@ class TestGradients:
         encoded = encode(kspace, mask)
         wanted = image / encoded.scale[0]
         net = network()
-        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
         errors = []
         for _ in range(30):
             error = (net(encoded)[0].abs() - wanted).square().mean()
