@@ -1,4 +1,4 @@
-"""`Predictor`: a volume in, embeddings or a mask out, on the voxels of the volume."""
+"""`Predictor`: a scan in; embeddings, a mask, a class or a reconstruction out, geometry kept."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from torch import Tensor
 from core_mri.automatic import AutomaticMasks
 from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, GeometryError, WeightsError
+from core_mri.files.kspace import KSpace
 from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
+from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.preprocess import Prepared, Preprocess
@@ -55,8 +57,8 @@ class Predictor:
     """Runs a model over volumes; geometry is kept.
 
     Args:
-        model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier` or a
-            `PromptableSegmenter`.
+        model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier`, a
+            `PromptableSegmenter` or a `Reconstructor`.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
@@ -71,7 +73,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter,
+        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter | Reconstructor,
         *,
         image_size: int | None = None,
         batch_size: int = 16,
@@ -80,6 +82,8 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self._prompted: PromptedVolume | None = None
+        if isinstance(model, Reconstructor):
+            return
         self.encoder: Encoder | SamEncoder
         if isinstance(model, PromptableSegmenter):
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
@@ -112,7 +116,14 @@ class Predictor:
         Raises:
             DataError: DATA-04 or DATA-05 when voxels are not finite or all equal.
             GeometryError: GEOMETRY-02 when the volume has a fourth dimension.
+            WeightsError: WEIGHTS-02 when the model takes k-space.
         """
+        if isinstance(self.model, Reconstructor):
+            raise WeightsError(
+                "WEIGHTS-02",
+                f"these weights ({type(self.model).__name__}) reconstruct k-space, they embed no "
+                "images.",
+            )
         prepared = Preprocess().apply(volume)
         cls, tokens = [], []
         for images in self._batches(prepared):
@@ -167,7 +178,7 @@ class Predictor:
             box or mask over several slices says where it ends.
 
         Raises:
-            WeightsError: WEIGHTS-02 when the model is an encoder without a segmentation head,
+            WeightsError: WEIGHTS-02 when the model has no segmentation head,
                 WEIGHTS-08 when prompts are given to a model that takes none, WEIGHTS-09 when it
                 takes another number of sequences.
             ConfigError: CONFIG-05 when prompts lie outside the volume, or are missing for a
@@ -198,7 +209,7 @@ class Predictor:
         if not isinstance(self.model, Segmenter):
             raise WeightsError(
                 "WEIGHTS-02",
-                "these weights hold an encoder without a segmentation head.",
+                f"these weights ({type(self.model).__name__}) hold no segmentation head.",
                 fix="Fine-tune it first: core-mri finetune CONFIG.",
             )
         prepared = [Preprocess().apply(scan) for scan in scans]
@@ -245,6 +256,31 @@ class Predictor:
         ]
         found = self.model.probabilities(bags).float().cpu().numpy()
         return Classification(self.model.classes, found)
+
+    def reconstruct(self, kspace: KSpace | npt.NDArray[np.complex64], *, volume: int = 0) -> Volume:
+        """Slices of undersampled raw data, by the mask of the file.
+
+        Args:
+            kspace: An open scan (`core_mri.files.read_kspace`), or samples [slices, coils, readout,
+                phase], zero where not measured.
+            volume: Which, where the scan has several.
+
+        Returns:
+            Magnitudes (columns, rows, slices), float32, in the scale of the samples, with the
+            geometry of the scan where it states one.
+
+        Raises:
+            WeightsError: WEIGHTS-10 when the model does not reconstruct, WEIGHTS-11 for an image
+                too small for it, WEIGHTS-12 for another number of coils.
+            DataError: DATA-03 or DATA-14 for an array of another kind, DATA-04 for samples that are
+                not finite, DATA-21 without the center that coil maps need.
+            ConfigError: CONFIG-05 when there is no such volume.
+        """
+        from core_mri.files.numpy_kspace import array_kspace
+        from core_mri.kspace_inference import reconstruct_scan
+
+        scan = array_kspace(np.asarray(kspace)) if not isinstance(kspace, KSpace) else kspace
+        return reconstruct_scan(self.model, scan, volume=volume)
 
     def _batches(self, prepared: Prepared) -> Iterator[Tensor]:
         """Images [B, 1, N, N] in [0, 1] on the model's device."""

@@ -25,7 +25,7 @@ from data_registry.shards import Array, ShardReader, ShardWriter
 from data_registry.storing import PixelHash, describe, make_row, slice_rows
 
 if TYPE_CHECKING:
-    from core_mri.files.kspace import KSpace, KSpaceHeader
+    from core_mri.files.kspace import KSpace
 
 _PENDING = "pending"
 _TARGET = "-target"
@@ -50,7 +50,7 @@ def store_kspace(
         DataError: What `core_mri.files.read_kspace` raises, DATA-04 for samples that are not
             finite, DATA-05 when all are zero, DATA-14 for other than Cartesian sampling.
     """
-    from core_mri.files.kspace import read_kspace
+    from core_mri.files.kspace import image_affine, read_kspace
 
     if result.unit.source.role == "label":
         raise DataError("DATA-03", f"{path}: raw data, in a source of labels.")
@@ -143,23 +143,6 @@ def open_kspace(shards: ShardReader, row: VolumeRow) -> KSpace:
         mask=None if mask is None else np.asarray(mask, dtype=bool),
         target=target if has_target else None,
     )
-
-
-def image_affine(
-    header: KSpaceHeader, shape: tuple[int, int, int, int]
-) -> tuple[npt.NDArray[np.float64], bool]:
-    """Index (slice, readout, phase) to RAS+ mm, and whether the file states it.
-
-    Without stated geometry voxels are placed by the field of view alone, around the origin.
-    """
-    if header.affine is not None:
-        return np.asarray(header.affine, dtype=np.float64).reshape(4, 4), True
-    num_slices, _, readout, phase = shape
-    fov_x, fov_y, fov_z = header.encoded_fov_mm
-    sizes = (fov_z or 1.0, (fov_x or readout) / readout, (fov_y or phase) / phase)
-    affine = np.diag([*sizes, 1.0])
-    affine[:3, 3] = -np.array(sizes) * (np.array([num_slices, readout, phase]) - 1) / 2
-    return affine, False
 
 
 def _stream(path: Path, kspace: KSpace, number: int, writer: ShardWriter) -> tuple[str, float]:

@@ -282,6 +282,23 @@ def read_kspace(
     )
 
 
+def image_affine(
+    header: KSpaceHeader, shape: tuple[int, int, int, int]
+) -> tuple[npt.NDArray[np.float64], bool]:
+    """Index (slice, readout, phase) to RAS+ mm, and whether the file states it.
+
+    Without stated geometry voxels are placed by the field of view alone, around the origin.
+    """
+    if header.affine is not None:
+        return np.asarray(header.affine, dtype=np.float64).reshape(4, 4), True
+    num_slices, _, readout, phase = shape
+    fov_x, fov_y, fov_z = header.encoded_fov_mm
+    sizes = (fov_z or 1.0, (fov_x or readout) / readout, (fov_y or phase) / phase)
+    affine = np.diag([*sizes, 1.0])
+    affine[:3, 3] = -np.array(sizes) * (np.array([num_slices, readout, phase]) - 1) / 2
+    return affine, False
+
+
 def write_kspace(
     kspace: KSpace, path: Path | str, layout: Literal["fastmri", "ismrmrd"] = "fastmri"
 ) -> None:

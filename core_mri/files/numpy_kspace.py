@@ -14,20 +14,33 @@ from core_mri.files.kspace import KSpace, KSpaceHeader
 def read_npy_kspace(path: Path) -> KSpace:
     """Open an array; it is mapped, not loaded, and never unpickled.
 
-    Nothing states geometry or contrast. The mask is what is not zero in some coil of some slice: of
-    lines, or of single points where lines are partly zero.
-
     Raises:
         DataError: DATA-01 cannot be opened, DATA-02 truncated or damaged, DATA-03 no complex array
             or one that would have to be unpickled, DATA-14 another number of axes.
     """
-    array = open_npy(path)
+    return array_kspace(open_npy(path), path)
+
+
+def array_kspace(array: npt.NDArray[np.generic], path: Path | None = None) -> KSpace:
+    """A scan of samples in memory.
+
+    Nothing states geometry or contrast. The mask is what is not zero in some coil of some slice: of
+    lines, or of single points where lines are partly zero.
+
+    Args:
+        array: Complex (coils, readout, phase) or (slices, coils, readout, phase).
+        path: Where it comes from.
+
+    Raises:
+        DataError: DATA-03 no complex array, DATA-14 another number of axes.
+    """
+    name = "k-space" if path is None else f"{path}"
     if array.dtype.kind != "c":
-        raise DataError("DATA-03", f"{path}: holds {array.dtype}, raw data is complex.")
+        raise DataError("DATA-03", f"{name}: holds {array.dtype}, raw data is complex.")
     if array.ndim not in (3, 4):
         raise DataError(
             "DATA-14",
-            f"{path}: expected (coils, readout, phase) or (slices, coils, readout, phase), got "
+            f"{name}: expected (coils, readout, phase) or (slices, coils, readout, phase), got "
             f"shape {array.shape}.",
         )
     stack = array if array.ndim == 4 else array[None]

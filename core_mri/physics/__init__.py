@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         normalize_instance,
         zero_padding,
     )
+    from core_mri.physics.residual import magnitude_residual
     from core_mri.physics.sensitivity import calibration_region, espirit_maps, low_resolution_maps
     from core_mri.physics.simulation import (
         birdcage_maps,
@@ -78,6 +79,7 @@ _HOME = {
     "ifftnc": "fourier",
     "line_extent": "partial_fourier",
     "low_resolution_maps": "sensitivity",
+    "magnitude_residual": "residual",
     "mask_seed": "masks",
     "noise_covariance": "noise",
     "noise_level": "noise",
@@ -126,6 +128,7 @@ __all__ = [
     "ifftnc",
     "line_extent",
     "low_resolution_maps",
+    "magnitude_residual",
     "mask_seed",
     "noise_covariance",
     "noise_level",

@@ -47,12 +47,31 @@ class Encoded(NamedTuple):
     """A problem ready for a solver: ``A^H A``, ``A^H y`` and what it was made of."""
 
     sense: Sense
+    data: Tensor
+    """y, samples of virtual coils ``[..., V, H, W]``; where `sense` encodes along the lines alone,
+    transformed along the readout."""
     right: Tensor
     """``A^H y``, complex ``[..., H, W]``."""
     scale: Tensor
     """Largest magnitude of `right`, ``[..., 1, 1]``."""
     noise: Tensor
     """Standard deviation of the noise in the real part of a sample, ``[..., 1, 1]``."""
+
+    def residual(self, image: Tensor) -> Tensor:
+        """``||A x - y|| / ||y||``, how badly an image explains the measured samples.
+
+        Zero says that nothing measured contradicts the image, not that the image is right.
+
+        Args:
+            image: Complex ``[..., H, W]`` on the grid of the problem.
+
+        Returns:
+            ``[...]``; 0 where nothing was measured.
+        """
+        dims = (-3, -2, -1)
+        difference = torch.linalg.vector_norm(self.sense.forward(image) - self.data, dim=dims)
+        measured = torch.linalg.vector_norm(self.data, dim=dims)
+        return difference / torch.where(measured > 0, measured, 1)
 
 
 class Reconstruction(NamedTuple):
@@ -62,6 +81,8 @@ class Reconstruction(NamedTuple):
     """Complex ``[..., H, W]``; real and not negative for ``zero-filled``."""
     weight: Tensor | None
     """Regularization over the scale of the data, ``[...]``."""
+    residual: Tensor | None
+    """Of the measured samples, ``[...]``, as `Encoded.residual`; not of ``zero-filled``."""
 
 
 def coil_maps(kspace: Tensor, mask: Tensor, kind: MapsKind = "espirit") -> CoilMaps:
@@ -134,8 +155,7 @@ def encode(
     noise = noise_level(kspace, mask if mask.ndim > 1 else mask[None])
     kspace, found = calibrate(kspace, mask, maps)[1:]
     if mask.ndim > 1:
-        sense = Sense(found.maps, mask)
-        right = sense.adjoint(kspace)
+        sense, data = Sense(found.maps, mask), kspace
     else:
         hybrid, energy = ifftnc(kspace, (-2,)), found.image**2
         weight = energy + 1e-3 * energy.amax((-2, -1), keepdim=True)
@@ -143,8 +163,8 @@ def encode(
         hybrid, cropped, weight = (center_crop(x, size) for x in (hybrid, found.maps, weight))
         data, virtual = compress_readouts(hybrid, cropped, weight, READOUT_COILS)
         sense = Sense(virtual, mask[None], axes=(-1,))
-        right = sense.adjoint(data)
-    return Encoded(sense, right, right.abs().amax((-2, -1), keepdim=True), noise)
+    right = sense.adjoint(data)
+    return Encoded(sense, data, right, right.abs().amax((-2, -1), keepdim=True), noise)
 
 
 def weight_for(method: Method, problem: Encoded) -> Tensor:
@@ -197,7 +217,7 @@ def reconstruct(
     size = (kspace.shape[-2] if num_rows is None else num_rows, kspace.shape[-1])
     if method == "zero-filled":
         coils = center_crop(ifft2c(kspace), size)
-        return Reconstruction(root_sum_of_squares(coils, -3), None)
+        return Reconstruction(root_sum_of_squares(coils, -3), None, None)
     problem = encode(kspace, mask, maps=maps, num_rows=num_rows)
     used = weight_for(method, problem) if weight is None else torch.full_like(problem.scale, weight)
     iterations = ITERATIONS[method] if num_iterations is None else num_iterations
@@ -207,4 +227,4 @@ def reconstruct(
     else:
         solve: Callable[..., Tensor] = admm_tv if method == "tv" else fista_haar
         image = solve(normal, right, used * problem.scale, num_iterations=iterations)
-    return Reconstruction(center_crop(image, size), used[..., 0, 0])
+    return Reconstruction(center_crop(image, size), used[..., 0, 0], problem.residual(image))

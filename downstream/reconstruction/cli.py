@@ -25,15 +25,18 @@ def reconstruct_main(arguments: Sequence[str]) -> int:
     from downstream.reconstruction.stream import reconstruct_file
 
     logging.getLogger("downstream").setLevel(logging.INFO)
-    check_output(config.out)
+    check_output(config)
     scan = reconstruct_file(config)
-    for line in summary(scan):
-        print(line)
+    if config.json:
+        print(json.dumps(facts(scan)))
+    else:
+        print("\n".join(summary(scan)))
     if config.report is not None:
         from downstream.reconstruction.report import scan_report
 
         scan_report(scan).write(config.report)
-        print(f"report: {config.report}")
+        if not config.json:
+            print(f"report: {config.report}")
     if scan.header.affine is None and config.out.suffix not in (".h5", ".hdf5"):
         print("the raw data states no position: geometry is synthetic", file=sys.stderr)
     return 0
@@ -72,12 +75,17 @@ def summary(scan: Scan) -> list[str]:
 
     slices, height, width = scan.images.shape
     weights = [w for w in scan.weights if w is not None]
+    residuals = [r for r in scan.residuals if r is not None]
     lines = [
         f"{scan.config.out}: {slices} slice{'s' if slices > 1 else ''} of {height}x{width}, "
         f"{scan.config.source}, {scan.sampling.acceleration:.2f}-fold undersampled, "
         f"{scan.shape[1]} coils",
         f"{sum(scan.cpu_s) / slices:.2f} CPU-s a slice, {scan.total_s:.1f} s in all",
     ]
+    if residuals:
+        lines.append(
+            f"residual of the measured samples {min(residuals):.4f} to {max(residuals):.4f}"
+        )
     if weights:
         lines.append(
             f"regularization {min(weights):.4f} to {max(weights):.4f} of the largest value"
@@ -90,3 +98,28 @@ def summary(scan: Scan) -> list[str]:
             + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         )
     return lines
+
+
+def facts(scan: Scan) -> dict[str, object]:
+    """The same for programs."""
+    from downstream.reconstruction.outputs import error_path
+    from downstream.reconstruction.scores import volume_scores
+
+    config, scored = scan.config, scan.reference is not None
+    in_file = config.out.suffix.lower() in (".h5", ".hdf5")
+    beside = str(config.out if in_file else error_path(config.out))
+    return {
+        "out": str(config.out),
+        "error_map": beside if config.error_map else None,
+        "source": config.source,
+        "shape": list(scan.images.shape),
+        "coils": scan.shape[1],
+        "acceleration": scan.sampling.acceleration,
+        "simulated_undersampling": scan.sampling.drawn,
+        "residual": scan.residuals,
+        "weight": scan.weights,
+        "wall_s": scan.wall_s,
+        "cpu_s": scan.cpu_s,
+        "reference": scan.reference_name or None,
+        "scores": volume_scores(scan.reference, scan.images) if scored else None,  # type: ignore[arg-type]
+    }

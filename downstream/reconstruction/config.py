@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -24,7 +25,8 @@ class ReconstructConfig:
     """
 
     source: Annotated[str, tyro.conf.Positional]
-    """zero-filled, cg-sense, tv, wavelet (the best of them), or grappa (extra `grappa`)."""
+    """zero-filled, cg-sense, tv, wavelet (the best of them), grappa (extra `grappa`), or weights of
+    a network: a folder, or fastmri-unet:FILE, fastmri-varnet:FILE."""
     kspace: Annotated[Path, tyro.conf.Positional]
     """The raw data file."""
     out: Path
@@ -57,16 +59,23 @@ class ReconstructConfig:
     """ISMRMRD: cut the readout to the field of view of the image before anything else."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    error_map: bool = False
+    """Estimate where the image is wrong from two halves of the samples, at three times the work: a
+    dataset `error_map` in F.h5, else F_error beside F."""
     report: Path | None = None
     """Write a page with pictures, zoom, 5x error panels where there is a reference, and times."""
+    json: bool = False
+    """Print what was done as JSON, with the residual of the measured samples of each slice."""
 
     def __post_init__(self) -> None:
-        if self.source not in get_args(Source):
+        if self.is_network and not names_weights(self.source):
             raise ConfigError(
                 "CONFIG-01",
-                f"SOURCE {self.source!r}: must be one of {', '.join(get_args(Source))}; networks "
-                "for reconstruction are not released yet.",
+                f"SOURCE {self.source!r}: must be one of {', '.join(get_args(Source))}, a folder "
+                "of weights, fastmri-unet:FILE or fastmri-varnet:FILE.",
             )
+        if self.is_network:
+            self._refuse_classical()
         if self.seed != "FILE" and not self.seed.isdigit():
             raise ConfigError(
                 "CONFIG-01", f"--seed {self.seed!r}: must be FILE or a whole number of 0 or more."
@@ -81,3 +90,27 @@ class ReconstructConfig:
                 f"--backend {self.backend} solves cg-sense, tv and wavelet, not {self.source}.",
                 fix="Leave out --backend.",
             )
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the source is weights."""
+        return self.source not in get_args(Source)
+
+    def _refuse_classical(self) -> None:
+        """Settings of solvers, which change nothing in a network."""
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        names = ("weight", "iterations", "maps", "partial_fourier")
+        given = [name for name in names if getattr(self, name) != fields[name]]
+        if given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ConfigError(
+                "CONFIG-05",
+                f"{flags}: of zero-filled, cg-sense, tv and wavelet; networks have no such "
+                "setting.",
+                fix=f"Leave out {flags}.",
+            )
+
+
+def names_weights(source: str) -> bool:
+    """Whether a source can be weights: ``FAMILY:FILE``, ``hf:...`` or a folder that is there."""
+    return ":" in source or Path(source).is_dir()

@@ -10,13 +10,12 @@ import numpy.typing as npt
 from core_mri.errors import ConfigError
 from core_mri.files.kspace import KSpaceHeader
 from core_mri.files.scans import write_volume
+from core_mri.kspace_inference import image_volume
 from core_mri.runs import writing
-from core_mri.volume import FactValue, Volume
-from data_registry.raw_data import image_affine
 from downstream.reconstruction.config import ReconstructConfig
 
 Image = npt.NDArray[np.float32]
-DATASET = "reconstruction"
+DATASET, ERRORS = "reconstruction", "error_map"
 
 
 def write_output(
@@ -25,8 +24,9 @@ def write_output(
     header: KSpaceHeader,
     shape: tuple[int, int, int, int],
     config: ReconstructConfig,
+    errors: Image | None = None,
 ) -> None:
-    """Write slices where and as the name says.
+    """Write slices where and as the name says, and their estimated errors beside them.
 
     Args:
         out: ``.h5`` or ``.hdf5``: dataset `reconstruction` alone, as the fastMRI leaderboard reads
@@ -35,31 +35,46 @@ def write_output(
         header: Of the raw data.
         shape: Slices, coils, readout, phase of the raw data, of which `images` are the middle.
         config: How it was made, for the description of the series.
+        errors: Of the shape of `images`: dataset `error_map` of HDF5, else a volume F_error.
 
     Raises:
         ConfigError: CONFIG-03 for a DICOM folder that is not empty.
         DataError: DATA-07 when it cannot be written.
     """
     if out.suffix.lower() in (".h5", ".hdf5"):
-        write_reconstruction(out, images)
-    else:
-        write_volume(as_volume(images, header, shape, config.source), out)
+        write_reconstruction(out, images, errors)
+        return
+    write_volume(image_volume(images, header, shape, config.source), out)
+    if errors is not None:
+        volume = image_volume(errors, header, shape, f"{config.source} error map")
+        write_volume(volume, error_path(out))
 
 
-def check_output(out: Path) -> None:
+def error_path(out: Path) -> Path:
+    """``F_error`` beside F, with its endings; of a folder a folder."""
+    name, dot, endings = out.name.partition(".")
+    return out.with_name(f"{name}_error{dot}{endings}")
+
+
+def check_output(config: ReconstructConfig) -> None:
     """Refuse, before any work, a DICOM folder that holds something.
 
     Raises:
         ConfigError: CONFIG-03.
     """
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            "CONFIG-03", f"{out}: exists and is not an empty folder.", fix="Choose a new folder."
-        )
+    for out in (config.out, *([error_path(config.out)] if config.error_map else [])):
+        if out.is_dir() and any(out.iterdir()):
+            raise ConfigError(
+                "CONFIG-03",
+                f"{out}: exists and is not an empty folder.",
+                fix="Choose a new folder.",
+            )
 
 
-def write_reconstruction(path: Path, images: Image) -> None:
+def write_reconstruction(path: Path, images: Image, errors: Image | None = None) -> None:
     """Dataset ``reconstruction`` ``[slices, H, W]`` float32, complete or not at all.
+
+    With `errors` also ``error_map`` of the same shape.
 
     Raises:
         DataError: DATA-07.
@@ -71,34 +86,6 @@ def write_reconstruction(path: Path, images: Image) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(partial, "w") as file:
             file.create_dataset(DATASET, data=images, dtype=np.float32)
+            if errors is not None:
+                file.create_dataset(ERRORS, data=errors, dtype=np.float32)
         partial.replace(path)
-
-
-def as_volume(
-    images: Image, header: KSpaceHeader, shape: tuple[int, int, int, int], source: str
-) -> Volume:
-    """Columns, rows, slices with the geometry of the scan.
-
-    True geometry where the raw data states it (ISMRMRD); else voxel sizes from the field of view,
-    around the origin, and the fact ``assumed_geometry`` (fastMRI, ``.npy``). Rows run along the
-    readout, columns along the phase encoding.
-
-    Args:
-        images: ``[slices, H, W]``, the middle of the encoded field of view.
-        header: Of the raw data.
-        shape: Slices, coils, readout, phase of the raw data.
-        source: How it was made.
-    """
-    affine, stated = image_affine(header, shape)
-    # `center_crop` keeps from (n - crop) // 2 on.
-    first = [(n - crop) // 2 for n, crop in zip(shape[2:], images.shape[1:], strict=True)]
-    affine = affine.copy()
-    affine[:3, 3] += affine[:3, 1] * first[0] + affine[:3, 2] * first[1]
-    facts: dict[str, FactValue] = {k: v for k, v in header.facts.items() if k != "ProtocolName"}
-    protocol = str(header.facts.get("SeriesDescription") or header.facts.get("ProtocolName") or "")
-    geometry = "" if stated else ", synthetic geometry"
-    facts["SeriesDescription"] = f"{protocol} {source}{geometry}".strip()[:64]
-    facts["ImageType"] = "DERIVED\\PRIMARY\\M"
-    if not stated:
-        facts["assumed_geometry"] = True
-    return Volume(images.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]], facts=facts)

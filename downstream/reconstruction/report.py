@@ -42,6 +42,17 @@ def scan_report(scan: Scan) -> Report:
         + (f" Right: the difference to {scan.reference_name}, {ERROR_GAIN} times as bright."
            if scan.reference is not None else ""),
     )  # fmt: skip
+    if scan.errors is not None:
+        report.add_figure(
+            "Error map",
+            contact_sheet(
+                [scan.images[middle], scan.errors[middle]], [f"{middle}", "estimated error"]
+            ),
+            "Where two halves of the samples and all of them disagree; smoothed, in its own window "
+            f"(largest value {scan.errors[middle].max():.3g}, of the image "
+            f"{scan.images[middle].max():.3g}). Small is no proof: errors that all share are not "
+            "seen.",
+        )
     shown = np.unique(np.linspace(0, slices - 1, min(slices, MAX_SHEET)).round().astype(int))
     report.add_figure(
         "Slices",
@@ -52,13 +63,15 @@ def scan_report(scan: Scan) -> Report:
         report.add_table(
             "Scores", rows, f"As fastMRI scores, over the volume, against {scan.reference_name}."
         )
+    columns = (scan.residuals, scan.weights, scan.wall_s, scan.cpu_s)
     report.add_table(
-        "Times",
+        "Slices",
         [
-            {"slice": i, "regularization": w, "wall s": t, "CPU s": c}
-            for i, (w, t, c) in enumerate(zip(scan.weights, scan.wall_s, scan.cpu_s, strict=True))
+            {"slice": i, "residual": r, "regularization": w, "wall s": t, "CPU s": c}
+            for i, (r, w, t, c) in enumerate(zip(*columns, strict=True))
         ],
-        f"Coil maps included. In all {scan.total_s:.1f} s with reading and writing.",
+        "Residual: |M F S x - y| / |y| over the measured samples, whose noise is in it; none "
+        f"without a center for coil maps. Times with maps, in all {scan.total_s:.1f} s.",
     )
     geometry = (
         "from the raw data" if scan.header.affine is not None else "synthetic: none is stated"

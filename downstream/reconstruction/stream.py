@@ -26,18 +26,21 @@ import torch
 from core_mri.config import to_mapping
 from core_mri.devices import available_cores, select_device
 from core_mri.files.kspace import KSpace, KSpaceHeader, Layout, read_kspace
+from core_mri.kspace_inference import check_network
+from core_mri.kspace_sampling import Sampling, check_finite, image_size
 from core_mri.physics.coils import root_sum_of_squares
 from core_mri.physics.fourier import ifft2c
-from core_mri.physics.preparation import center_crop, crop_size
+from core_mri.physics.preparation import center_crop
 from core_mri.runs import write_atomically, writing
 from downstream.reconstruction.config import ReconstructConfig
-from downstream.reconstruction.engine import Image, Slice, reconstruct_slice
+from downstream.reconstruction.engine import Image, Slice, Solver
+from downstream.reconstruction.network import load_network, weights_hash
 from downstream.reconstruction.outputs import write_output
-from downstream.reconstruction.sampling import Sampling, check_finite, sampling_of
+from downstream.reconstruction.sampling import sampling_of
 
 log = logging.getLogger(__name__)
 
-_NO_RESULT = ("out", "report", "device")
+_NO_RESULT = ("out", "report", "device", "json")
 """Settings that change no slice."""
 
 
@@ -58,6 +61,10 @@ class Scan:
     else None."""
     reference_name: str
     weights: list[float | None]
+    residuals: list[float | None]
+    """``||M F S x - y|| / ||y||`` of each slice, None without a center for coil maps."""
+    errors: Image | None
+    """Estimated errors, of the shape of `images`, where asked for."""
     wall_s: list[float]
     """Seconds of each slice."""
     cpu_s: list[float]
@@ -75,6 +82,8 @@ def reconstruct_file(config: ReconstructConfig) -> Scan:
         ConfigError: A mask, volume, backend or output that cannot be.
         DataError: What `core_mri.files.read_kspace` raises; DATA-04 for samples that are not
             finite, DATA-07 when the output cannot be written, DATA-21 without a center for maps.
+        WeightsError: What `core_mri.load_model` raises; WEIGHTS-10 to WEIGHTS-12 for weights that
+            do not fit the scan.
     """
     start = time.perf_counter()
     device = str(select_device(config.device))
@@ -85,6 +94,10 @@ def reconstruct_file(config: ReconstructConfig) -> Scan:
     ) as kspace:
         sampling = sampling_of(kspace, config)
         size = image_size(kspace)
+        network = None
+        if config.is_network:
+            network = check_network(load_network(config.source, device), kspace)
+        solver = Solver(config, sampling, size, device, network)
         log.info(
             "%s: %s, %.2f-fold undersampled, to %d x %d", config.kspace.name, kspace,
             sampling.acceleration, *size,
@@ -95,42 +108,30 @@ def reconstruct_file(config: ReconstructConfig) -> Scan:
                 config.volume, kspace.num_volumes,
             )  # fmt: skip
         aside = _Aside.open(config)
-        for index, done, reference in _slices(
-            kspace, sampling, config, device, size[0], aside.missing(kspace)
-        ):
-            aside.save(
-                index, _crop(done.image, size), done, _reference(kspace, index, reference, size)
-            )
-            log.info("slice %d of %d: %.2f s", index + 1, kspace.shape[0], done.wall_s)
-        images, references, numbers = aside.load(kspace.shape[0])
-        reference_name = kspace.target_name or "root sum of squares of all samples"
-        write_output(config.out, images, kspace.header, kspace.shape, config)
+        for index, done, reference in _slices(kspace, solver, aside.missing(kspace)):
+            aside.save(index, done, _reference(kspace, index, reference, size))
+            told = "none" if done.residual is None else f"{done.residual:.4f}"
+            log.info(
+                "slice %d of %d: %.2f s, residual of the measured samples %s",
+                index + 1, kspace.shape[0], done.wall_s, told,
+            )  # fmt: skip
+        kept = aside.load(kspace.shape[0])
+        write_output(
+            config.out, kept["image"], kspace.header, kspace.shape, config, kept.get("error")
+        )
         aside.remove()
+        references = kept.get("reference")
+        reference_name = kspace.target_name or "root sum of squares of all samples"
+        numbers = kept["numbers"]
+        weights, residuals = (
+            [None if np.isnan(n) else float(n) for n in column] for column in numbers.T[:2]
+        )
         return Scan(
-            config, kspace.header, kspace.layout, kspace.shape, sampling, images, references,
-            reference_name if references is not None else "",
-            [None if np.isnan(w) else float(w) for w in numbers[:, 0]],
-            numbers[:, 1].tolist(), numbers[:, 2].tolist(), time.perf_counter() - start,
+            config, kspace.header, kspace.layout, kspace.shape, sampling, kept["image"], references,
+            reference_name if references is not None else "", weights, residuals,
+            kept.get("error"), numbers[:, 2].tolist(), numbers[:, 3].tolist(),
+            time.perf_counter() - start,
         )  # fmt: skip
-
-
-def image_size(kspace: KSpace) -> tuple[int, int]:
-    """Rows and columns of the image: the part of the encoded field of view that the header asks.
-
-    fastMRI: `core_mri.physics.crop_size` of the reconstruction matrix. Else by the fields of view
-    in mm; voxels are cut away, never interpolated.
-    """
-    _, _, height, width = kspace.shape
-    header = kspace.header
-    if kspace.layout == "fastmri":
-        rows, columns = crop_size((header.recon_matrix[0], header.recon_matrix[1]), width)
-        return min(rows, height), min(columns, width)
-    kept = []
-    for axis, stored in enumerate((height, width)):
-        encoded, wanted = header.encoded_fov_mm[axis], header.recon_fov_mm[axis]
-        part = wanted / encoded if 0 < wanted < encoded else 1.0
-        kept.append(max(round(stored * part), 1))
-    return kept[0], kept[1]
 
 
 def keep_freed_memory() -> None:
@@ -147,24 +148,18 @@ def keep_freed_memory() -> None:
 
 
 def _slices(
-    kspace: KSpace,
-    sampling: Sampling,
-    config: ReconstructConfig,
-    device: str,
-    num_rows: int,
-    indices: list[int],
+    kspace: KSpace, solver: Solver, indices: list[int]
 ) -> Iterator[tuple[int, Slice, Image | None]]:
     """Index, slice and, where samples were left out on purpose, the image of all of them."""
     # One thread a slice: more of them spin and wait for each other where cores are shared.
     torch.set_num_threads(1)
-    workers = min(available_cores(), max(len(indices), 1)) if device == "cpu" else 1
+    on_cpu = solver.device == "cpu"
+    workers = min(available_cores(), max(len(indices), 1)) if on_cpu else 1
 
     def work(index: int, samples: npt.NDArray[np.complex64]) -> tuple[int, Slice, Image | None]:
-        kept, mask = sampling.apply(samples)
-        name = f"{config.kspace}, slice {index}"
-        done = reconstruct_slice(kept, mask, config, num_rows=num_rows, device=device, name=name)
+        done = solver.reconstruct_slice(samples, f"{solver.config.kspace}, slice {index}")
         whole = None
-        if sampling.drawn:
+        if solver.sampling.drawn:
             whole = root_sum_of_squares(ifft2c(torch.from_numpy(samples)), 0).numpy()
         return index, done, whole
 
@@ -172,7 +167,7 @@ def _slices(
         for first in range(0, len(indices), workers):
             chunk = []
             for index in indices[first : first + workers]:
-                samples = kspace.read_slice(index, config.volume)
+                samples = kspace.read_slice(index, solver.config.volume)
                 check_finite(kspace, index, samples)
                 chunk.append(pool.submit(work, index, samples))
             yield from (future.result() for future in chunk)
@@ -205,6 +200,7 @@ class _Aside:
         facts = config.kspace.stat()
         settings = {k: v for k, v in to_mapping(config).items() if k not in _NO_RESULT}
         settings |= {"bytes": facts.st_size, "modified": facts.st_mtime_ns}
+        settings |= {"sha256": weights_hash(config.source) if config.is_network else ""}
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         aside = cls(config.out.with_name(f".{config.out.name}.slices"))
         marker = aside.folder / "settings.sha256"
@@ -222,27 +218,30 @@ class _Aside:
             log.info("%d slices are done already", kspace.shape[0] - len(indices))
         return indices
 
-    def save(self, index: int, image: Image, done: Slice, reference: Image | None) -> None:
+    def save(self, index: int, done: Slice, reference: Image | None) -> None:
         """Keep one slice."""
-        weight = np.nan if done.weight is None else done.weight
-        arrays = {"image": image, "numbers": np.array([weight, done.wall_s, done.cpu_s])}
-        if reference is not None:
-            arrays["reference"] = reference
+        numbers = [done.weight, done.residual, done.wall_s, done.cpu_s]
+        arrays = {
+            "image": done.image,
+            "numbers": np.array([np.nan if n is None else n for n in numbers]),
+            "reference": reference,
+            "error": done.error,
+        }
         content = io.BytesIO()
-        np.savez(content, **arrays)  # type: ignore[arg-type]
+        np.savez(content, **{k: a for k, a in arrays.items() if a is not None})  # type: ignore[arg-type]
         with writing(self.folder):
             write_atomically(self._path(index), content.getvalue())
 
-    def load(self, num_slices: int) -> tuple[Image, Image | None, npt.NDArray[np.float64]]:
-        """All images, references and numbers (weight, wall, processor seconds)."""
-        images, references, numbers = [], [], []
+    def load(self, num_slices: int) -> dict[str, Image]:
+        """Stacks of all slices: ``image``, ``numbers``, and ``reference`` and ``error`` if kept.
+
+        The numbers are weight, residual, wall and processor seconds.
+        """
+        slices = []
         for index in range(num_slices):
             with np.load(self._path(index), allow_pickle=False) as kept:
-                images.append(kept["image"])
-                numbers.append(kept["numbers"])
-                if "reference" in kept:
-                    references.append(kept["reference"])
-        return np.stack(images), np.stack(references) if references else None, np.stack(numbers)
+                slices.append(dict(kept))
+        return {name: np.stack([kept[name] for kept in slices]) for name in slices[0]}
 
     def remove(self) -> None:
         """The output is written."""

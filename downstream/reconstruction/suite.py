@@ -27,13 +27,19 @@ from core_mri.reports import Report
 from core_mri.runs import Run
 from downstream.evaluation.results import Outcome, Score, load_outcome, save_outcome, write_results
 from downstream.evaluation.summary import SummaryRow
-from downstream.reconstruction.config import MaskName, ReconstructConfig, Source
+from downstream.reconstruction.config import (
+    MaskName,
+    ReconstructConfig,
+    Source,
+    names_weights,
+)
+from downstream.reconstruction.network import weights_hash
 from downstream.reconstruction.scores import volume_scores
 from downstream.reconstruction.stream import Scan, reconstruct_file
 
 log = logging.getLogger(__name__)
 
-_UNITS = {"NMSE": "1", "PSNR": "dB", "SSIM": "1"}
+_UNITS = {"NMSE": "1", "PSNR": "dB", "SSIM": "1", "residual": "1"}
 _SUFFIXES = (".h5", ".hdf5", ".npy", ".dat")
 
 
@@ -49,14 +55,15 @@ class Undersampling:
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionSuite:
-    """Classical reconstructions of raw data files, in one table."""
+    """Reconstructions of raw data files, classical and by networks, in one table."""
 
     kspace: tuple[Path, ...]
     """Raw data files, or folders of them."""
     out: Path
     """Output folder; finished volumes of an earlier start are kept."""
     sources: tuple[str, ...] = ("zero-filled", "cg-sense", "tv", "wavelet")
-    """What competes."""
+    """What competes: names of `core-mri reconstruct`, and weights, called after their folder or
+    file, or as ``NAME=WEIGHTS`` says."""
     undersampling: tuple[Undersampling, ...] = (
         Undersampling(),
         Undersampling(acceleration=8.0, center_fraction=0.04),
@@ -70,13 +77,41 @@ class ReconstructionSuite:
     """auto, cpu, cuda or cuda:N."""
 
     def __post_init__(self) -> None:
-        wrong = sorted(set(self.sources) - set(get_args(Source)))
+        named = self.named_sources
+        wrong = sorted(
+            source
+            for source in named.values()
+            if source not in get_args(Source) and not names_weights(source)
+        )
         if wrong or not self.sources or not self.undersampling or not self.kspace:
             raise ConfigError(
                 "CONFIG-05",
-                f"a suite needs kspace, undersampling, and sources of {', '.join(get_args(Source))}"
-                + (f"; got {', '.join(wrong)}." if wrong else "."),
+                "a suite needs kspace, undersampling, and sources: weights, or some of "
+                f"{', '.join(get_args(Source))}" + (f"; got {', '.join(wrong)}." if wrong else "."),
             )
+        if len(named) < len(self.sources):
+            raise ConfigError(
+                "CONFIG-05",
+                f"sources: two of {', '.join(self.sources)} have one name.",
+                fix="Write NAME=WEIGHTS.",
+            )
+
+    @property
+    def named_sources(self) -> dict[str, str]:
+        """Name in tables and folders -> source."""
+        named = {}
+        for source in self.sources:
+            name, _, weights = source.partition("=")
+            given = weights and not set(name) & set("/:")
+            named[name if given else _short(source)] = weights if given else source
+        return named
+
+
+def _short(source: str) -> str:
+    """The last part of a path that says something."""
+    path = Path(source.rpartition(":")[2])
+    parts = [part for part in path.with_suffix("").parts if part not in ("weights", "/", "..")]
+    return parts[-1] if parts else source
 
 
 @dataclass
@@ -84,6 +119,8 @@ class _Cell:
     """One file by one source at one rate."""
 
     path: Path
+    name: str
+    """Of the source."""
     config: ReconstructConfig
     rate: str
     patient: str
@@ -93,8 +130,10 @@ class _Cell:
     def __post_init__(self) -> None:
         facts = self.path.stat()
         what = {**to_mapping(self.config), "bytes": facts.st_size, "time": facts.st_mtime_ns}
+        if self.config.is_network:
+            what["sha256"] = weights_hash(self.config.source)
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-        self.key = f"{self.config.source}-{self.rate}-{self.path.stem}-{digest[:16]}"
+        self.key = f"{self.name}-{self.rate}-{self.path.stem}-{digest[:16]}"
 
 
 def evaluate_reconstruction(suite: ReconstructionSuite, *, resume: bool = False) -> Path:
@@ -162,8 +201,8 @@ def _cells(suite: ReconstructionSuite, paths: list[Path]) -> Iterator[_Cell]:
         )
         for setting in suite.undersampling[:1] if own else suite.undersampling:
             rate = "own" if own else f"{setting.acceleration:g}x"
-            for source in suite.sources:
-                folder = suite.out / "submissions" / f"{source}-{rate}" / "reconstructions"
+            for name, source in suite.named_sources.items():
+                folder = suite.out / "submissions" / f"{name}-{rate}" / "reconstructions"
                 config = ReconstructConfig(
                     source=source,
                     kspace=path,
@@ -173,14 +212,12 @@ def _cells(suite: ReconstructionSuite, paths: list[Path]) -> Iterator[_Cell]:
                     center_fraction=setting.center_fraction,
                     device=suite.device,
                 )
-                yield _Cell(path, config, rate, patient)
+                yield _Cell(path, name, config, rate, patient)
 
 
 def _run(cell: _Cell, suite: ReconstructionSuite) -> Outcome:
-    log.info("%s by %s, %s", cell.path.name, cell.config.source, cell.rate)
-    base = Outcome(
-        key=cell.key, task=cell.rate, weights=cell.config.source, against="", k=0, draw=0
-    )
+    log.info("%s by %s, %s", cell.path.name, cell.name, cell.rate)
+    base = Outcome(key=cell.key, task=cell.rate, weights=cell.name, against="", k=0, draw=0)
     try:
         scan = reconstruct_file(cell.config)
     except CoreMRIError as error:
@@ -191,19 +228,22 @@ def _run(cell: _Cell, suite: ReconstructionSuite) -> Outcome:
     own = stated if stated > 1 else round(scan.sampling.acceleration)
     rate = f"{own:g}x" if cell.rate == "own" else cell.rate
     task = f"{acquisition} {rate}"
-    scores = []
-    if scan.reference is not None:
-        scores = [
-            Score(
-                task=task, weights=cell.config.source, twin=False, method=_method(scan), k=0,
-                draw=0, seed=suite.seed, patient=cell.patient, structure=cell.path.stem,
-                metric=metric, value=value, unit=_UNITS[metric],
-            )
-            for metric, value in volume_scores(scan.reference, scan.images).items()
-        ]  # fmt: skip
-    notes = () if scores else (f"{cell.path.name} has no reference: no score.",)
+    found = {} if scan.reference is None else volume_scores(scan.reference, scan.images)
+    residuals = [r for r in scan.residuals if r is not None]
+    if residuals:
+        found["residual"] = float(np.mean(residuals))
+    scores = tuple(
+        Score(
+            task=task, weights=cell.name, twin=False, method=_method(scan), k=0,
+            draw=0, seed=suite.seed, patient=cell.patient, structure=cell.path.stem,
+            metric=metric, value=value, unit=_UNITS[metric],
+        )
+        for metric, value in found.items()
+    )  # fmt: skip
+    scored = scan.reference is not None
+    notes = () if scored else (f"{cell.path.name} has no reference: no score.",)
     return Outcome(
-        **{**vars(base), "task": task, "scores": tuple(scores), "notes": notes,
+        **{**vars(base), "task": task, "scores": scores, "notes": notes,
            "cpu_seconds": float(np.mean(scan.cpu_s))}
     )  # fmt: skip
 
@@ -236,7 +276,7 @@ def _summary(outcomes: list[Outcome], seed: int) -> list[SummaryRow]:
 
 
 def _report(suite: ReconstructionSuite, outcomes: list[Outcome], rows: list[SummaryRow]) -> Report:
-    volumes = len({s.structure for o in outcomes for s in o.scores})
+    volumes = len({s.structure for o in outcomes for s in o.scores if s.metric == "SSIM"})
     failed = [o for o in outcomes if o.error]
     best: dict[str, SummaryRow] = {}
     for row in rows:
@@ -255,7 +295,8 @@ def _report(suite: ReconstructionSuite, outcomes: list[Outcome], rows: list[Summ
     table = []
     for (task, source, method), found in by_source.items():
         line: dict[str, str | int | float | bool | None] = {
-            "acquisition, rate": task, "source": source, "data": method, "patients": found["SSIM"].n
+            "acquisition, rate": task, "source": source, "data": method,
+            "patients": max(row.n for row in found.values()),
         }  # fmt: skip
         for metric, row in found.items():
             line[metric] = row.mean
@@ -266,7 +307,11 @@ def _report(suite: ReconstructionSuite, outcomes: list[Outcome], rows: list[Summ
         table.append(line)
     if table:
         report.add_table(
-            "Scores", table, "Means over patients of volume scores, 95 % bootstrap intervals."
+            "Scores",
+            table,
+            "Means over patients of volume scores, 95 % bootstrap intervals. Residual: "
+            "|M F S x - y| / |y| over the measured samples, whose noise is in it; small is no "
+            "proof.",
         )
     if failed:
         report.add_table("Failed", [{"cell": o.key, "error": o.error} for o in failed])

@@ -154,24 +154,24 @@ class TestResume:
     def test_continues_where_it_stopped(
         self, masked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from downstream.reconstruction import stream
+        from downstream.reconstruction.engine import Solver
 
         out, done = tmp_path / "a.h5", []
-        real = stream.reconstruct_slice
+        real = Solver.reconstruct_slice
 
-        def failing(*args: Any, **kwargs: Any) -> Any:
-            if kwargs["name"].endswith("slice 2"):
+        def failing(solver: Solver, samples: Any, name: str) -> Any:
+            if name.endswith("slice 2"):
                 raise KeyboardInterrupt
-            return real(*args, **kwargs)
+            return real(solver, samples, name)
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            done.append(kwargs["name"])
-            return real(*args, **kwargs)
+        def counted(solver: Solver, samples: Any, name: str) -> Any:
+            done.append(name)
+            return real(solver, samples, name)
 
-        monkeypatch.setattr(stream, "reconstruct_slice", failing)
+        monkeypatch.setattr(Solver, "reconstruct_slice", failing)
         assert reconstruct("wavelet", masked, "--out", out) == 130
         assert not out.exists()
-        monkeypatch.setattr(stream, "reconstruct_slice", counted)
+        monkeypatch.setattr(Solver, "reconstruct_slice", counted)
         assert reconstruct("wavelet", masked, "--out", out) == 0
         assert [name[-1] for name in done] == ["2"]
         assert images_of(out).shape == (3, 64, 56)

@@ -1,0 +1,45 @@
+"""How badly a magnitude image explains the samples that were measured.
+
+Shape letters: ``C`` coils, ``H`` readout, ``W`` phase encoding, ``h w`` image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core_mri.physics.classical import encode
+
+ITERATIONS = 10
+"""Of the phase."""
+
+
+def magnitude_residual(kspace: Tensor, mask: Tensor, magnitude: Tensor) -> Tensor:
+    """``||A x - y|| / ||y||`` of a magnitude, with the phase that explains the samples best.
+
+    From the phase of ``A^H y`` on, ``x <- |x| exp(i arg(x + A^H (y - A x)))``: gradient steps
+    projected onto images of this magnitude, which never increase the residual as ``||A|| <= 1``.
+    Coil maps and virtual coils are those of `core_mri.physics.classical.encode`.
+
+    Args:
+        kspace: Complex ``[C, H, W]``, zero where not measured.
+        mask: Bool ``[W]`` or ``[H, W]``.
+        magnitude: ``[h, w]``, the middle of the field of view; outside of it the image is zero.
+
+    Returns:
+        A number; see `core_mri.physics.classical.Encoded.residual`.
+
+    Raises:
+        ValueError: No center to find the coil maps from.
+    """
+    rows, columns = magnitude.shape
+    problem = encode(kspace, mask, num_rows=rows)
+    right = problem.right
+    padded = torch.zeros_like(right.real)
+    top, left = (padded.shape[0] - rows) // 2, (padded.shape[1] - columns) // 2
+    padded[top : top + rows, left : left + columns] = magnitude
+    image = torch.polar(padded, right.angle())
+    for _ in range(ITERATIONS):
+        better = image + right - problem.sense.normal(image)
+        image = torch.polar(padded, better.angle())
+    return problem.residual(image)
