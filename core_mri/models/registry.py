@@ -200,7 +200,7 @@ class UnrolledConfig:
     """resnet: residual blocks."""
     start: Literal["wavelet", "cg-sense"] = "wavelet"
     """The warm start: sparse in the Haar frame, or least squares (`core_mri.physics.classical`)."""
-    start_steps: int = 30
+    start_steps: int = 40
     """Iterations of the warm start."""
     data_steps: int = 4
     """Conjugate gradients towards the data in each step; 0 is one gradient step, the cheap mode."""

@@ -176,14 +176,17 @@ class TestSteps:
 
     def test_learning(self, make: Make) -> None:
         """A few dozen steps beat the warm start on validation patients, by references."""
-        config = make(steps=60, fitting={"validate_every": 60, "validate_by": "reference",
-                                         "num_validation": 6})  # fmt: skip
+        config = make(
+            steps=60,
+            network={"warm_start": "cg-sense"},
+            fitting={"validate_every": 60, "validate_by": "reference", "num_validation": 6},
+        )
         trainer = trainer_of(config)
         assert trainer.validation is not None
         before = trainer.validation.score(trainer.network.eval())
         for index in range(60):
             trainer.step(index)
-        assert trainer.best_score > before + 0.02
+        assert trainer.best_score > before + 0.01
 
     def test_it_stops_early(self, make: Make) -> None:
         trainer = trainer_of(make(fitting={"patience": 1}))

@@ -32,6 +32,8 @@ class Network:
     """unrolled: consecutive steps that share their weights."""
     denoiser: Literal["unet", "resnet"] = "unet"
     """unrolled: a small U-Net, or SSDU's residual blocks (15 of `channels` 64)."""
+    warm_start: Literal["wavelet", "cg-sense"] = "wavelet"
+    """unrolled: the classical image it begins with."""
     data_steps: int = 4
     """unrolled: conjugate gradients towards the data in each step; 0 is one gradient step."""
     start: str = ""

@@ -10,7 +10,7 @@ import torch
 import core_mri
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.reconstruction import Reconstructor
-from core_mri.models.registry import UnetConfig, UnrolledConfig, VarNetConfig
+from core_mri.models.registry import CoilMode, UnetConfig, UnrolledConfig, VarNetConfig
 from core_mri.models.segmenter import spread_depths
 from downstream.adapt import adapt, encoder_of, random_twin
 from downstream.config import Recipe
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def build_network(
-    network: Network, settings: InnerEncoder, encoder: Encoder | None, seed: int
+    network: Network,
+    settings: InnerEncoder,
+    encoder: Encoder | None,
+    seed: int,
+    coils: CoilMode = "multi",
 ) -> Reconstructor:
     """A network before its first step; torch's random state is kept.
 
@@ -30,6 +34,7 @@ def build_network(
         settings: What of the encoder moves, and which of its depths are read.
         encoder: Copied, never changed; None leaves it out.
         seed: Of what starts at random.
+        coils: What k-space it is trained on.
 
     Raises:
         ConfigError: CONFIG-05 when ``network.start`` has other sizes.
@@ -37,7 +42,7 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = _build(network, settings, encoder, seed)
+        built = _build(network, settings, encoder, seed, coils)
     if network.start:
         start = core_mri.load_model(network.start, device="cpu")
         found = getattr(start, "config", None)
@@ -72,12 +77,12 @@ def load_encoder(settings: InnerEncoder, seed: int) -> Encoder | None:
 
 
 def _build(
-    network: Network, settings: InnerEncoder, encoder: Encoder | None, seed: int
+    network: Network, settings: InnerEncoder, encoder: Encoder | None, seed: int, coils: CoilMode
 ) -> Reconstructor:
     if network.name == "unet":
         from core_mri.models.unet import Unet
 
-        return Unet(UnetConfig(channels=network.channels, pools=network.pools))
+        return Unet(UnetConfig(channels=network.channels, pools=network.pools, coils=coils))
     if network.name == "varnet":
         from core_mri.models.varnet import VarNet
 
@@ -88,6 +93,7 @@ def _build(
                 pools=network.pools,
                 map_channels=max(network.channels // 2, 1),
                 map_pools=network.pools,
+                coils=coils,
             )
         )
     from core_mri.models.unrolled import Unrolled
@@ -98,7 +104,9 @@ def _build(
         denoiser=network.denoiser,
         channels=network.channels,
         num_pools=network.pools,
+        start=network.warm_start,
         data_steps=network.data_steps,
+        coils=coils,
     )
     if encoder is None:
         return Unrolled(config)

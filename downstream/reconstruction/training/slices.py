@@ -19,6 +19,8 @@ from torch import Tensor
 
 from core_mri.errors import DataError
 from core_mri.files.kspace import KSpace, read_kspace
+from core_mri.kspace_sampling import check_finite, image_size
+from core_mri.models.registry import CoilMode
 from core_mri.physics.coils import root_sum_of_squares
 from core_mri.physics.fourier import fft2c, ifft2c
 from core_mri.physics.preparation import center_crop
@@ -26,8 +28,6 @@ from core_mri.physics.simulation import birdcage_maps, resampled, simulate_kspac
 from data_registry.catalogue import Registry
 from data_registry.schema import Split
 from data_registry.slices import SliceDataset
-from downstream.reconstruction.sampling import check_finite
-from downstream.reconstruction.stream import image_size
 from downstream.reconstruction.training.augment import moved
 from downstream.reconstruction.training.config import Simulation
 
@@ -60,6 +60,10 @@ class Slices(Protocol):
         """Whether the k-space is made up."""
 
     @property
+    def coils(self) -> CoilMode:
+        """One coil, several, or some of either."""
+
+    @property
     def patients(self) -> Sequence[str]:
         """Pseudonym of each slice."""
 
@@ -87,6 +91,7 @@ class SimulatedSlices:
     """
 
     simulated = True
+    coils: CoilMode
     patients: Sequence[str]
     volumes: Sequence[str]
 
@@ -96,6 +101,7 @@ class SimulatedSlices:
         splits = [split] if isinstance(split, str) else list(split)
         self.dataset = SliceDataset(registry, split=splits, where=where)
         self.settings = settings
+        self.coils = "single" if settings.coils == 1 else "multi"
         rows = list(self.dataset.volumes)
         self.rows = rows
         numbers = self.dataset.volume_numbers().tolist()
@@ -130,6 +136,7 @@ class MeasuredSlices:
     """
 
     simulated = False
+    coils: CoilMode
     patients: Sequence[str]
     volumes: Sequence[str]
 
@@ -137,11 +144,13 @@ class MeasuredSlices:
         self.paths = _files(paths)
         self._places: list[tuple[int, int]] = []
         self._peaks: dict[int, float] = {}
-        names = []
+        names, single = [], set()
         for number, path in enumerate(self.paths):
             with read_kspace(path) as scan:
                 self._places += [(number, index) for index in range(scan.shape[0])]
+                single.add(scan.single_coil)
                 names.append(str(scan.header.facts.get("PatientID") or path.stem))
+        self.coils = "any" if len(single) > 1 else "single" if single == {True} else "multi"
         self.patients = [names[number] for number, _ in self._places]
         self.volumes = [self.paths[number].stem for number, _ in self._places]
         self._scan = functools.lru_cache(MAX_OPEN)(lambda number: read_kspace(self.paths[number]))

@@ -52,7 +52,9 @@ class ReconstructionTrainer:
         self.config, self.training = config, training
         self.labelled = labelled_positions(training, config.labelled, config.seed)
         self.steps = config.steps or self._steps_of(config.epochs)
-        self.network = build_network(config.network, config.encoder, encoder, config.seed)
+        self.network = build_network(
+            config.network, config.encoder, encoder, config.seed, training.coils
+        )
         self.network.to(device)
         judge = encoder if config.loss.feature_weight else None
         if judge is not None:

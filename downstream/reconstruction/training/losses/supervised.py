@@ -1,6 +1,6 @@
 """With a fully sampled reference: structural similarity of magnitudes, and the complex image.
 
-    loss = 1 - SSIM(|x|, r) + 0.1 mean |x - t|
+    loss = 1 - SSIM(|x|, r) + mean |x - t| / peak
 
 r magnitude, t complex image of all samples (``S^H F^-1 y``). SSIM alone leaves the phase free, L1
 alone blurs. SSIM as fastMRI trains VarNet by it: Wang et al., IEEE TIP 13 (2004), windows of 7x7 of
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-L1_WEIGHT = 0.1
 WINDOW, K1, K2 = 7, 0.01, 0.03
 
 
@@ -40,7 +39,7 @@ def supervised_loss(
         difference = (magnitude - reference).abs().mean((-2, -1))
     else:
         difference = (image - target).abs().mean((-2, -1))
-    return loss + L1_WEIGHT * difference / peak
+    return loss + difference / peak
 
 
 def ssim(estimate: Tensor, reference: Tensor, peak: Tensor) -> Tensor:
