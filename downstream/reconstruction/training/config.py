@@ -12,7 +12,7 @@ from downstream.reconstruction.training.losses.features import MAX_WEIGHT
 from downstream.reconstruction.training.losses.holdout import Selection
 
 NetworkName = Literal["unet", "varnet", "unrolled"]
-Supervision = Literal["supervised", "self-supervised", "joint"]
+Supervision = Literal["supervised", "self-supervised", "joint", "zero-shot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,8 @@ class ReconstructionConfig:
     """Passes over the training slices, where `steps` is 0."""
     supervision: Supervision = "supervised"
     """supervised by references; self-supervised by measured points that are kept back (hold-out,
-    opt-in: see "Legal note" in downstream/README.md); joint by both."""
+    opt-in: see "Legal note" in downstream/README.md); joint by both; zero-shot: by the points of
+    one scan (`train`), a fifth of which only says when to stop."""
     labelled: int = 0
     """Training patients whose references may be used, chosen by seed; 0: all of them."""
     network: Network = field(default_factory=Network)
@@ -262,6 +263,18 @@ class ReconstructionConfig:
                 "encoder inside.",
                 fix="Set supervision: supervised, encoder.weights: '', fitting.validate_by: "
                 "reference, or network.name: unrolled.",
+            )
+        if self.supervision == "zero-shot" and (
+            len(self.train) != 1
+            or self.validation
+            or not self.fitting.num_validation
+            or self.fitting.augment
+        ):
+            raise ConfigError(
+                "CONFIG-05",
+                "supervision zero-shot fits one file (train) to its own samples.",
+                fix="Name one file under train, none under validation; fitting.augment: false, "
+                "fitting.num_validation: 8.",
             )
         if self.loss.feature_weight and not self.encoder.weights:
             raise ConfigError(

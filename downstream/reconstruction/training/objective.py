@@ -45,6 +45,8 @@ class Sample:
     labelled: bool
     """Whether its reference is used; else held-out samples are."""
     rng: np.random.Generator
+    allowed: Tensor | None = None
+    """Bool ``[H, W]``, points of the mask that training may use; None for all."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Objective:
         height = encoded.kspace.shape[-2]
         parts = [
             split(
-                own,
+                own if sample.allowed is None else own & sample.allowed.to(own.device),
                 height,
                 share=self.loss.holdout_share,
                 selection=self.loss.holdout_selection,

@@ -23,7 +23,7 @@ from downstream.reconstruction.training.config import ReconstructionConfig
 from downstream.reconstruction.training.networks import build_network
 from downstream.reconstruction.training.objective import Objective, Sample
 from downstream.reconstruction.training.slices import Slices, labelled_positions
-from downstream.reconstruction.training.validation import Validation
+from downstream.reconstruction.training.validation import Validation, zero_shot_sample
 
 
 class ReconstructionTrainer:
@@ -65,6 +65,8 @@ class ReconstructionTrainer:
         self.schedule = _schedule(config, self.steps)
         self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.validation: Validation | None = None
+        if config.supervision == "zero-shot":
+            validation = training
         if validation is not None and config.fitting.num_validation:
             self.validation = Validation(validation, config)
         self.best: dict[str, Tensor] = {}
@@ -133,6 +135,8 @@ class ReconstructionTrainer:
             position = place(config.seed, number, len(self.training))
         rng = generator(config.seed, index)
         own = self.training.read(position, rng, augment=config.fitting.augment)
+        if config.supervision == "zero-shot":
+            return zero_shot_sample(own, position, config, rng)
         mask = own.mask
         if mask is None:
             mask = draw_lines(config.undersampling, own.kspace.shape[-1], rng)
@@ -192,7 +196,7 @@ class ReconstructionTrainer:
 
     def _steps_of(self, epochs: int) -> int:
         count = len(self.labelled)
-        if self.config.supervision == "self-supervised":
+        if self.config.supervision in ("self-supervised", "zero-shot"):
             count = len(self.training)
         return max(1, math.ceil(epochs * count / self.config.fitting.batch_size))
 

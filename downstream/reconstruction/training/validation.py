@@ -19,10 +19,10 @@ from downstream.reconstruction.training.config import ReconstructionConfig
 from downstream.reconstruction.training.losses.holdout import holdout_loss, split
 from downstream.reconstruction.training.losses.supervised import ssim
 from downstream.reconstruction.training.objective import Sample, encoded_samples, is_air
-from downstream.reconstruction.training.slices import Slices
+from downstream.reconstruction.training.slices import Slice, Slices
 
 SHARE = 0.2
-_DRAW = 3
+_DRAW, _GAMMA = 3, 4
 
 
 class Validation:
@@ -67,6 +67,8 @@ class Validation:
         config = self.config
         rng = np.random.default_rng((config.seed, _DRAW, number))
         own = self.slices.read(self.positions[number], rng)
+        if config.supervision == "zero-shot":
+            return zero_shot_sample(own, self.positions[number], config, rng)
         mask = own.mask
         if mask is None:
             choice = number % len(config.undersampling.accelerations)
@@ -76,13 +78,11 @@ class Validation:
 
     def _holdout(self, network: Unrolled, sample: Sample, device: torch.device) -> float:
         encoded = encoded_samples([sample]).to(device)
-        theta, held = split(
-            encoded.mask[0],
-            encoded.kspace.shape[-2],
-            share=SHARE,
-            selection="uniform",
-            rng=sample.rng,
-        )
+        if sample.allowed is None:
+            theta, held = _fifth(encoded.mask[0].cpu(), encoded.kspace.shape[-2], sample.rng)
+        else:
+            theta = sample.allowed
+            held = encoded.mask[0].cpu() & ~theta
         image = network(encoded.of(theta[None].to(device)))
         return float(holdout_loss(encoded, image, held[None].to(device)))
 
@@ -98,3 +98,25 @@ class Validation:
         image: Tensor = network.reconstruct(data, sample.mask.to(device), size=own.size)
         reference = center_crop(own.reference, own.size)[None].to(device)
         return float(ssim(image, reference, torch.tensor([own.peak], device=device)))
+
+
+def zero_shot_sample(
+    own: Slice, position: int, config: ReconstructionConfig, rng: np.random.Generator
+) -> Sample:
+    """A slice of the one scan, without its stopping set Gamma: a fifth of the measured points.
+
+    Gamma depends on seed and position alone, so training never sees what says when to stop. Source:
+    Yaman et al., Zero-shot self-supervised learning for MRI reconstruction, ICLR 2022
+    (arXiv:2102.07737).
+    """
+    height, width = own.kspace.shape[-2:]
+    mask = own.mask
+    if mask is None:
+        mask = fixed_lines(config.undersampling, 0, width, (config.seed, _DRAW))
+    points = mask if mask.ndim > 1 else mask[None]
+    fixed = np.random.default_rng((config.seed, _GAMMA, position))
+    return Sample(own, mask, False, rng, _fifth(points, height, fixed)[0])
+
+
+def _fifth(mask: Tensor, height: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    return split(mask, height, share=SHARE, selection="uniform", rng=rng)
