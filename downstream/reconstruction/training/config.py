@@ -31,7 +31,9 @@ class Network:
     steps_per_denoiser: int = 2
     """unrolled: consecutive steps that share their weights."""
     denoiser: Literal["unet", "resnet"] = "unet"
-    """unrolled: a small U-Net, or SSDU's residual blocks (15 of `channels` 64)."""
+    """unrolled: a small U-Net, or SSDU's residual blocks (with `channels` 64)."""
+    num_blocks: int = 15
+    """unrolled, resnet: residual blocks."""
     warm_start: Literal["wavelet", "cg-sense"] = "wavelet"
     """unrolled: the classical image it begins with."""
     data_steps: int = 4

@@ -104,6 +104,7 @@ def _build(
         denoiser=network.denoiser,
         channels=network.channels,
         num_pools=network.pools,
+        num_blocks=network.num_blocks,
         start=network.warm_start,
         data_steps=network.data_steps,
         coils=coils,
