@@ -133,7 +133,7 @@ class TestSteps:
         "changes",
         [
             {},
-            {"supervision": "self-supervised"},
+            {"supervision": "self-supervised", "fitting": {"validate_by": "holdout"}},
             {"supervision": "joint", "labelled": 1, "fitting": {"batch_size": 2}},
             {"supervision": "self-supervised", "loss": {"splits": 2, "equivariance_weight": 0.1,
                                                         "noise_weight": 0.1}},
@@ -346,7 +346,10 @@ class TestRuns:
         [
             ({"registry": None}, "either a registry or"),
             ({"steps": 0}, "one of steps"),
-            ({"network": {"name": "unet"}}, "validated by references"),
+            (
+                {"network": {"name": "unet"}, "fitting": {"validate_by": "holdout"}},
+                "validated by references",
+            ),
             ({"network": {"name": "unet"}, "supervision": "joint"}, "by references"),
             ({"undersampling": {"accelerations": [8, 4]}}, "must ascend"),
             ({"loss": {"holdout_share": 1.0}}, "holdout_share"),
@@ -402,7 +405,7 @@ class TestRawFiles:
         """One undersampled scan, fitted to itself; the stopping set is never trained on."""
         config = make(
             registry=None, where="", train=files["masked"], supervision="zero-shot",
-            fitting={"augment": False, "patience": 3},
+            fitting={"augment": False, "patience": 3, "validate_by": "holdout"},
         )  # fmt: skip
         trainer = trainer_of(config)
         assert trainer.validation is not None

@@ -170,8 +170,9 @@ class Fitting:
     """Steps."""
     num_validation: int = 16
     """Slices of validation patients, spread evenly; they choose the step that is kept. 0: none."""
-    validate_by: Literal["holdout", "reference"] = "holdout"
-    """holdout: a fifth of the measured points, which needs no reference; reference: SSIM."""
+    validate_by: Literal["holdout", "reference"] = "reference"
+    """reference: SSIM; holdout: a fifth of the measured points, which needs no reference (opt-in:
+    see "Legal note" in downstream/README.md)."""
     patience: int = 0
     """Looks at validation without a gain before stopping; 0: never stop."""
 
@@ -270,13 +271,14 @@ class ReconstructionConfig:
             len(self.train) != 1
             or self.validation
             or not self.fitting.num_validation
+            or self.fitting.validate_by != "holdout"
             or self.fitting.augment
         ):
             raise ConfigError(
                 "CONFIG-05",
                 "supervision zero-shot fits one file (train) to its own samples.",
                 fix="Name one file under train, none under validation; fitting.augment: false, "
-                "fitting.num_validation: 8.",
+                "fitting.num_validation: 8, fitting.validate_by: holdout.",
             )
         if self.loss.feature_weight and not self.encoder.weights:
             raise ConfigError(
