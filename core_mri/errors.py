@@ -75,6 +75,7 @@ CODES: dict[str, str] = {
     "RUN-08": "workers do not see the same storage",
     "RUN-09": "two runs write to one place",
     "RUN-10": "the installed torch cannot divide a network in bfloat16",
+    "RUN-11": "a network for reconstruction has collapsed: its images ignore the measured samples",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

@@ -15,7 +15,7 @@ import torch
 import core_mri
 from core_mri.__main__ import main
 from core_mri.config import load_config, save_config
-from core_mri.errors import ConfigError, DataError, Interrupted
+from core_mri.errors import ConfigError, DataError, Interrupted, RunError
 from core_mri.files import read_kspace, write_kspace
 from core_mri.models.unrolled import Unrolled
 from core_mri.runs import Run
@@ -196,10 +196,26 @@ class TestSteps:
         )
         trainer = trainer_of(config)
         assert trainer.validation is not None
-        before = trainer.validation.score(trainer.network.eval())
+        before = trainer.validation.look(trainer.network.eval()).score
         for index in range(60):
             trainer.step(index)
         assert trainer.best_score > before + 0.003
+
+    def test_a_network_that_ignores_its_input(self, make: Make, monkeypatch: Any) -> None:
+        """Whatever the loss says, the residual of the measured samples tells."""
+        trainer = trainer_of(make(steps=12))
+
+        def same_for_all(_: Any, kspace: torch.Tensor, mask: Any, **__: Any) -> torch.Tensor:
+            return torch.eye(kspace.shape[-1])[None]
+
+        for index in range(4):
+            trainer.step(index)
+        assert trainer.ignored == 0
+        monkeypatch.setattr(Unrolled, "images", same_for_all)
+        for index in range(4, 9):
+            trainer.step(index)
+        with pytest.raises(RunError, match=r"RUN-11.*3 looks in a row"):
+            trainer.step(9)
 
     def test_it_stops_early(self, make: Make) -> None:
         trainer = trainer_of(make(fitting={"patience": 1}))

@@ -88,11 +88,12 @@ def score_table(rows: Sequence[SummaryRow]) -> list[dict[str, Cell]]:
     """A line a task and method, best PSNR first."""
     lines: dict[tuple[str, str, str, int], dict[str, Cell]] = {}
     order: dict[tuple[str, str, str, int], float] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: ("PSNR", "SSIM", "NMSE").index(row.metric)):
         key = (row.task, row.weights, row.method, row.k)
         line = lines.setdefault(
             key, {"data": row.task, "method": row.weights, "training": row.method,
-                  "labelled patients": row.k, "patients": row.n},
+                  "labelled": "-" if row.method == "classical" else row.k or "all",
+                  "patients": row.n},
         )  # fmt: skip
         line[row.metric] = row.mean
         line[f"{row.metric} 95 %"] = (

@@ -65,7 +65,7 @@ class ReconstructionStudy:
     """Numbers of training patients with references; 0: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, order, coils, masks, and which patients are labelled."""
-    steps: int = 350
+    steps: int = 300
     """Optimiser steps of every training."""
     compare: tuple[tuple[str, str], ...] = ()
     """Pairs of names, contenders or classical: the first minus the second is tested."""

@@ -53,8 +53,8 @@ def study_report(
         "Scores",
         score_table(rows),
         "Seeds and volumes averaged per patient, then over patients; 95 % bootstrap intervals over "
-        "patients. Labelled patients 0: all. K-space is simulated from magnitude images: smooth "
-        "phase, a ring of coils, white noise; references are free of noise.",
+        "patients. Labelled: training patients with references. K-space is simulated from magnitude "
+        "images: smooth phase, a ring of coils, white noise; references are free of noise.",
     )
     if comparisons:
         report.add_table(
@@ -89,7 +89,7 @@ def _difference(comparison: Comparison) -> dict[str, Cell]:
     found = comparison.difference
     return {
         "data": comparison.task, "method": comparison.weights, "minus": comparison.twin,
-        "labelled patients": comparison.k, "dB": found.mean,
+        "labelled": comparison.k or "all", "dB": found.mean,
         "95 %": f"{found.low:.2f} to {found.high:.2f}", "patients": found.n,
         "p (Holm)": comparison.p_holm, "detectable dB": comparison.detectable,
     }  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core_mri.errors import RunError
 from core_mri.models.encoder import Encoder
 from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.unrolled import Unrolled
@@ -24,6 +25,10 @@ from downstream.reconstruction.training.networks import build_network
 from downstream.reconstruction.training.objective import Objective, Sample
 from downstream.reconstruction.training.slices import Slices, labelled_positions
 from downstream.reconstruction.training.validation import Validation, zero_shot_sample
+
+IGNORES, PATIENCE = 3.0, 3
+"""A network that leaves so many times more of the measured samples unexplained than the zero-filled
+image does, at so many looks in a row, has collapsed."""
 
 
 class ReconstructionTrainer:
@@ -72,6 +77,7 @@ class ReconstructionTrainer:
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_step = -math.inf, self.steps
         self.looks: list[tuple[int, float]] = []
+        self.ignored = 0
 
     @property
     def num_moving(self) -> tuple[int, int]:
@@ -90,8 +96,11 @@ class ReconstructionTrainer:
         """Do step `index`: one batch, one update; validate when due.
 
         Returns:
-            ``loss``, ``gradient_norm``, and ``validation`` where it was taken (higher is better).
-            After a loss that is not finite the weights are as before.
+            ``loss``, ``gradient_norm``, and where it was taken ``validation`` (higher is better)
+            and ``residual``. After a loss that is not finite the weights are as before.
+
+        Raises:
+            RunError: RUN-11 when the network ignores its input.
         """
         self.network.train()
         size = self.config.fitting.batch_size
@@ -116,7 +125,7 @@ class ReconstructionTrainer:
         if self.validation is not None and (
             done % self.config.fitting.validate_every == 0 or done == self.steps
         ):
-            numbers["validation"] = self._validate(done)
+            numbers |= self._validate(done)
         return numbers
 
     def sample(self, index: int) -> Sample:
@@ -162,6 +171,7 @@ class ReconstructionTrainer:
             "best_score": self.best_score if self.best else 0.0,
             "best_step": self.best_step,
             "looks": self.looks,
+            "ignored": self.ignored,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -174,16 +184,26 @@ class ReconstructionTrainer:
         self.best_score = float(state["best_score"]) if self.best else -math.inf
         self.best_step = int(state["best_step"])
         self.looks = [(int(step), float(score)) for step, score in state["looks"]]
+        self.ignored = int(state["ignored"])
 
-    def _validate(self, done: int) -> float:
+    def _validate(self, done: int) -> dict[str, float]:
         assert self.validation is not None
         model = self.network if self.averaged is None else self.averaged
-        score = self.validation.score(model.eval())
-        self.looks.append((done, score))
-        if score > self.best_score:
-            self.best_score, self.best_step = score, done
+        look = self.validation.look(model.eval())
+        self.looks.append((done, look.score))
+        self.ignored = self.ignored + 1 if look.residual > IGNORES * look.zero_filled else 0
+        if self.ignored == PATIENCE:
+            raise RunError(
+                "RUN-11",
+                f"step {done}: the images leave {look.residual:.2f} of the measured samples "
+                f"unexplained, zero-filled ones {look.zero_filled:.2f}; more than {IGNORES:g} "
+                f"times as much at {PATIENCE} looks in a row.",
+                fix="Train by references or held-out samples, at a lower learning rate.",
+            )
+        if look.score > self.best_score:
+            self.best_score, self.best_step = look.score, done
             self.best = copy.deepcopy(_moving_state(model))
-        return score
+        return {"validation": look.score, "residual": look.residual}
 
     def _average(self, index: int) -> None:
         """Early on averaged weights follow faster, or they would lag behind."""
