@@ -53,8 +53,8 @@ def study_report(
         "Scores",
         score_table(rows),
         "Seeds and volumes averaged per patient, then over patients; 95 % bootstrap intervals over "
-        "patients. Labelled: training patients with references. K-space is simulated from magnitude "
-        "images: smooth phase, a ring of coils, white noise; references are free of noise.",
+        "patients. Labelled: training patients with references. K-space is simulated from "
+        "magnitude images: smooth phase, ring of coils, white noise; references without noise.",
     )
     if comparisons:
         report.add_table(
