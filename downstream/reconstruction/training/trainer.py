@@ -28,7 +28,8 @@ from downstream.reconstruction.training.validation import Validation, zero_shot_
 
 IGNORES, PATIENCE = 3.0, 3
 """A network that leaves so many times more of the measured samples unexplained than the zero-filled
-image does, at so many looks in a row, has collapsed."""
+image does, at so many looks in a row, has collapsed. A U-Net of 200 steps on hearts leaves 1.3 (4x)
+and 1.04 times (8x) as much, one with random weights 11 and 4.6 times."""
 
 
 class ReconstructionTrainer:
