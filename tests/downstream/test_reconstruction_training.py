@@ -254,6 +254,18 @@ class TestEncoderInside:
         names = trainer.finish().state_dict()
         assert not any("parametrizations" in name for name in names)
 
+    def test_going_on_with_lora(self, make: Make, weights: Path, tmp_path: Path) -> None:
+        """Its encoder is the one of the weights it goes on from, not the one that was named."""
+        inside = {"weights": str(weights), "num_levels": 2}
+        first = trainer_of(make(encoder=inside | {"random": True}))
+        core_mri.save_model(first.finish(), tmp_path / "first")
+        config = make(encoder=inside | {"adaptation": "lora"},
+                      network={"start": str(tmp_path / "first")})  # fmt: skip
+        second = trainer_of(config)
+        sample = first.sample(0)
+        assert torch.equal(first.objective([sample], 0.0), second.objective([sample], 0.0))
+        second.step(0)
+
     def test_the_twin_starts_elsewhere(self, make: Make, weights: Path) -> None:
         own, twin = (
             trainer_of(make(encoder={"weights": str(weights), "random": random, "num_levels": 2}))

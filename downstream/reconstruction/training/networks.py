@@ -42,7 +42,7 @@ def build_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = _build(network, settings, encoder, seed, coils)
+        built = _build(network, settings, encoder, coils)
     if network.start:
         start = core_mri.load_model(network.start, device="cpu")
         found = getattr(start, "config", None)
@@ -53,6 +53,11 @@ def build_network(
                 f"({built.config}).",
             )
         built.load_state_dict(start.state_dict())
+    context = getattr(built, "context", None)
+    if context is not None:
+        rank = settings.lora_rank
+        recipe = replace(Recipe(), lora_rank=rank, lora_alpha=float(rank))
+        context.encoder = adapt(context.encoder, settings.adaptation, recipe, seed)
     return built
 
 
@@ -60,13 +65,18 @@ def load_encoder(settings: InnerEncoder, seed: int) -> Encoder | None:
     """The encoder that goes inside, on the CPU; its random twin where that was asked for.
 
     Raises:
-        WeightsError: What `core_mri.load_model` raises; WEIGHTS-02 for a model without a plain ViT.
+        WeightsError: What `core_mri.load_model` raises; WEIGHTS-02 for a model without a plain ViT,
+            with adapters, or of fewer blocks than levels.
     """
     if not settings.weights:
         return None
-    model = core_mri.load_model(settings.weights, device="cpu")
-    encoder = encoder_of(model)
-    encoder.card = getattr(model, "card", {})  # type: ignore[assignment]
+    encoder = encoder_of(core_mri.load_model(settings.weights, device="cpu"))
+    if encoder.adapters is not None:
+        raise WeightsError(
+            "WEIGHTS-02",
+            f"{settings.weights}: an encoder with adapters cannot go inside a network.",
+            fix="Give the weights it was adapted from, or an encoder adapted by lora or full.",
+        )
     if settings.num_levels > encoder.depth:
         raise WeightsError(
             "WEIGHTS-02",
@@ -77,7 +87,7 @@ def load_encoder(settings: InnerEncoder, seed: int) -> Encoder | None:
 
 
 def _build(
-    network: Network, settings: InnerEncoder, encoder: Encoder | None, seed: int, coils: CoilMode
+    network: Network, settings: InnerEncoder, encoder: Encoder | None, coils: CoilMode
 ) -> Reconstructor:
     if network.name == "unet":
         from core_mri.models.unet import Unet
@@ -114,6 +124,5 @@ def _build(
     depths = spread_depths(encoder.depth, settings.num_levels)
     built = Unrolled(replace(config, encoder=encoder.config, encoder_depths=depths))
     assert built.context is not None
-    recipe = replace(Recipe(), lora_rank=settings.lora_rank, lora_alpha=float(settings.lora_rank))
-    built.context.encoder = adapt(encoder, settings.adaptation, recipe, seed)
+    built.context.encoder.load_state_dict(encoder.state_dict())
     return built

@@ -18,6 +18,7 @@ from core_mri.models.unrolled import Unrolled
 from core_mri.training.ema import update_ema
 from core_mri.training.parallel import own_rows, sum_gradients, with_others
 from core_mri.training.schedules import warmup_cosine
+from downstream.adapt import moves
 from downstream.lora import merge_lora
 from downstream.reconstruction.training.batches import draw_lines, generator, place
 from downstream.reconstruction.training.config import ReconstructionConfig
@@ -104,6 +105,8 @@ class ReconstructionTrainer:
             RunError: RUN-11 when the network ignores its input.
         """
         self.network.train()
+        if isinstance(self.network, Unrolled) and self.network.context is not None:
+            self.network.context.encoder.train(moves(self.config.encoder.adaptation))
         size = self.config.fitting.batch_size
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * float(self.schedule[index])
