@@ -65,7 +65,8 @@ class TestStudy:
         assert main(["evaluate", str(tmp_path / "suite.yaml")]) == 0
         printed = capsys.readouterr().out
         assert "ours minus tv" in printed
-        assert "seeing minus ours" in printed
+        assert "seeing minus ours, 1 labelled" in printed
+        assert "ours minus blind, 1 labelled" in printed
         results = json.loads((tmp_path / "study" / "results.json").read_text())
         assert "SIMULATED" in results["verdict"]
         assert not results["failed"]

@@ -143,10 +143,10 @@ class TestSteps:
             {"supervision": "joint", "labelled": 1, "fitting": {"batch_size": 2}},
             {"supervision": "self-supervised", "loss": {"splits": 2, "equivariance_weight": 0.1,
                                                         "noise_weight": 0.1}},
-            {"network": {"denoiser": "resnet"}},
+            pytest.param({"network": {"denoiser": "resnet"}}, marks=pytest.mark.slow),
             {"network": {"name": "unet"}, "fitting": {"validate_by": "reference",
                                                       "optimizer": "rmsprop", "drop_at": 0.5}},
-            {"network": {"name": "varnet"}, "fitting": {"validate_by": "reference"}},
+            pytest.param({"network": {"name": "varnet"}, "fitting": {"validate_by": "reference"}}, marks=pytest.mark.slow),
             {"fitting": {"ema": 0.9}},
         ],
     )  # fmt: skip
@@ -355,6 +355,7 @@ class TestRuns:
                  for folder in (whole, tmp_path / "run")]  # fmt: skip
         assert found[0] == found[1]
 
+    @pytest.mark.slow
     def test_two_workers_share_the_slices(self, make: Make, tmp_path: Path) -> None:
         """Losses and weights are those of one, to rounding."""
         shared = {"fitting": {"batch_size": 3}}

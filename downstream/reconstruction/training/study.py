@@ -284,11 +284,12 @@ def _comparisons(study: ReconstructionStudy, outcomes: list[Outcome]) -> list[Co
     groups = grouped(outcomes)
     pairs: list[tuple[Group, Group]] = []
     for first, second in study.compare:
-        for own in (group for group in groups if group[1] == first):
-            found = [group for group in groups if group[:2] == (own[0], second)]
-            same = [group for group in found if group[3] == own[3]]
-            # What needs no labels stands beside every number of them.
-            pairs += [(own, other) for other in same or found if same or 0 in (own[3], other[3])]
+        ours, theirs = ([group for group in groups if group[1] == n] for n in (first, second))
+        for own in ours:
+            found = [group for group in theirs if group[0] == own[0]]
+            # What exists for one number of labels stands beside every number of the other.
+            alone = any(len({group[3] for group in side}) == 1 for side in (ours, theirs))
+            pairs += [(own, other) for other in found if alone or other[3] == own[3]]
     return compared(outcomes, pairs, study.seeds[0])
 
 

@@ -59,13 +59,20 @@ def compared(
         p = paired_permutation(a, b, seed=seed) if difference.n >= MIN_PATIENTS else None
         found.append(
             Comparison(
-                task=own[0], weights=own[1], twin=other[1], method=own[2], k=own[3],
+                task=own[0], weights=own[1], twin=_named(own, other), method=own[2], k=own[3],
                 metric=PRIMARY, difference=difference, p=p, baseline=True,
                 detectable=detectable_difference(a - b),
             )
         )  # fmt: skip
     adjusted = iter(holm([c.p for c in found if c.p is not None]).tolist())
     return [c if c.p is None else replace(c, p_holm=next(adjusted)) for c in found]
+
+
+def _named(own: Group, other: Group) -> str:
+    """The other's name, with its labels where they are not the same."""
+    if other[2] in ("classical", "self-supervised") or other[3] == own[3]:
+        return other[1]
+    return f"{other[1]} ({other[3] or 'all'} labelled)"
 
 
 def grouped(
