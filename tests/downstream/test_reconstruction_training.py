@@ -146,7 +146,7 @@ class TestSteps:
             pytest.param({"network": {"denoiser": "resnet"}}, marks=pytest.mark.slow),
             {"network": {"name": "unet"}, "fitting": {"validate_by": "reference",
                                                       "optimizer": "rmsprop", "drop_at": 0.5}},
-            pytest.param({"network": {"name": "varnet"}, "fitting": {"validate_by": "reference"}}, marks=pytest.mark.slow),
+            pytest.param({"network": {"name": "varnet"}}, marks=pytest.mark.slow),
             {"fitting": {"ema": 0.9}},
         ],
     )  # fmt: skip
