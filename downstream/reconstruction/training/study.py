@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ def _cells(study: ReconstructionStudy, registry: Registry, test: SimulatedSlices
 
 def _key(name: str, facts: dict[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return f"{name.replace(' ', '-').replace('+', 'and')}-{digest[:16]}"
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{digest[:16]}"
 
 
 def _tuned(
