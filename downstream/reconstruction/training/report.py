@@ -92,7 +92,7 @@ def score_table(rows: Sequence[SummaryRow]) -> list[dict[str, Cell]]:
         key = (row.task, row.weights, row.method, row.k)
         line = lines.setdefault(
             key, {"data": row.task, "method": row.weights, "training": row.method,
-                  "labelled": _labelled(row),
+                  "labelled": labelled(row),
                   "patients": row.n},
         )  # fmt: skip
         line[row.metric] = row.mean
@@ -104,7 +104,7 @@ def score_table(rows: Sequence[SummaryRow]) -> list[dict[str, Cell]]:
     return [lines[key] for key in sorted(lines, key=lambda key: (key[0], -order.get(key, 0.0)))]
 
 
-def _labelled(row: SummaryRow) -> Cell:
+def labelled(row: SummaryRow) -> Cell:
     """Training patients with references."""
     if row.method in ("classical", "self-supervised", "zero-shot"):
         return "none"

@@ -10,7 +10,7 @@ from core_mri.config import to_mapping
 from core_mri.reports import Cell, Report
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.summary import Comparison, SummaryRow
-from downstream.reconstruction.training.report import flat, panels, score_table
+from downstream.reconstruction.training.report import flat, labelled, panels, score_table
 from downstream.reconstruction.training.slices import Slices
 from downstream.reconstruction.training.study_config import ReconstructionStudy
 from downstream.reconstruction.training.testing import Tested
@@ -40,12 +40,12 @@ def study_report(
         if row.metric == "PSNR" and (row.task not in best or row.mean > best[row.task].mean):
             best[row.task] = row
     leaders = "; ".join(
-        f"{task}: {row.weights} ({row.method}, {row.k or 'all'} labelled) {row.mean:.2f} dB"
+        f"{task}: {row.weights} ({row.method}, {labelled(row)} labelled) {row.mean:.2f} dB"
         for task, row in best.items()
     )
     which = "validation" if study.test_split == "val" else "test"
     verdict = (
-        f"SIMULATED k-space of {patients} {which} patients, {len(study.seeds)} seeds. "
+        f"SIMULATED k-space of {patients} {which} patients, seeds {list(study.seeds)}. "
         f"Best by PSNR: {leaders or 'none could be scored'}."
     )
     report = Report("Networks for reconstruction", verdict, "Not for diagnosis.")
