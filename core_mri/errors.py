@@ -53,6 +53,8 @@ CODES: dict[str, str] = {
     "DATA-38": "weights without statistics of what they saw, or with damaged or other ones",
     "DATA-39": "results from which no gain over a random twin can be told",
     "DATA-40": "a network gave an image that is not finite",
+    "DATA-42": "raw data without the fully sampled reference that training by references needs",
+    "DATA-43": "a patient's raw data is in two of the lists to train, validate and test on",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",
@@ -77,6 +79,7 @@ CODES: dict[str, str] = {
     "RUN-08": "workers do not see the same storage",
     "RUN-09": "two runs write to one place",
     "RUN-10": "the installed torch cannot divide a network in bfloat16",
+    "RUN-11": "a network for reconstruction has collapsed: its images ignore the measured samples",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

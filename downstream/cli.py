@@ -54,7 +54,14 @@ class SuiteOptions(Running, Options):
 
 
 def finetune_main(arguments: Sequence[str]) -> int:
-    """Adapt an encoder to a task with a few labels: ``CONFIG [flags] [--dry-run | --resume]``."""
+    """Adapt an encoder to a task with a few labels: ``CONFIG [flags] [--dry-run | --resume]``.
+
+    A configuration with the key ``network`` trains a network for reconstruction instead.
+    """
+    if _names_key("network", arguments, CONFIGS):
+        from downstream.reconstruction.training.cli import finetune_main as train_main
+
+        return train_main(arguments, CONFIGS)
     config, options = parse_command(
         FinetuneConfig, FinetuneOptions, arguments, program="core-mri finetune", folder=CONFIGS
     )
@@ -64,10 +71,15 @@ def finetune_main(arguments: Sequence[str]) -> int:
 def evaluate_main(arguments: Sequence[str]) -> int:
     """Weights x tasks to one report: ``SUITE.yaml [flags] [--dry-run | --resume]``.
 
-    A suite with the key ``kspace`` compares reconstructions instead.
+    A suite with the key ``kspace`` compares reconstructions of raw data instead, one with
+    ``contenders`` networks for reconstruction that it trains.
     """
     folder = CONFIGS / "suites"
-    if _is_reconstruction(arguments, folder):
+    if _names_key("contenders", arguments, folder):
+        from downstream.reconstruction.training.cli import evaluate_main as study_main
+
+        return study_main(arguments, folder)
+    if _names_key("kspace", arguments, folder):
         from downstream.reconstruction.cli import evaluate_main as evaluate_reconstruction_main
 
         return evaluate_reconstruction_main(arguments, folder)
@@ -86,15 +98,13 @@ def evaluate_main(arguments: Sequence[str]) -> int:
     return _main("evaluate", config, options)
 
 
-def _is_reconstruction(arguments: Sequence[str], folder: Path) -> bool:
-    """Whether the suite is one of raw data; errors in it are told by whoever reads it."""
+def _names_key(key: str, arguments: Sequence[str], folder: Path) -> bool:
+    """Whether the configuration has this key; errors in it are told by whoever reads it."""
     if not arguments or arguments[0].startswith("-"):
-        return "--kspace" in arguments
+        return any(re.match(rf"--{key}\b", word) for word in arguments)
     path = find_config(arguments[0], folder)
-    return (
-        re.search(r"^kspace\s*:", path.read_text(encoding="utf-8", errors="replace"), re.M)
-        is not None
-    )
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return re.search(rf"^{key}\s*:", text, re.M) is not None
 
 
 def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> int:

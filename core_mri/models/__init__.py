@@ -51,6 +51,9 @@ ReconstructorName = Literal[
     "recon_unet_256",
     "varnet_micro",
     "varnet",
+    "unrolled_micro",
+    "unrolled",
+    "unrolled_resnet",
 ]
 
 
@@ -79,8 +82,8 @@ def create_model(name: str, **changes: object) -> Encoder | PromptableSegmenter 
             ``image_size=64``.
 
     Returns:
-        An `Encoder`; for ``sam_*`` a `PromptableSegmenter`; for ``recon_*`` and ``varnet*`` a
-        `Reconstructor`.
+        An `Encoder`; for ``sam_*`` a `PromptableSegmenter`; for ``recon_*``, ``varnet*`` and
+        ``unrolled*`` a `Reconstructor`.
 
     Raises:
         WeightsError: WEIGHTS-03 for an unknown name or an unknown field.

@@ -182,10 +182,55 @@ class VarNetConfig:
     """What k-space it was trained on."""
 
 
-ReconstructorConfig = UnetConfig | VarNetConfig
+@dataclass(frozen=True, kw_only=True)
+class UnrolledConfig:
+    """Sizes of `core_mri.models.unrolled.Unrolled`."""
+
+    num_steps: int = 6
+    """Learned steps, each followed by one towards the measured samples."""
+    steps_per_denoiser: int = 2
+    """Consecutive steps that share their weights."""
+    denoiser: Literal["unet", "resnet"] = "unet"
+    """A small U-Net, or residual blocks at full resolution (SSDU's are 15 of 64 channels)."""
+    channels: int = 16
+    """Of the first level of the U-Net, which double with each, or of the residual blocks."""
+    num_pools: int = 3
+    """unet: levels below the first."""
+    num_blocks: int = 15
+    """resnet: residual blocks."""
+    start: Literal["wavelet", "cg-sense"] = "wavelet"
+    """The warm start: sparse in the Haar frame, or least squares (`core_mri.physics.classical`)."""
+    start_steps: int = 40
+    """Iterations of the warm start."""
+    data_steps: int = 4
+    """Conjugate gradients towards the data in each step; 0 is one gradient step, the cheap mode."""
+    encoder: EncoderConfig | None = None
+    """A ViT that sees the warm start (`core_mri.models.conditioned`); None leaves it out."""
+    encoder_depths: tuple[int, ...] = ()
+    """Its blocks whose tokens are read."""
+    coils: CoilMode = "any"
+    """What k-space it was trained on."""
+
+    def __post_init__(self) -> None:
+        low = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int) and value < (0 if name == "data_steps" else 1)
+        }
+        if low:
+            raise ConfigError("CONFIG-05", f"sizes of an unrolled network are too small: {low}.")
+
+    @property
+    def deepest(self) -> int:
+        """Channels of the deepest level of a denoiser."""
+        return self.channels * (2**self.num_pools if self.denoiser == "unet" else 1)
+
+
+ReconstructorConfig = UnetConfig | VarNetConfig | UnrolledConfig
 RECONSTRUCTORS: dict[str, tuple[type[ReconstructorConfig], str]] = {
     "unet": (UnetConfig, "Unet"),
     "varnet": (VarNetConfig, "VarNet"),
+    "unrolled": (UnrolledConfig, "Unrolled"),
 }
 """Module of `core_mri.models` -> its configuration and its class, a `Reconstructor`."""
 
@@ -197,5 +242,8 @@ RECONSTRUCTION_MODELS: dict[str, ReconstructorConfig] = {
     "recon_unet_256": UnetConfig(channels=256),
     "varnet_micro": VarNetConfig(cascades=3, channels=6, pools=3, map_channels=4, map_pools=3),
     "varnet": VarNetConfig(),
+    "unrolled_micro": UnrolledConfig(num_steps=2, channels=4, num_pools=2),
+    "unrolled": UnrolledConfig(),
+    "unrolled_resnet": UnrolledConfig(denoiser="resnet", channels=64, num_steps=10),
 }
-"""Networks for reconstruction in their published sizes, plus micro for tests."""
+"""Networks for reconstruction in their published sizes, ours, and micro ones for tests."""

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     )
     from core_mri.physics.residual import magnitude_residual
     from core_mri.physics.sensitivity import calibration_region, espirit_maps, low_resolution_maps
+    from core_mri.physics.simulation import (
+        birdcage_maps,
+        resampled,
+        simulate_kspace,
+        smooth_phase,
+    )
     from core_mri.physics.solvers import admm_tv, conjugate_gradient, fista_haar
     from core_mri.physics.sparsity import haar_analysis, haar_shrink, haar_synthesis
 
@@ -47,6 +53,7 @@ _HOME = {
     "UndersamplingMask": "masks",
     "admm_tv": "solvers",
     "apply_mask": "masks",
+    "birdcage_maps": "simulation",
     "calibration_region": "sensitivity",
     "center_crop": "preparation",
     "center_lines": "masks",
@@ -81,7 +88,10 @@ _HOME = {
     "operator_norm": "operators",
     "pocs": "partial_fourier",
     "reconstruct": "classical",
+    "resampled": "simulation",
     "root_sum_of_squares": "coils",
+    "simulate_kspace": "simulation",
+    "smooth_phase": "simulation",
     "undersampling_mask": "masks",
     "whitening_matrix": "noise",
     "zero_padding": "preparation",
@@ -92,6 +102,7 @@ __all__ = [
     "UndersamplingMask",
     "admm_tv",
     "apply_mask",
+    "birdcage_maps",
     "calibration_region",
     "center_crop",
     "center_lines",
@@ -126,7 +137,10 @@ __all__ = [
     "operator_norm",
     "pocs",
     "reconstruct",
+    "resampled",
     "root_sum_of_squares",
+    "simulate_kspace",
+    "smooth_phase",
     "undersampling_mask",
     "whitening_matrix",
     "zero_padding",

@@ -104,6 +104,32 @@ def coil_maps(kspace: Tensor, mask: Tensor, kind: MapsKind = "espirit") -> CoilM
     return low_resolution_maps(kspace, region)
 
 
+def calibrate(
+    kspace: Tensor, mask: Tensor, maps: MapsKind | Tensor = "espirit"
+) -> tuple[Tensor, Tensor, CoilMaps]:
+    """Compress the coils to at most `VIRTUAL_COILS`, and find their maps.
+
+    Args:
+        kspace: As `encode`.
+        mask: As `encode`.
+        maps: As `encode`.
+
+    Returns:
+        The matrix of virtual coils ``[..., V, C]``, their samples ``[..., V, H, W]`` and maps.
+
+    Raises:
+        ValueError: As `calibration_region`.
+    """
+    # The strongest combinations of coils are told by the center of k-space, where signal is.
+    rows, columns = (slice(max(n // 2 - 12, 0), n // 2 + 12) for n in kspace.shape[-2:])
+    matrix = compression_matrix(kspace[..., rows, columns], VIRTUAL_COILS)
+    kspace = combine_coils(matrix, kspace)
+    if isinstance(maps, Tensor):
+        own = combine_coils(matrix, maps)
+        return matrix, kspace, CoilMaps(own, root_sum_of_squares(ifft2c(kspace), -3))
+    return matrix, kspace, coil_maps(kspace, mask, maps)
+
+
 def encode(
     kspace: Tensor,
     mask: Tensor,
@@ -125,17 +151,9 @@ def encode(
     Raises:
         ValueError: As `calibration_region`.
     """
-    noise = noise_level(kspace, mask if mask.ndim > 1 else mask[None])
-    # The strongest combinations of coils are told by the center of k-space, where signal is.
     height, width = kspace.shape[-2:]
-    rows, columns = (slice(max(n // 2 - 12, 0), n // 2 + 12) for n in (height, width))
-    matrix = compression_matrix(kspace[..., rows, columns], VIRTUAL_COILS)
-    kspace = combine_coils(matrix, kspace)
-    if isinstance(maps, Tensor):
-        maps = combine_coils(matrix, maps)
-        found = CoilMaps(maps, root_sum_of_squares(ifft2c(kspace), -3))
-    else:
-        found = coil_maps(kspace, mask, maps)
+    noise = noise_level(kspace, mask if mask.ndim > 1 else mask[None])
+    kspace, found = calibrate(kspace, mask, maps)[1:]
     if mask.ndim > 1:
         sense, data = Sense(found.maps, mask), kspace
     else:
@@ -157,9 +175,13 @@ def weight_for(method: Method, problem: Encoded) -> Tensor:
     Returns:
         ``[..., 1, 1]``.
     """
+    return penalty(method, problem.noise / problem.scale.clamp_min(1e-30))
+
+
+def penalty(method: Method, noise: Tensor) -> Tensor:
+    """`weight_for` of noise that is relative to the scale already."""
     floor, factor = _WEIGHTS[method]
-    relative = factor * problem.noise / problem.scale.clamp_min(1e-30)
-    return (relative**2 + floor**2).sqrt()
+    return ((factor * noise) ** 2 + floor**2).sqrt()
 
 
 def reconstruct(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,26 +160,46 @@ def check_leakage(contender: Contender, data: TaskData, allow_overlap: str) -> s
     Raises:
         ConfigError: CONFIG-05 when some are, and no reason to allow it was given.
     """
-    test = {row.subject_id for row in data.rows if row.split == "test"}
     if not contender.against:
         return "Random weights have seen nobody."
-    if contender.pretraining_patients is None:
+    test = {row.subject_id for row in data.rows if row.split == "test"}
+    return seen_before(
+        contender.pretraining_patients, test, contender.name, data.task.name, allow_overlap
+    )
+
+
+def seen_before(
+    seen: Collection[str] | None, test: Collection[str], name: str, task: str, allow_overlap: str
+) -> str:
+    """What is known about test patients among those that weights were trained on, one sentence.
+
+    Args:
+        seen: Pseudonyms that the card of the weights lists; None when it lists none.
+        test: Those of the test patients.
+        name: Of the weights.
+        task: What is tested.
+        allow_overlap: Why some may be both; empty refuses it.
+
+    Raises:
+        ConfigError: CONFIG-05 when some are, and no reason to allow it was given.
+    """
+    if seen is None:
         return "Not checked: the card of the weights lists no pretraining patients."
-    seen = sorted(test & contender.pretraining_patients)
-    if not seen:
+    both = sorted(set(test) & set(seen))
+    if not both:
         return (
             f"Checked: none of the {len(test)} test patients is among the "
-            f"{len(contender.pretraining_patients)} pretraining patients."
+            f"{len(seen)} pretraining patients."
         )
     if not allow_overlap:
         raise ConfigError(
             "CONFIG-05",
-            f"task {data.task.name}: {len(seen)} of {len(test)} test patients were pretraining "
-            f"patients of {contender.name}, such as {seen[0]}.",
+            f"task {task}: {len(both)} of {len(test)} test patients were pretraining "
+            f"patients of {name}, such as {both[0]}.",
             fix="Pretrain without the test split, or give a reason with allow_overlap.",
         )
     return (
-        f"OVERLAP: {len(seen)} of {len(test)} test patients were seen in pretraining; allowed: "
+        f"OVERLAP: {len(both)} of {len(test)} test patients were seen in pretraining; allowed: "
         f"{allow_overlap}"
     )
 

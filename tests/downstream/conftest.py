@@ -20,6 +20,8 @@ from data_registry.source_list import Source
 from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
 from downstream.evaluation.results import Outcome, Score
 from downstream.reconstruction.suite import ReconstructionSuite
+from downstream.reconstruction.training.config import ReconstructionConfig
+from downstream.reconstruction.training.study_config import ReconstructionStudy
 
 SIZE = 32
 NUM_SUBJECTS = 24
@@ -176,9 +178,16 @@ def packaged():
     """Every packaged configuration with its class."""
     from downstream.cli import CONFIGS
 
-    found = [(path, FinetuneConfig) for path in sorted(CONFIGS.glob("*.yaml"))]
+    classes = {
+        "reconstruction": ReconstructionSuite,
+        "reconstruction_networks": ReconstructionStudy,
+    }
+    found = [
+        (path, ReconstructionConfig if path.stem.startswith("un") else FinetuneConfig)
+        for path in sorted(CONFIGS.glob("*.yaml"))
+    ]
     for path in sorted((CONFIGS / "suites").glob("*.yaml")):
-        found.append((path, ReconstructionSuite if path.stem == "reconstruction" else SuiteConfig))
+        found.append((path, classes.get(path.stem, SuiteConfig)))
     return [(path, load_config(cls, path)) for path, cls in found]
 
 

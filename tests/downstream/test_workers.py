@@ -31,10 +31,10 @@ def check_same(alone, shared):
     )
 
 
-def worker(number, payload, store, num_workers):
+def worker(number, payload, store, num_workers, run=finetune_worker):
     method = f"file://{store}"
     dist.init_process_group("gloo", init_method=method, rank=number, world_size=num_workers)
-    finetune_worker(payload)
+    run(payload)
     dist.barrier()  # gloo ends a process whose peer has left
     dist.destroy_process_group()
 

@@ -1,0 +1,1 @@
+"""Training of reconstruction networks, with and without fully sampled references."""
