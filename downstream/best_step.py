@@ -29,7 +29,7 @@ class BestStep:
 
     Attributes:
         weights: Those of the best step; empty without validation.
-        score: What validation said of them, -1 without it; at a tie later numbers decide.
+        score: What validation said of them, empty without it; at a tie later numbers decide.
         step: The best step.
         curve: All steps.
     """
@@ -37,7 +37,7 @@ class BestStep:
     def __init__(self, steps: int, patience: int) -> None:
         self.patience = patience
         self.weights: dict[str, Tensor] = {}
-        self.score: tuple[float, ...] = (-1.0,)
+        self.score: tuple[float, ...] = ()
         self.step = steps
         self.curve: list[CurvePoint] = []
 
@@ -59,7 +59,7 @@ class BestStep:
     @property
     def validated(self) -> float:
         """The first number of `score`; -1 without validation."""
-        return self.score[0]
+        return self.score[0] if self.score else -1.0
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds; tensors, numbers and containers of them."""

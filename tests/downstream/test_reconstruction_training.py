@@ -161,7 +161,7 @@ class TestSteps:
         assert losses == again
         assert all(np.isfinite(losses))
         assert same(weights_of(whole), weights_of(second))
-        assert whole.looks == second.looks
+        assert whole.best.curve == second.best.curve
         finished = whole.finish().state_dict()
         assert same(finished, second.finish().state_dict())
 
@@ -205,7 +205,7 @@ class TestSteps:
         before = trainer.validation.look(trainer.network.eval()).score
         for index in range(60):
             trainer.step(index)
-        assert trainer.best_score > before + 0.003
+        assert trainer.best.validated > before + 0.003
 
     def test_a_network_that_ignores_its_input(self, make: Make, monkeypatch: Any) -> None:
         """Whatever the loss says, the residual of the measured samples tells."""
@@ -226,10 +226,10 @@ class TestSteps:
     def test_it_stops_early(self, make: Make) -> None:
         trainer = trainer_of(make(fitting={"patience": 1}))
         trainer.step(0)
-        trainer.best, trainer.best_score, trainer.best_step = {"weights": torch.ones(1)}, 9.0, 1
-        assert not trainer.enough
+        trainer.best.offer(1, {"weights": torch.ones(1)}, 9.0)
+        assert not trainer.best.enough
         trainer.step(1)
-        assert trainer.enough
+        assert trainer.best.enough
 
 
 class TestEncoderInside:

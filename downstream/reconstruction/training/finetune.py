@@ -197,7 +197,7 @@ class Job:
                 "leakage": self.leakage,
             },
             "training": {
-                "seed": config.seed, "steps": trainer.steps, "kept step": trainer.best_step,
+                "seed": config.seed, "steps": trainer.steps, "kept step": trainer.best.step,
                 "moving parameters": moving, "loss": to_mapping(config.loss),
                 "undersampling": to_mapping(config.undersampling),
             },
@@ -244,7 +244,7 @@ def train(trainer: ReconstructionTrainer, run: Run, description: str) -> None:
         state=trainer.state,
         restore=trainer.restore,
         checkpoint_every=CHECKPOINT_EVERY,
-        enough=lambda: trainer.enough,
+        enough=lambda: trainer.best.enough,
         interrupted=any_worker(run),
         urgent=preemption_due,
         description=description,

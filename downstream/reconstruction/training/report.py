@@ -64,8 +64,13 @@ def training_report(
     report.add_table(
         "Validation",
         [
-            {"step": step, "score": score, "kept": "kept" if step == trainer.best_step else ""}
-            for step, score in trainer.looks
+            {
+                "step": point.step,
+                "score": point.validation,
+                "kept": "kept" if point.step == trainer.best.step else "",
+            }
+            for point in trainer.best.curve
+            if point.validation is not None
         ],
         f"By {config.fitting.validate_by}; higher is better. "
         "holdout: minus the loss on a fifth of the measured points, which needs no reference.",
@@ -76,7 +81,7 @@ def training_report(
             "data": sets.describe(),
             "parameters that move": f"{moving:,} of {total:,}",
             "steps": trainer.steps,
-            "kept step": trainer.best_step,
+            "kept step": trainer.best.step,
             "weights it began with": leakage or "none",
         },
     )

@@ -263,7 +263,7 @@ def _trained(cell: Cell, config: ReconstructionConfig, run: Run) -> tuple[Way, t
         run.request_stop()
     moving, _ = trainer.num_moving
     told = f"{cell.name}, {_patients(config.labelled)}, seed {config.seed}: "
-    told += f"step {trainer.best_step} of {trainer.steps} kept, {moving:,} parameters moved"
+    told += f"step {trainer.best.step} of {trainer.steps} kept, {moving:,} parameters moved"
     network = trainer.finish()
     return by_network(network), (told, *([job.leakage] if job.leakage else []))
 

@@ -19,6 +19,7 @@ from core_mri.training.ema import update_ema
 from core_mri.training.parallel import own_rows, sum_gradients, with_others
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import moves
+from downstream.best_step import BestStep
 from downstream.lora import merge_lora
 from downstream.reconstruction.training.batches import draw_lines, generator, place
 from downstream.reconstruction.training.config import ReconstructionConfig
@@ -76,9 +77,7 @@ class ReconstructionTrainer:
             validation = training
         if validation is not None and config.fitting.num_validation:
             self.validation = Validation(validation, config)
-        self.best: dict[str, Tensor] = {}
-        self.best_score, self.best_step = -math.inf, self.steps
-        self.looks: list[tuple[int, float]] = []
+        self.best = BestStep(self.steps, config.fitting.patience)
         self.ignored = 0
 
     @property
@@ -86,13 +85,6 @@ class ReconstructionTrainer:
         """Parameters that move, and all of the network."""
         moving = sum(p.numel() for p in self._moving())
         return moving, sum(p.numel() for p in self.network.parameters())
-
-    @property
-    def enough(self) -> bool:
-        """Whether validation has seen no gain for ``fitting.patience`` looks."""
-        patience = self.config.fitting.patience
-        late = sum(step > self.best_step for step, _ in self.looks)
-        return bool(patience) and bool(self.best) and late >= patience
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch, one update; validate when due.
@@ -130,6 +122,7 @@ class ReconstructionTrainer:
             done % self.config.fitting.validate_every == 0 or done == self.steps
         ):
             numbers |= self._validate(done)
+        self.best.note(done, numbers["loss"], numbers.get("validation"))
         return numbers
 
     def sample(self, index: int) -> Sample:
@@ -157,8 +150,8 @@ class ReconstructionTrainer:
 
     def finish(self) -> Reconstructor:
         """The network at its best validated step, or at the last one; LoRA is merged."""
-        if self.best:
-            self.network.load_state_dict(self.best, strict=False)
+        if self.best.weights:
+            self.network.load_state_dict(self.best.weights, strict=False)
         elif self.averaged is not None:
             self.network.load_state_dict(_moving_state(self.averaged), strict=False)
         if isinstance(self.network, Unrolled) and self.network.context is not None:
@@ -171,10 +164,7 @@ class ReconstructionTrainer:
             "weights": _moving_state(self.network),
             "averaged": _moving_state(self.averaged) if self.averaged is not None else {},
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_score": self.best_score if self.best else 0.0,
-            "best_step": self.best_step,
-            "looks": self.looks,
+            "best": self.best.state(),
             "ignored": self.ignored,
         }
 
@@ -184,17 +174,13 @@ class ReconstructionTrainer:
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = dict(state["best"])
-        self.best_score = float(state["best_score"]) if self.best else -math.inf
-        self.best_step = int(state["best_step"])
-        self.looks = [(int(step), float(score)) for step, score in state["looks"]]
+        self.best.restore(state["best"])
         self.ignored = int(state["ignored"])
 
     def _validate(self, done: int) -> dict[str, float]:
         assert self.validation is not None
         model = self.network if self.averaged is None else self.averaged
         look = self.validation.look(model.eval())
-        self.looks.append((done, look.score))
         self.ignored = self.ignored + 1 if look.residual > IGNORES * look.zero_filled else 0
         if self.ignored == PATIENCE:
             raise RunError(
@@ -204,9 +190,7 @@ class ReconstructionTrainer:
                 f"times as much at {PATIENCE} looks in a row.",
                 fix="Train by references or held-out samples, at a lower learning rate.",
             )
-        if look.score > self.best_score:
-            self.best_score, self.best_step = look.score, done
-            self.best = copy.deepcopy(_moving_state(model))
+        self.best.offer(done, _moving_state(model), look.score)
         return {"validation": look.score, "residual": look.residual}
 
     def _average(self, index: int) -> None:
