@@ -319,6 +319,7 @@ def save_apart(folder: Path) -> None:
     checkpoints.wait()
 
 
+@pytest.mark.slow
 def test_storage_that_is_not_shared_is_said(tmp_path: Path) -> None:
     run_workers(2, save_apart, tmp_path / "apart")
     run_workers(2, take_over_apart, tmp_path / "over")

@@ -98,6 +98,7 @@ class TestFit:
         found = points @ matrix[:, :3].T + matrix[:, 3]
         assert np.abs(found - voxels).mean() < 2.0
 
+    @pytest.mark.slow
     def test_same_fit_every_time(self) -> None:
         image, _ = head(2)
         assert fit_head(image) == fit_head(image)

@@ -575,6 +575,7 @@ class TestNothingIsSilent:
 @pytest.mark.data
 @pytest.mark.usefixtures("shared_data")
 class TestRealScans:
+    @pytest.mark.slow
     def test_source_list_of_the_shared_data(self, key_file: Path, tmp_path: Path) -> None:
         from data_registry import IngestConfig, ingest, load_sources
 
