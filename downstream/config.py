@@ -12,6 +12,7 @@ DecoderName = Literal["linear", "light", "pyramid", "sam"]
 Adaptation = Literal["frozen", "head", "adapters", "lora", "full"]
 Protocol = Literal["volumes", "paper"]
 BaselineName = Literal["unet", "nnunetv2", "myopari"]
+ShotsUnit = Literal["volumes", "slices", "patients"]
 Level = Literal["slice", "volume", "patient"]
 Method = Literal["linear probe", "knn", "attention"]
 TARGETS = ("sequence", "region", "source", "vendor", "plane", "contrast")
@@ -173,8 +174,9 @@ class Recipe:
     image_size: int = 224
     """Side in pixels of the slices given to the encoder, a multiple of its patch size; scores are
     always taken on the stored grid."""
-    shots_unit: Literal["volumes", "slices"] = "volumes"
-    """What the k labelled examples of a segmentation or prompting task are."""
+    shots_unit: ShotsUnit = "volumes"
+    """What the k labelled examples of a segmentation or prompting task are; a patient is one with
+    all labelled volumes, such as the pictures of a heart that are stored one by one."""
     num_validation: int = 5
     """Labelled examples from validation patients, of the same unit; they choose the step that is
     kept. 0 keeps the last step."""
@@ -220,6 +222,8 @@ class Recipe:
     """Momentum of averaged weights, which are then validated and kept; 0: no averaging."""
     patience: int = 0
     """Looks at the validation patients without a gain after which training stops; 0: never."""
+    augmentation: Literal["mild", "strong"] = "mild"
+    """How far slices are moved and changed while training; strong bends them and adds noise."""
     mirror: bool = False
     """Mirror slices at random while training, and average over both at the end; refused where a
     structure's name has left or right in it."""
@@ -303,8 +307,8 @@ class FinetuneConfig:
     task: Task
     """What to learn."""
     k: int = 5
-    """Labelled training volumes or slices (recipe.shots_unit) of a segmentation or prompting
-    task."""
+    """Labelled training volumes, slices or patients (recipe.shots_unit) of a segmentation or
+    prompting task."""
     per_class: int = 0
     """Labelled training examples per class of a classification task, and at most as many
     validation examples; 0 takes all of them."""
@@ -416,7 +420,7 @@ class SuiteConfig:
         if self.protocol == "paper" and self.recipe.shots_unit != "slices":
             raise ConfigError(
                 "CONFIG-05",
-                "protocol paper labels slices, and recipe.shots_unit is volumes.",
+                f"protocol paper labels slices, and recipe.shots_unit is {self.recipe.shots_unit}.",
                 fix="Set recipe.shots_unit to slices.",
             )
         if taken := sorted(set(self.weights) & set(self.baselines)):

@@ -1,14 +1,16 @@
 """What ``pretrain bench`` measured, as the time that steps of other sizes take on that device.
 
-A step is four parts, each proportional to what it has to do (`pretrain.flops.StepWork`):
+A step is four parts, each of which grows with what it has to do (`pretrain.flops.StepWork`):
 
 - encoder: ``a x encoder_flops + b x encoder_elements``, products and what passes through memory;
-- heads: ``a x head_flops + b x logits``, the same;
-- views: ``a x pixels``;
-- clipping, optimizer, moving average: ``a x parameters``.
+- heads: ``a x head_flops + c + d x logits``, an operation taking as long as one of the encoder's;
+- views: ``e + f x pixels``;
+- clipping, optimizer, moving average: ``g + h x parameters``.
 
-One measurement fixes one number for each part (b = 0); several, of steps that differ in width or
-prototypes, fix both, by least squares of relative errors with no number below zero.
+What is there however small a step is (c, e, g) is the starting of kernels, most of the time of a
+small step on a GPU. One measurement fixes one number for each part, that of its operations, pixels
+and parameters; several, of steps that differ in width or prototypes, fix all, by least squares of
+relative errors with no number below zero.
 """
 
 from __future__ import annotations
@@ -71,10 +73,12 @@ class Calibration:
     peak_source: str
     encoder: tuple[float, float]
     """For an operation, and for an element."""
-    heads: tuple[float, float]
-    """For an operation, and for a logit."""
-    pixel: float
-    parameter: float
+    heads: tuple[float, float, float]
+    """For an operation, for a step, and for a logit."""
+    views: tuple[float, float]
+    """For a step, and for a pixel."""
+    update: tuple[float, float]
+    """For a step, and for a parameter."""
     slice_: float | None
     """Seconds in which one core reads a slice; None when other processes read."""
     mfu_kept: float
@@ -88,9 +92,12 @@ class Calibration:
             self.encoder[0] * work.encoder_flops
             + self.encoder[1] * work.encoder_elements
             + self.heads[0] * work.head_flops
-            + self.heads[1] * work.logits
-            + self.pixel * work.pixels
-            + self.parameter * work.parameters
+            + self.heads[1]
+            + self.heads[2] * work.logits
+            + self.views[0]
+            + self.views[1] * work.pixels
+            + self.update[0]
+            + self.update[1] * work.parameters
         )
 
 
@@ -137,15 +144,16 @@ def calibrate(found: dict[str, Measured]) -> Calibration:
         for row in rows
         if row.loader_workers == 0
     ]
+    encoder = _fit([(w.encoder_flops, w.encoder_elements) for w in work], rest)
     return Calibration(
         device=device,
         precision=precision,
         peak_flops=first.peak_flops,
         peak_source=first.peak_source,
-        encoder=_fit([(w.encoder_flops, w.encoder_elements) for w in work], rest),
-        heads=_fit([(w.head_flops, w.logits) for w in work], seconds["head"]),
-        pixel=_mean_ratio(seconds["views"], [w.pixels for w in work]),
-        parameter=_mean_ratio(seconds["update"], [w.parameters for w in work]),
+        encoder=encoder,
+        heads=_fit_heads(work, seconds["head"], encoder[0]),
+        views=_fit_line([w.pixels for w in work], seconds["views"]),
+        update=_fit_line([w.parameters for w in work], seconds["update"]),
         slice_=statistics.fmean(reading) if reading else None,
         mfu_kept=statistics.fmean(row.mfu_kept for row in rows),
         head_share=statistics.fmean(row.head_share for row in rows),
@@ -175,17 +183,35 @@ def _read(path: Path) -> Measured:
         ) from None
 
 
-def _fit(units: Sequence[tuple[float, float]], seconds: Sequence[float]) -> tuple[float, float]:
-    """Non-negative (a, b) with the least ``sum ((a u + b v) / t - 1)^2``; b = 0 for one row."""
+def _fit_heads(
+    work: Sequence[StepWork], seconds: Sequence[float], operation: float
+) -> tuple[float, float, float]:
+    if len(work) == 1:
+        return seconds[0] / work[0].head_flops, 0.0, 0.0
+    products = [operation * w.head_flops for w in work]
+    return operation, *_fit([(1.0, w.logits) for w in work], seconds, products)
+
+
+def _fit_line(units: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """(at 0, for a unit)."""
+    if len(units) == 1:
+        return 0.0, seconds[0] / units[0]
+    return _fit([(1.0, unit) for unit in units], seconds)
+
+
+def _fit(
+    units: Sequence[tuple[float, float]], seconds: Sequence[float], known: Sequence[float] = ()
+) -> tuple[float, float]:
+    """Non-negative (a, b) with the least ``sum ((known + a u + b v) / t - 1)^2``.
+
+    b = 0 for one row.
+    """
     from scipy.optimize import nnls
 
     if len(units) == 1:
         return seconds[0] / units[0][0], 0.0
-    table = np.array(units) / np.array(seconds)[:, None]
+    times = np.array(seconds)
+    table = np.array(units) / times[:, None]
     scale = table.max(0)
-    found, _ = nnls(table / scale, np.ones(len(table)))
+    found, _ = nnls(table / scale, 1 - np.array(known or np.zeros(len(times))) / times)
     return float(found[0] / scale[0]), float(found[1] / scale[1])
-
-
-def _mean_ratio(seconds: Sequence[float], units: Sequence[float]) -> float:
-    return statistics.fmean(t / u for t, u in zip(seconds, units, strict=True))

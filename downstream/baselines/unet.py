@@ -13,7 +13,6 @@ standardised; MONAI compares every output with the reference at full resolution.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,9 @@ from core_mri.errors import DataError
 from core_mri.metrics import dice
 from downstream.baselines.augment import augment, make_augmentation
 from downstream.baselines.planning import Plan, resampled_shape
+from downstream.best_step import BestStep
 from downstream.config import Recipe
 from downstream.segmentation.structures import sided
-from downstream.segmentation.train import CurvePoint, out_of_patience
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.99
@@ -179,15 +178,7 @@ class UNetTrainer:
             smooth_nr=1e-5,
             smooth_dr=1e-5,
         )
-        self.best: dict[str, Tensor] = {}
-        self.best_score = -1.0
-        self.best_step = steps
-        self.curve: list[CurvePoint] = []
-
-    @property
-    def enough(self) -> bool:
-        """Whether the validation patients have seen no gain for ``recipe.patience`` looks."""
-        return out_of_patience(self.curve, self.best_step, self.recipe)
+        self.best = BestStep(steps, recipe.patience)
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch, one update; validate when it is time.
@@ -215,13 +206,13 @@ class UNetTrainer:
         done = index + 1
         if self.validation and (done % self.recipe.validate_every == 0 or done == self.steps):
             numbers["validation_dice"] = self._validate(done)
-        self.curve.append(CurvePoint(done, numbers["loss"], numbers.get("validation_dice")))
+        self.best.note(done, numbers["loss"], numbers.get("validation_dice"))
         return numbers
 
     def finish(self) -> UNet:
         """The model at its best validated step, or at the last one without validation."""
-        if self.best:
-            self.net.load_state_dict(self.best)
+        if self.best.weights:
+            self.net.load_state_dict(self.best.weights)
         return self.model
 
     def state(self) -> dict[str, Any]:
@@ -229,19 +220,14 @@ class UNetTrainer:
         return {
             "weights": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "curve": [(point.step, point.loss, point.validation_dice) for point in self.curve],
+            "best": self.best.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
         self.net.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = dict(state["best"])
-        self.best_score, self.best_step = float(state["best_score"]), int(state["best_step"])
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
+        self.best.restore(state["best"])
 
     @property
     def absent(self) -> list[str]:
@@ -273,9 +259,7 @@ class UNetTrainer:
             masks = example.masks.numpy()
             scores += [dice(masks == c, classes == c) for c in self.labels]
         score = float(np.mean(scores))
-        if score > self.best_score:
-            self.best_score, self.best_step = score, done
-            self.best = copy.deepcopy(self.net.state_dict())
+        self.best.offer(done, self.net.state_dict(), score)
         return score
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
+from downstream.best_step import BestStep
 from downstream.config import Adaptation, Level, Recipe
 from downstream.lora import merge_lora
 from downstream.segmentation.augment import augment
-from downstream.segmentation.train import CurvePoint, out_of_patience
 
 HIDDEN = 64
 """Width of the attention."""
@@ -87,10 +86,7 @@ class AttentionTrainer:
             torch.tensor([bag.label for bag in training]), minlength=len(classes)
         )
         self.class_weights = (1 / counts).to(self.device)
-        self.best: dict[str, Tensor] = {}
-        self.best_score = (-1.0, 0.0)
-        self.best_step = steps
-        self.curve: list[tuple[int, float, float | None]] = []
+        self.best = BestStep(steps, recipe.patience)
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch, one update; validate when it is time.
@@ -118,23 +114,15 @@ class AttentionTrainer:
         done = index + 1
         if self.validation and (done % self.recipe.validate_every == 0 or done == self.steps):
             numbers["validation_balanced_accuracy"] = self._validate(done)
-        validated = numbers.get("validation_balanced_accuracy")
-        self.curve.append((done, numbers["loss"], validated))
+        self.best.note(done, numbers["loss"], numbers.get("validation_balanced_accuracy"))
         return numbers
-
-    @property
-    def enough(self) -> bool:
-        """Whether the validation patients have seen no gain for ``recipe.patience`` looks."""
-        curve = [CurvePoint(*point) for point in self.curve]
-        return out_of_patience(curve, self.best_step, self.recipe)
 
     def finish(self) -> Classifier:
         """The classifier at its best validated step, or at the last one without validation.
 
         LoRA is merged.
         """
-        if self.best:
-            self.classifier.load_state_dict(self.best, strict=False)
+        self.classifier.load_state_dict(self.best.weights, strict=False)
         merge_lora(self.classifier.encoder)
         return self.classifier.eval()
 
@@ -143,20 +131,14 @@ class AttentionTrainer:
         return {
             "weights": _moving_state(self.classifier),
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_score": list(self.best_score),
-            "best_step": self.best_step,
-            "curve": list(self.curve),
+            "best": self.best.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
         self.classifier.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = dict(state["best"])
-        first, second = state["best_score"]
-        self.best_score, self.best_step = (first, second), int(state["best_step"])
-        self.curve = [(step, loss, score) for step, loss, score in state["curve"]]
+        self.best.restore(state["best"])
 
     def probabilities(self, bags: Sequence[Bag]) -> Tensor:
         """[N, C] of the classifier as it is now, on the CPU."""
@@ -194,9 +176,7 @@ class AttentionTrainer:
         truth = torch.tensor([bag.label for bag in self.validation])
         accuracy = balanced_accuracy(truth.numpy(), found.argmax(1).numpy())
         likelihood = float(found.clamp_min(1e-12).log().gather(1, truth[:, None]).mean())
-        if (accuracy, likelihood) > self.best_score:
-            self.best_score, self.best_step = (accuracy, likelihood), done
-            self.best = copy.deepcopy(_moving_state(self.classifier))
+        self.best.offer(done, _moving_state(self.classifier), accuracy, likelihood)
         return accuracy
 
 

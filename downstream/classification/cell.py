@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -89,7 +89,7 @@ def classify(
             trainer = _trainer(cell, examples, used, tokens, registry, seed)
             train(trainer)
             fitted.append(_attended(trainer, _bags(used["test"], examples, tokens, registry)))
-            curve = tuple(trainer.curve)
+            curve = tuple(map(astuple, trainer.best.curve))
             continue
         features = {split: tokens.means(own) for split, own in used.items()}
         found = probe(
@@ -196,8 +196,8 @@ def _bags(
 
 def _attended(trainer: AttentionTrainer, test: Sequence[Bag]) -> _Fitted:
     model = trainer.finish()
-    done, _, _ = trainer.curve[-1]
-    note = f"step {trainer.best_step} of {done} kept"
+    done = trainer.best.curve[-1].step
+    note = f"step {trainer.best.step} of {done} kept"
     if done < trainer.steps:
         note += f" (stopped early, {trainer.steps} were allowed)"
     if trainer.validation:

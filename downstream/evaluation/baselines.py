@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -184,7 +184,7 @@ def _unet(cell: Cell, pairs: Pairs, registry: Registry, run: Run, device: str) -
         cell,
         _used(shots, validation, pairs),
         scores=measured_scores(cell, tested),
-        curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
+        curve=tuple(map(astuple, trainer.best.curve)),
         cases=tested.cases,
         notes=(
             kept(trainer, cell),

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ from downstream.segmentation.data import (
     Pair,
     Pairs,
     Shot,
+    count_examples,
     draw_shots,
     name_labels,
     pair_labels,
@@ -243,7 +244,8 @@ def _segment(
         "test": [pair.image for pair in pairs.test],
     }
     chosen = (
-        f"best of {len(validation)} validation {cell.recipe.shots_unit}"
+        f"best of {count_examples(validation, cell.recipe.shots_unit)} validation "
+        f"{cell.recipe.shots_unit}"
         if validation
         else "the last"
     )
@@ -252,7 +254,7 @@ def _segment(
             cell,
             used,
             scores=measured_scores(cell, tested),
-            curve=tuple((p.step, p.loss, p.validation_dice) for p in trainer.curve),
+            curve=tuple(map(astuple, trainer.best.curve)),
             cases=tested.cases,
             notes=(
                 f"{kept(trainer, cell)}, {chosen}",
@@ -362,10 +364,10 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
             error.code, f"task {cell.task.name}, training split: {error.message}", fix=error.fix
         ) from None
     validation = choose(pairs.val, cell.recipe.num_validation, fewer=True)
-    if len(validation) < cell.recipe.num_validation:
+    if (found := count_examples(validation, unit)) < cell.recipe.num_validation:
         log.warning(
             "task %s: %d validation %s instead of %d",
-            cell.task.name, len(validation), unit, cell.recipe.num_validation,
+            cell.task.name, found, unit, cell.recipe.num_validation,
         )  # fmt: skip
     return shots, validation
 

@@ -18,8 +18,8 @@ from core_mri.launch import preemption_due
 from core_mri.runs import Run
 from core_mri.training.loop import fit
 from core_mri.training.parallel import any_worker
+from downstream.best_step import BestStep
 from downstream.config import Recipe
-from downstream.segmentation.train import CurvePoint
 
 if TYPE_CHECKING:
     from downstream.evaluation.cells import Cell
@@ -28,12 +28,11 @@ CHECKPOINT_EVERY = 500
 """Steps of a cell between two checkpoints; a finished cell keeps none."""
 
 
-class Steps(Protocol):
+class Training(Protocol):
     """What can be trained."""
 
-    @property
-    def enough(self) -> bool:
-        """Whether to stop before the last step."""
+    best: BestStep
+    """By validation patients: Dice first."""
 
     def step(self, index: int) -> Mapping[str, float]:
         """Do step `index`; ``loss`` is among its numbers."""
@@ -43,17 +42,6 @@ class Steps(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
-
-
-class Training(Steps, Protocol):
-    """What can be tuned too."""
-
-    best_score: float
-    """Best validation Dice; -1 without validation."""
-    best_step: int
-    """The step that is kept."""
-    curve: list[CurvePoint]
-    """A point a step."""
 
 
 T = TypeVar("T", bound=Training)
@@ -80,15 +68,15 @@ def fit_best(
         trainer = make(factor)
         part = "" if len(cell.tuning) == 1 else f"x{factor:g}"
         train(trainer, cell, run, main=main, part=part)
-        scores.append(trainer.best_score)
-        if best is None or trainer.best_score > best.best_score:
+        scores.append(trainer.best.validated)
+        if best is None or trainer.best.validated > best.best.validated:
             best = trainer
-        if trainer.best_score < 0:
+        if trainer.best.validated < 0:
             break
     assert best is not None
     if len(cell.tuning) == 1:
         return best, ()
-    if best.best_score < 0:
+    if best.best.validated < 0:
         return best, (f"learning rates x{cell.tuning[0]:g}, not tuned: no validation patients",)
     found = ", ".join(f"x{f:g}: {s:.3f}" for f, s in zip(cell.tuning, scores, strict=True))
     chosen = cell.tuning[scores.index(max(scores))]
@@ -98,7 +86,7 @@ def fit_best(
     )
 
 
-def train(trainer: Steps, cell: Cell, run: Run, *, main: bool = False, part: str = "") -> None:
+def train(trainer: Training, cell: Cell, run: Run, *, main: bool = False, part: str = "") -> None:
     """All steps, with checkpoints.
 
     Args:
@@ -122,9 +110,9 @@ def train(trainer: Steps, cell: Cell, run: Run, *, main: bool = False, part: str
 
 def kept(trainer: Training, cell: Cell) -> str:
     """Which step is kept, for readers."""
-    done = trainer.curve[-1].step
+    done = trainer.best.curve[-1].step
     early = f" (stopped early, {cell.steps} were allowed)" if done < cell.steps else ""
-    return f"step {trainer.best_step} of {done} kept{early}"
+    return f"step {trainer.best.step} of {done} kept{early}"
 
 
 def drop_checkpoints(run: Run, cell: Cell) -> None:
@@ -139,7 +127,7 @@ def scaled(recipe: Recipe, factor: float) -> Recipe:
     return replace(recipe, **{name: getattr(recipe, name) * factor for name in rates})
 
 
-def _fit(trainer: Steps, run: Run, cell: Cell) -> None:
+def _fit(trainer: Training, run: Run, cell: Cell) -> None:
     def restore(state: Mapping[str, Any]) -> None:
         if state["cell"] != cell.key:
             raise ConfigError(
@@ -156,7 +144,7 @@ def _fit(trainer: Steps, run: Run, cell: Cell) -> None:
         state=lambda: {"cell": cell.key, **trainer.state()},
         restore=restore,
         checkpoint_every=CHECKPOINT_EVERY,
-        enough=lambda: trainer.enough,
+        enough=lambda: trainer.best.enough,
         interrupted=any_worker(run),
         urgent=preemption_due,
         description=f"{cell.task.name}, {cell.weights}, k {cell.k}, draw {cell.draw}",

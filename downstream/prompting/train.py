@@ -7,7 +7,6 @@ prompt too. Shapes: N slices, B of a batch, S side in pixels, h = w = S / patch 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.models.segmenter import spread_depths
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
+from downstream.best_step import BestStep
 from downstream.config import Adaptation, Recipe
 from downstream.lora import merge_lora
 from downstream.prompting.answers import answer
@@ -35,9 +35,7 @@ from downstream.segmentation.examples import LabelledSlices, mixed
 from downstream.segmentation.features import FrozenFeatures
 from downstream.segmentation.train import (
     MAX_GRADIENT_NORM,
-    CurvePoint,
     check_fits,
-    out_of_patience,
 )
 
 ENCODER = "image_encoder.encoder."
@@ -107,20 +105,13 @@ class PromptTrainer:
         self.schedule = warmup_cosine(
             0.0, 1.0, 0.0, math.floor(recipe.warmup_fraction * steps), steps
         )
-        self.best: dict[str, Tensor] = {}
-        self.best_score, self.best_step = -1.0, steps
-        self.curve: list[CurvePoint] = []
+        self.best = BestStep(steps, recipe.patience)
 
     @property
     def num_moving(self) -> tuple[int, int]:
         """Parameters that move, and all of the model."""
         moving = sum(p.numel() for p in self._moving().values())
         return moving, sum(p.numel() for p in self.model.parameters())
-
-    @property
-    def enough(self) -> bool:
-        """Whether the validation patients have seen no gain for ``recipe.patience`` looks."""
-        return out_of_patience(self.curve, self.best_step, self.recipe)
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch of prompts and corrections, one update; validate when due.
@@ -152,10 +143,8 @@ class PromptTrainer:
         done = index + 1
         if self.validation and (done % self.recipe.validate_every == 0 or done == self.steps):
             numbers["validation_dice"] = self.validate()
-            if numbers["validation_dice"] > self.best_score:
-                self.best_score, self.best_step = numbers["validation_dice"], done
-                self.best = copy.deepcopy(self._weights())
-        self.curve.append(CurvePoint(done, numbers["loss"], numbers.get("validation_dice")))
+            self.best.offer(done, self._weights(), numbers["validation_dice"])
+        self.best.note(done, numbers["loss"], numbers.get("validation_dice"))
         return numbers
 
     @torch.no_grad()
@@ -185,8 +174,7 @@ class PromptTrainer:
 
         LoRA is merged.
         """
-        if self.best:
-            self.model.load_state_dict(self.best, strict=False)
+        self.model.load_state_dict(self.best.weights, strict=False)
         merge_lora(self.necked.encoder)
         return self.model.eval()
 
@@ -195,19 +183,14 @@ class PromptTrainer:
         return {
             "weights": self._weights(),
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "curve": [(point.step, point.loss, point.validation_dice) for point in self.curve],
+            "best": self.best.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave."""
         self.model.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = dict(state["best"])
-        self.best_score, self.best_step = float(state["best_score"]), int(state["best_step"])
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
+        self.best.restore(state["best"])
 
     def _shown(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """The slices that show a structure, on the device."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import ConfigError, DataError, GeometryError
 from downstream.cohort import Cohort, shuffled
-from downstream.config import training_task
+from downstream.config import ShotsUnit, training_task
 from downstream.segmentation.sequences import check_not_mixed, in_order
 from downstream.segmentation.structures import stored_values, values_in, with_labels
 
@@ -164,7 +164,7 @@ def read_mask(registry: Registry, pair: Pair, task: Task) -> npt.NDArray[np.uint
 def draw_shots(
     pairs: Sequence[Pair],
     k: int,
-    unit: Literal["volumes", "slices"],
+    unit: ShotsUnit,
     *,
     seed: int,
     draw: int,
@@ -175,16 +175,19 @@ def draw_shots(
 
     Patients come in random order and give one example each, then a second one each, and so on, so k
     examples come from as many patients as possible. Slices are drawn from those that show a
-    structure.
+    structure. A patient is an example with all labelled volumes.
 
     Args:
         pairs: Labelled volumes of one split, in any order.
         k: How many examples.
-        unit: Whole volumes, or single slices.
+        unit: Whole volumes, single slices, or whole patients.
         seed: Seed of the run.
         draw: Number of the draw.
         foreground: The slices of a volume that show any structure; called only for ``slices``.
         fewer: Return all there are when there are fewer than k.
+
+    Returns:
+        k examples; of ``patients`` all volumes of k of them.
 
     Raises:
         DataError: DATA-09 when there are fewer than k and `fewer` is not set.
@@ -202,12 +205,24 @@ def draw_shots(
             found = [
                 Shot(pair, slices)
                 for pair in own
-                for slices in ([None] if unit == "volumes" else [(i,) for i in foreground(pair)])
+                for slices in ([(i,) for i in foreground(pair)] if unit == "slices" else [None])
             ]
             keys = [f"{shot.pair.image.volume_id}/{shot.slices}" for shot in found]
             examples[patient] = shuffled(found, keys, seed, draw)
         return examples[patient]
 
+    def too_few(found: int) -> DataError:
+        return DataError(
+            "DATA-09",
+            f"{k} labelled {unit} were asked for, the split has {found} from "
+            f"{len(patients)} patients.",
+            fix="Lower k, or ingest more labelled scans.",
+        )
+
+    if unit == "patients":
+        if len(order) < k and not fewer:
+            raise too_few(len(order))
+        return [shot for patient in order[:k] for shot in of_patient(patient)]
     chosen: list[Shot] = []
     turn = 0
     while len(chosen) < k:
@@ -219,14 +234,16 @@ def draw_shots(
         if not this_turn and fewer:
             break
         if not this_turn:
-            raise DataError(
-                "DATA-09",
-                f"{k} labelled {unit} were asked for, the split has {len(chosen)} from "
-                f"{len(patients)} patients.",
-                fix="Lower k, or ingest more labelled scans.",
-            )
+            raise too_few(len(chosen))
         turn += 1
     return chosen
+
+
+def count_examples(shots: Sequence[Shot], unit: ShotsUnit) -> int:
+    """How many examples the shots of a draw are."""
+    if unit == "patients":
+        return len({shot.pair.image.subject_id for shot in shots})
+    return len(shots)
 
 
 def _on_image(registry: Registry, label: VolumeRow, image: VolumeRow) -> npt.NDArray[np.generic]:

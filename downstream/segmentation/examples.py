@@ -13,7 +13,7 @@ from torch import Tensor
 from core_mri.slice_grid import SliceGrid
 from core_mri.slice_inference import neighbour_windows, windows
 from downstream.config import Recipe
-from downstream.segmentation.augment import Augmentation
+from downstream.segmentation.augment import STRENGTHS, Augmentation
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,18 @@ class StackedSlices:
         planes = self.planes[index]
         return planes[:, 0] if planes.shape[1] == 1 else planes
 
-    def add_copies(self, number: int, seed: int, mirror: bool) -> None:
-        """Append changed copies of everything."""
+    def add_copies(self, seed: int, recipe: Recipe) -> None:
+        """Append changed copies of everything, ``recipe.augmented_copies`` of them."""
         images, masks, planes = [self.images], [self.masks], [self.planes]
         own = self.changes[self.planes[:, 0].cpu()]
-        for copy_index in range(number):
+        for copy_index in range(recipe.augmented_copies):
             count = int(self.changes.max()) + 1
-            drawn = Augmentation(count, mixed(seed, copy_index), mirror=mirror)
+            drawn = Augmentation(
+                count,
+                mixed(seed, copy_index),
+                mirror=recipe.mirror,
+                strength=STRENGTHS[recipe.augmentation],
+            )
             images.append(drawn.images(self.images, self.changes))
             masks.append(drawn.masks(self.masks, own))
             planes.append(self.planes + (copy_index + 1) * len(self.images))

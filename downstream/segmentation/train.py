@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,24 +24,16 @@ from core_mri.training.ema import update_ema
 from core_mri.training.parallel import own_rows, sum_gradients, with_others
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
+from downstream.best_step import BestStep
 from downstream.config import Adaptation, Recipe
 from downstream.lora import merge_lora
-from downstream.segmentation.augment import Augmentation
+from downstream.segmentation.augment import STRENGTHS, Augmentation
 from downstream.segmentation.choose import Validated, choose_consistency
 from downstream.segmentation.examples import LabelledSlices, StackedSlices, mixed
 from downstream.segmentation.features import FrozenFeatures, encode
 from downstream.segmentation.structures import sided
 
 MAX_GRADIENT_NORM = 1.0
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """What is known after a step; the validation score only where it was taken."""
-
-    step: int
-    loss: float
-    validation_dice: float | None
 
 
 class Trainer:
@@ -109,21 +100,13 @@ class Trainer:
         self.segmenter.head.start_from(share)
         self.averaged = _shadow(self.segmenter, adaptation) if recipe.ema else None
         self.loss = _loss(share, recipe)
-        self.best: dict[str, Tensor] = {}
-        self.best_score = -1.0
-        self.best_step = steps
-        self.curve: list[CurvePoint] = []
+        self.best = BestStep(steps, recipe.patience)
 
     @property
     def num_moving(self) -> tuple[int, int]:
         """Parameters that move, and all of the model."""
         counts = [(p.numel(), p.requires_grad) for p in self.segmenter.parameters()]
         return sum(n for n, moving in counts if moving), sum(n for n, _ in counts)
-
-    @property
-    def enough(self) -> bool:
-        """Whether the validation patients have seen no gain for ``recipe.patience`` looks."""
-        return out_of_patience(self.curve, self.best_step, self.recipe)
 
     def step(self, index: int) -> dict[str, float]:
         """Do step `index`: one batch, one update; validate when it is time.
@@ -152,7 +135,7 @@ class Trainer:
         done = index + 1
         if self.validation and (done % self.recipe.validate_every == 0 or done == self.steps):
             numbers["validation_dice"] = self._validate(done)
-        self.curve.append(CurvePoint(done, numbers["loss"], numbers.get("validation_dice")))
+        self.best.note(done, numbers["loss"], numbers.get("validation_dice"))
         return numbers
 
     def finish(self) -> Segmenter:
@@ -161,7 +144,7 @@ class Trainer:
         With ``recipe.consistency`` its 3D consistency is chosen here, on the validation volumes;
         LoRA is merged.
         """
-        if kept := self.best or (self.averaged and _moving_state(self.averaged)):
+        if kept := self.best.weights or (self.averaged and _moving_state(self.averaged)):
             self.segmenter.load_state_dict(kept, strict=False)
         self.averaged = None
         if self.recipe.consistency == "validated":
@@ -177,10 +160,7 @@ class Trainer:
             "weights": _moving_state(self.segmenter),
             "averaged": _moving_state(self.averaged) if self.averaged else {},
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "best_score": self.best_score,
-            "best_step": self.best_step,
-            "curve": [(point.step, point.loss, point.validation_dice) for point in self.curve],
+            "best": self.best.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -189,9 +169,7 @@ class Trainer:
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.best = dict(state["best"])
-        self.best_score, self.best_step = float(state["best_score"]), int(state["best_step"])
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
+        self.best.restore(state["best"])
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -210,7 +188,7 @@ class Trainer:
     def _freeze(self) -> None:
         """Add the augmented copies and compute the features of training and validation slices."""
         encoder, depths = self.segmenter.encoder, self.segmenter.depths
-        self.training.add_copies(self.recipe.augmented_copies, self.seed, self.recipe.mirror)
+        self.training.add_copies(self.seed, self.recipe)
         self.masks = self.training.masks
         limit = self.recipe.cache_gb * 1e9
         self.frozen = FrozenFeatures(encoder, self.training.images, depths, limit)
@@ -232,7 +210,12 @@ class Trainer:
         images, masks = self.training.batch(index), self.masks[everything]
         if self.frozen is not None:
             return self.frozen.levels(self.training.tokens_at(index)), images, masks
-        drawn = Augmentation(size, mixed(self.seed, step), mirror=self.recipe.mirror)
+        drawn = Augmentation(
+            size,
+            mixed(self.seed, step),
+            mirror=self.recipe.mirror,
+            strength=STRENGTHS[self.recipe.augmentation],
+        )
         which = torch.arange(size)
         images, masks = drawn.images(images, which[own]), drawn.masks(masks, which)
         planes = images.flatten(0, 1)[:, None]
@@ -266,9 +249,7 @@ class Trainer:
                 masks = example.masks.cpu().numpy()
                 scores += [dice(masks == c, classes == c) for c in model.labels]
         score = float(np.mean(scores))
-        if score > self.best_score:
-            self.best_score, self.best_step = score, done
-            self.best = copy.deepcopy(_moving_state(model))
+        self.best.offer(done, _moving_state(model), score)
         return score
 
     def _validated(self) -> list[Validated]:
@@ -283,13 +264,6 @@ class Trainer:
             for number, example in enumerate(self.validation)
             if example.gap_mm is not None
         ]
-
-
-def out_of_patience(curve: Sequence[CurvePoint], best_step: int, recipe: Recipe) -> bool:
-    """Whether the last ``recipe.patience`` looks at the validation patients saw no gain."""
-    looks = [point.step for point in curve if point.validation_dice is not None]
-    late = sum(step > best_step for step in looks)
-    return bool(recipe.patience) and late >= recipe.patience
 
 
 def check_fits(encoder: Encoder, recipe: Recipe) -> None:

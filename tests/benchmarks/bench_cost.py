@@ -1,22 +1,24 @@
 """How well ``core-mri pretrain cost`` foretells the speed of steps that it was not calibrated on.
 
-    python tests/benchmarks/bench_cost.py [--rounds 3] [--steps 4] [--registry FOLDER]
+    python tests/benchmarks/bench_cost.py [--rounds 3] [--steps 4] [--registry FOLDER] [--keep DIR]
+    python tests/benchmarks/bench_cost.py --measured DIR --calibrated NAME NAME
 
 Two settings calibrate (`CALIBRATED`); the others differ from both in views, width, prototypes,
 batch or drop path. All take turns in each round, each as ``pretrain bench`` measures it but in
 processor time of one thread, since other programs may share the machine; medians over the rounds so
-far are printed after each. Without --registry, slices are those of synthetic phantoms of 96 px.
-Random weights, seed 0.
+far are printed after each, and written to --keep, a file a setting. Without --registry, slices are
+those of synthetic phantoms of 96 px. Random weights, seed 0.
+
+--measured compares what lies there: files of ``pretrain bench CONFIG --json``, all of one device.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,11 @@ from core_mri.files.nifti import write_nifti
 from core_mri.physics.phantoms import phantom_volume
 from data_registry import IngestConfig, Source, ingest
 from pretrain.bench import Bench, bench
-from pretrain.cluster import Cluster
+from pretrain.calibration import load_calibration
 from pretrain.config import CONFIGS, PretrainConfig
-from pretrain.cost import estimate
+from pretrain.flops import StepWork
 
-CALIBRATED = ("micro, 1,024 prototypes", "tiny, 16,384 prototypes, batch 16")
+CALIBRATED = ("micro", "tiny, 16384 prototypes")
 
 
 def main() -> None:
@@ -40,21 +42,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--registry", type=Path)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--measured", type=Path)
+    parser.add_argument("--calibrated", nargs="+")
     arguments = parser.parse_args()
+    if arguments.measured:
+        compare(arguments.measured, arguments.calibrated)
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        registry = arguments.registry or phantoms(folder)
-        runs = settings(registry)
+        runs = settings(arguments.registry or phantoms(folder))
+        kept = arguments.keep or folder / "measured"
+        kept.mkdir(parents=True, exist_ok=True)
         found: dict[str, list[Bench]] = {name: [] for name in runs}
         for number in range(1, arguments.rounds + 1):
             for setting, config in runs.items():
                 found[setting].append(bench(config, arguments.steps, clock=time.process_time))
-            files = [folder / "first.json", folder / "second.json"]
-            for setting, file in zip(CALIBRATED, files, strict=True):
-                file.write_text(json.dumps(median(found[setting])))
+                (kept / f"{setting}.json").write_text(json.dumps(median(found[setting])))
             print(f"\nafter {number} round(s) of {arguments.steps} steps")
-            compare(runs, found, files)
+            compare(kept, CALIBRATED)
 
 
 def settings(registry: Path) -> dict[str, PretrainConfig]:
@@ -82,12 +89,12 @@ def settings(registry: Path) -> dict[str, PretrainConfig]:
     return {
         CALIBRATED[0]: run(),
         CALIBRATED[1]: run(prototypes=16384, **tiny),
-        "micro, 10 local views instead of 4": run({"num_local": 10}),
-        "micro, 96 and 48 px instead of 64 and 32": run({"global_size": 96, "local_size": 48}),
-        "micro, 8,192 prototypes": run(prototypes=8192),
-        "micro, batch 64 instead of 32": run(batch_size=64),
-        "tiny, 4,096 prototypes, drop path 0.3": run(prototypes=4096, drop_path=0.3, **tiny),
-        "small/16, 128 and 64 px": run(
+        "micro, 10 local views": run({"num_local": 10}),
+        "micro, 96 and 48 px": run({"global_size": 96, "local_size": 48}),
+        "micro, 8192 prototypes": run(prototypes=8192),
+        "micro, batch 64": run(batch_size=64),
+        "tiny, 4096 prototypes, drop path 0.3": run(prototypes=4096, drop_path=0.3, **tiny),
+        "small, 128 and 64 px": run(
             {"global_size": 128, "local_size": 64}, model="vit_small_patch16", batch_size=16
         ),
     }
@@ -110,26 +117,21 @@ def median(rows: list[Bench]) -> dict[str, Any]:
     return asdict(sorted(rows, key=lambda row: row.seconds_per_step)[(len(rows) - 1) // 2])
 
 
-def compare(
-    runs: Mapping[str, PretrainConfig], found: Mapping[str, list[Bench]], files: list[Path]
-) -> None:
-    """Print measured and foretold images for each CPU-second."""
-    print(f"{'setting':<44} measured  foretold   error   with one calibration")
-    both, one = (
-        Cluster(price=0, gpus=1, cores=1, storage_mb_s=1e6, calibration=tuple(files[:number]))
-        for number in (2, 1)
-    )
-    for setting, rows in found.items():
-        times = [row.seconds_per_step * (1 - row.data_wait) for row in rows]
-        measured = runs[setting].batch_size / statistics.median(times)
-        told, alone = (
-            runs[setting].batch_size / estimate(runs[setting], cluster).stages[0].compute
-            for cluster in (both, one)
-        )
+def compare(folder: Path, calibrated: Sequence[str]) -> None:
+    """Print measured and foretold images a second, waiting for slices left out."""
+    files = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    both = load_calibration([files[name] for name in calibrated])
+    one = load_calibration([files[calibrated[0]]])
+    print(f"{'setting':<36} measured  foretold   error   with the first alone")
+    for name in sorted(files, key=lambda name: name not in calibrated):
+        row = json.loads(files[name].read_text())
+        seconds = row["seconds_per_step"] * (1 - row["data_wait"])
+        work = StepWork(**row["work"])
         print(
-            f"{setting:<44} {measured:8.1f}  {told:8.1f}  {told / measured - 1:+6.1%}  "
-            f"{alone / measured - 1:+6.1%}"
-            f"{'   (calibrated on)' if setting in CALIBRATED else ''}",
+            f"{name:<36} {row['batch_size'] / seconds:8.1f}  "
+            f"{row['batch_size'] / both.seconds(work):8.1f}  "
+            f"{seconds / both.seconds(work) - 1:+6.1%}  {seconds / one.seconds(work) - 1:+6.1%}"
+            f"{'   (calibrated on)' if name in calibrated else ''}",
             flush=True,
         )
 

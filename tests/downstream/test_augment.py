@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from downstream.segmentation.augment import augment
+from downstream.segmentation.augment import STRENGTHS, Augmentation, augment
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,3 +33,24 @@ class TestAugment:
         assert images.min() >= 0
         assert images.max() <= 1
         assert set(masks.unique().tolist()) <= {0, 2}
+
+
+class TestStrong:
+    def changed(self, which):
+        images, masks = example()
+        drawn = Augmentation(6, 3, strength=STRENGTHS["strong"])
+        chosen = torch.tensor(which)
+        return drawn.images(images[chosen], chosen), drawn.masks(masks[chosen], chosen)
+
+    def test_bends_and_adds_noise(self):
+        images, masks = self.changed(range(6))
+        straight = Augmentation(6, 3)
+        assert not torch.equal(masks, straight.masks(example()[1], torch.arange(6)))
+        assert images[:, 0][masks == 0].count_nonzero() > 100
+        assert ((images[:, 0] > 0.5) == (masks > 0)).float().mean() > 0.95
+        assert 0 <= images.min() <= images.max() <= 1
+
+    def test_a_change_is_its_own_whatever_the_batch(self):
+        images, masks = self.changed(range(6))
+        for own, whole in zip(self.changed([4, 1]), (images, masks), strict=True):
+            assert torch.equal(own, whole[[4, 1]])

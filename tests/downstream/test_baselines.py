@@ -103,7 +103,7 @@ class TestUNet:
         for index in range(40):
             own.step(index)
         found = own.finish().segment(image[None], (1.0, 1.0))
-        assert own.best_score > 0.8
+        assert own.best.validated > 0.8
         assert found.shape == mask.shape
         assert (found == mask).mean() > 0.95
         doubled = image.repeat(2, 1).repeat(2, 2)

@@ -237,7 +237,7 @@ class TestTraining:
         before = fitted.validate()
         losses = run(fitted)
         assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
-        assert fitted.best_score > before + 0.15
+        assert fitted.best.validated > before + 0.15
 
     def test_only_the_decoder_moves(self, trainer) -> None:
         fitted = trainer()
@@ -278,13 +278,13 @@ class TestTraining:
     def test_stops_when_the_validation_patients_gain_nothing(self, trainer, recipe) -> None:
         patient = replace(recipe, head_width=32, validate_every=1, patience=2)
         fitted = trainer(recipe=patient)
-        assert not fitted.enough
-        fitted.best_score = 2.0  # no later look is better
-        fitted.best_step = 0
+        assert not fitted.best.enough
+        fitted.best.score = (2.0,)  # no later look is better
+        fitted.best.step = 0
         fitted.step(0)
-        assert not fitted.enough
+        assert not fitted.best.enough
         fitted.step(1)
-        assert fitted.enough
+        assert fitted.best.enough
 
     @pytest.mark.parametrize("adaptation", ["frozen", "head", "lora"])
     def test_a_resumed_run_repeats_the_other(self, trainer, adaptation: str) -> None:

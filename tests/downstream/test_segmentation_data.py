@@ -8,7 +8,7 @@ import pytest
 
 from core_mri.errors import ConfigError, DataError, GeometryError
 from downstream.cohort import load_cohort
-from downstream.segmentation.data import Pair, draw_shots, pair_labels, read_mask
+from downstream.segmentation.data import Pair, count_examples, draw_shots, pair_labels, read_mask
 
 
 def pairs_of(num_patients: int, per_patient: int = 2) -> list[Pair]:
@@ -58,6 +58,24 @@ class TestDrawShots:
             draw(pairs, 99, unit)
         assert caught.value.code == "DATA-09"
         assert 1 <= len(draw(pairs, 99, unit, fewer=True)) <= 3
+
+
+class TestPatients:
+    def test_all_volumes_of_each(self):
+        shots = draw(pairs_of(6, 3), 2, "patients")
+        patients = {shot.pair.image.subject_id for shot in shots}
+        assert (len(shots), len(patients), count_examples(shots, "patients")) == (6, 2, 2)
+        assert all(shot.slices is None for shot in shots)
+
+    def test_the_same_patients_as_a_draw_of_volumes(self):
+        pairs = pairs_of(6, 3)
+        whole = {shot.pair.image.subject_id for shot in draw(pairs, 4, "patients")}
+        assert whole == {shot.pair.image.subject_id for shot in draw(pairs[::-1], 4)}
+
+    def test_too_few_patients(self):
+        with pytest.raises(DataError, match="99 labelled patients"):
+            draw(pairs_of(2), 99, "patients")
+        assert count_examples(draw(pairs_of(2), 99, "patients", fewer=True), "patients") == 2
 
 
 class TestSlices:

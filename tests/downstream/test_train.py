@@ -72,23 +72,23 @@ class TestLearning:
         fitted = trainer(steps=60, recipe=replace(recipe, learning_rate=1e-2, batch_size=8))
         run(fitted)
         fitted.finish()
-        assert fitted.best_score > 0.8
+        assert fitted.best.validated > 0.8
 
     def test_the_best_validated_step_is_kept(self, trainer, recipe):
         fitted = trainer(steps=12, recipe=replace(recipe, validate_every=3))
         run(fitted)
-        scores = {p.step: p.validation_dice for p in fitted.curve if p.validation_dice is not None}
-        assert fitted.best_score == max(scores.values())
-        assert scores[fitted.best_step] == fitted.best_score
+        scores = {p.step: p.validation for p in fitted.best.curve if p.validation is not None}
+        assert fitted.best.validated == max(scores.values())
+        assert scores[fitted.best.step] == fitted.best.validated
         fitted.finish()
-        assert fitted._validate(99) == pytest.approx(fitted.best_score)
+        assert fitted._validate(99) == pytest.approx(fitted.best.validated)
 
     def test_without_validation_the_last_step_is_kept(self, trainer):
         fitted = trainer(validation=[])
         run(fitted)
         last = copy.deepcopy(fitted.segmenter.state_dict())
         kept = fitted.finish().state_dict()
-        assert fitted.best_step == fitted.steps
+        assert fitted.best.step == fitted.steps
         assert all(torch.equal(last[name], kept[name]) for name in last)
 
     @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ class TestLearning:
         fitted = trainer(steps=50, recipe=replace(changed, validate_every=10))
         losses = [numbers["loss"] for numbers in run(fitted)]
         assert losses[-1] < 0.8 * losses[0]
-        assert fitted.best_score > 0.3
+        assert fitted.best.validated > 0.3
 
     @pytest.mark.parametrize("adaptation", ["head", "adapters", "lora", "full"])
     def test_every_adaptation_learns(self, trainer, recipe, adaptation):
@@ -158,7 +158,7 @@ class TestRelease:
             run(fitted)
         images = torch.rand(2, 1, 32, 32)
         model = fitted.segmenter.eval()
-        if fitted.best_step == fitted.steps:
+        if fitted.best.step == fitted.steps:
             before = model(images)
             assert torch.allclose(fitted.finish()(images), before, atol=1e-6)
         model = fitted.finish()
@@ -200,14 +200,14 @@ class TestNeighbours:
 class TestStopping:
     def test_it_stops_when_validation_gains_nothing(self, trainer, recipe):
         fitted = trainer(steps=40, recipe=replace(recipe, patience=2, learning_rate=1e-9))
-        done = next(i for i in range(40) if fitted.step(i) and fitted.enough)
+        done = next(i for i in range(40) if fitted.step(i) and fitted.best.enough)
         assert done < 39
-        assert fitted.curve[-1].step - fitted.best_step == 2 * recipe.validate_every
+        assert fitted.best.curve[-1].step - fitted.best.step == 2 * recipe.validate_every
 
     def test_without_patience_it_never_does(self, trainer, recipe):
         fitted = trainer(steps=10, recipe=replace(recipe, learning_rate=1e-9))
         run(fitted)
-        assert not fitted.enough
+        assert not fitted.best.enough
 
 
 class TestDeterminism:
@@ -228,7 +228,7 @@ class TestDeterminism:
         second = trainer(adaptation=adaptation, recipe=recipe)
         second.restore(copy.deepcopy(first.state()))
         run(second, first=3)
-        assert second.curve == whole.curve
+        assert second.best.curve == whole.best.curve
         ours, theirs = second.finish().state_dict(), whole.finish().state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

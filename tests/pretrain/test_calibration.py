@@ -15,7 +15,12 @@ from pretrain.cluster import Cluster
 from pretrain.cost import estimate, to_json
 from pretrain.flops import StepWork
 
-TRUTH = {"encoder": (2e-12, 3e-9), "heads": (1e-12, 5e-10), "pixel": 4e-9, "parameter": 1e-10}
+TRUTH = {
+    "encoder": (2e-12, 3e-9),
+    "heads": (2e-12, 4e-3, 5e-10),
+    "views": (1e-3, 4e-9),
+    "update": (2e-3, 1e-10),
+}
 SMALL = StepWork(
     encoder_flops=4e10,
     encoder_elements=1e7,
@@ -38,9 +43,9 @@ def measured(work, wait=0.0, **changes):
     """A step of a device that is exactly what the model says."""
     parts = {
         "rest": np.dot(TRUTH["encoder"], (work.encoder_flops, work.encoder_elements)),
-        "head": np.dot(TRUTH["heads"], (work.head_flops, work.logits)),
-        "views": TRUTH["pixel"] * work.pixels,
-        "update": TRUTH["parameter"] * work.parameters,
+        "head": np.dot(TRUTH["heads"], (work.head_flops, 1, work.logits)),
+        "views": np.dot(TRUTH["views"], (1, work.pixels)),
+        "update": np.dot(TRUTH["update"], (1, work.parameters)),
     }
     seconds = float(sum(parts.values())) / (1 - wait)
     known = {
@@ -64,13 +69,15 @@ class TestFit:
         found = calibrate({"a": measured(SMALL), "b": measured(LARGE, wait=0.2)})
         assert found.encoder == pytest.approx(TRUTH["encoder"])
         assert found.heads == pytest.approx(TRUTH["heads"])
-        assert (found.pixel, found.parameter) == pytest.approx((4e-9, 1e-10))
+        assert found.views == pytest.approx(TRUTH["views"])
+        assert found.update == pytest.approx(TRUTH["update"])
         other = replace(LARGE, logits=1e6, encoder_flops=1e12, parameters=5e6)
         assert found.seconds(other) == pytest.approx(measured(other).seconds_per_step)
 
     def test_one_foretells_its_own_step(self):
         found = calibrate({"a": measured(SMALL)})
-        assert found.encoder[1] == found.heads[1] == 0
+        assert found.encoder[1] == found.views[0] == found.update[0] == 0
+        assert found.heads[1:] == (0, 0)
         assert found.seconds(SMALL) == pytest.approx(measured(SMALL).seconds_per_step)
 
     def test_waiting_is_the_time_of_a_slice(self):
