@@ -1,0 +1,182 @@
+"""Raw data to images: reconstructed, zero-filled and the reference of the file, in all forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from core_mri.files.dicom_write import write_dicom_series
+from core_mri.files.scans import write_volume
+from core_mri.kspace_inference import image_volume
+from core_mri.physics.masks import center_lines
+from core_mri.runs import write_atomically
+from core_mri.version import __version__
+from downstream.reconstruction.config import ReconstructConfig
+from downstream.reconstruction.scores import volume_scores
+from downstream.reconstruction.stream import Scan, reconstruct_file
+from downstream.serving.intake import Intake
+from downstream.serving.packing import pack
+from downstream.serving.preview import strip
+from downstream.serving.results import NOT_DIAGNOSTIC, view_of
+from downstream.serving.sources import Served
+
+Image = npt.NDArray[np.float32]
+Progress = Callable[[float, str], None]
+
+
+def reconstruct_job(
+    intake: Intake,
+    served: Served,
+    request: dict[str, Any],
+    out: Path,
+    scratch: Path,
+    *,
+    seed: str,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write all results of raw data to `out`.
+
+    Args:
+        intake: Clean raw data.
+        served: Solver or network.
+        request: ``mask``: undersampling to simulate, or None.
+        out: A folder.
+        scratch: For what is thrown away.
+        seed: From which the UIDs of the series follow, so that a repeated job makes the same.
+        device: Of a network.
+        progress: Told the finished part and what is going on.
+
+    Returns:
+        The report.
+
+    Raises:
+        CoreMRIError: As `reconstruct_file`.
+    """
+    start = time.perf_counter()
+    config = _config(intake, served, request, out / "reconstruction.h5", device)
+    scan = reconstruct_file(config, progress=_slices(progress, 0.1, 0.7))
+    plain = scan
+    if served.source != "zero-filled":
+        zero = dataclasses.replace(config, source="zero-filled", out=scratch / "zero-filled.h5")
+        plain = reconstruct_file(zero, progress=_slices(progress, 0.7, 0.8))
+    progress(0.8, "writing")
+    reference, estimate, base = _comparable(scan, plain)
+    volumes = {"reconstruction": _volume(scan, scan.images, served.name)}
+    if plain is not scan:
+        volumes["zero_filled"] = _volume(scan, plain.images, "zero-filled")
+    if reference is not None:
+        volumes["reference"] = _volume(scan, reference, scan.reference_name)
+        volumes["difference"] = _volume(scan, np.abs(estimate - reference), "difference")
+    for name, volume in volumes.items():
+        write_volume(volume, out / f"{name}.nii.gz")
+    facts = _facts(scan, served, intake)
+    facts["view"] = view_of(volumes["reconstruction"].affine)
+    if reference is not None:
+        facts["metrics"] = {
+            "reference": scan.reference_name,
+            served.name: _scores(reference, estimate),
+            **({} if plain is scan else {"zero-filled": _scores(reference, base)}),
+        }
+    progress(0.85, "writing DICOM")
+    series = scratch / "dicom"
+    write_dicom_series(volumes["reconstruction"], series, seed=seed, derivation=_derivation(facts))
+    pack(series, out / "dicom.zip")
+    progress(0.95, "drawing")
+    middle = len(estimate) // 2
+    panels = {served.name: estimate[middle]}
+    if plain is not scan:
+        panels = {"zero-filled": base[middle], **panels}
+    shown = None if reference is None else reference[middle]
+    write_atomically(out / "preview.png", strip(panels, reference=shown))
+    facts["seconds"] = round(time.perf_counter() - start, 2)
+    return facts
+
+
+def _config(
+    intake: Intake, served: Served, request: dict[str, Any], out: Path, device: str
+) -> ReconstructConfig:
+    mask = request.get("mask")
+    drawn = {}
+    if mask is not None:
+        drawn = {
+            "mask": mask["kind"],
+            "acceleration": mask["acceleration"],
+            "center_fraction": mask["center_fraction"],
+            "seed": str(mask["seed"]),
+        }
+    return ReconstructConfig(
+        source=served.source, kspace=intake.path, out=out, device=device, **drawn
+    )
+
+
+def _slices(progress: Progress, first: float, last: float) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        progress(first + (last - first) * done / total, f"slice {done} of {total}")
+
+    return told
+
+
+def _volume(scan: Scan, images: Image, name: str) -> Any:
+    return image_volume(images, scan.header, scan.shape, f"{name}, {NOT_DIAGNOSTIC}")
+
+
+def _comparable(scan: Scan, plain: Scan) -> tuple[Image | None, Image, Image]:
+    """Reference, reconstruction and zero-filled, cut to the size of the reference."""
+    if scan.reference is None:
+        return None, scan.images, plain.images
+    rows, columns = scan.reference.shape[1:]
+    return scan.reference, _middle(scan.images, rows, columns), _middle(plain.images, rows, columns)
+
+
+def _middle(images: Image, rows: int, columns: int) -> Image:
+    top, left = (images.shape[1] - rows) // 2, (images.shape[2] - columns) // 2
+    return images[:, top : top + rows, left : left + columns]
+
+
+def _scores(reference: Image, estimate: Image) -> dict[str, float | None]:
+    """Those of fastMRI; None for an infinite PSNR, of equal images."""
+    scores = volume_scores(reference, estimate)
+    return {name: float(v) if np.isfinite(v) else None for name, v in scores.items()}
+
+
+def _facts(scan: Scan, served: Served, intake: Intake) -> dict[str, Any]:
+    """The quality report."""
+    mask = scan.sampling.mask
+    slices, height, width = scan.images.shape
+    return {
+        "notice": f"Research use only, {NOT_DIAGNOSTIC}.",
+        "kind": "reconstruction",
+        "source": served.name,
+        "weights_sha256": served.sha256,
+        "version": __version__,
+        "layout": scan.layout,
+        "slices": slices,
+        "rows": height,
+        "columns": width,
+        "coils": scan.shape[1],
+        "encoded": list(scan.shape[2:]),
+        "acceleration": round(scan.sampling.acceleration, 3),
+        "center_lines": int(center_lines(mask)) if mask.ndim == 1 else None,
+        "simulated_undersampling": scan.sampling.drawn,
+        "geometry": "from the raw data" if scan.header.affine is not None else "synthetic",
+        "residual": scan.residuals,
+        "cpu_s": [round(s, 3) for s in scan.cpu_s],
+        "metrics": None,
+        "held_back": intake.held_back,
+    }
+
+
+def _derivation(facts: dict[str, Any]) -> str:
+    simulated = ", undersampling simulated" if facts["simulated_undersampling"] else ""
+    return (
+        f"Reconstructed by core-mri {__version__}, {facts['source']}, "
+        f"{facts['acceleration']:.2f}-fold undersampled{simulated}. Research use only, "
+        f"{NOT_DIAGNOSTIC}."
+    )
