@@ -28,13 +28,21 @@ from downstream.serving.refusals import refusal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _MODULE = "downstream.serving.work"
+_OF_NETWORKS = ("core_mri.predictor", "core_mri.weights", "highdicom", "segment_anything", "timm")
 _MAX_MESSAGE = 1 << 22
 _PR_SET_PDEATHSIG = 1
 
 
-def preload() -> None:
-    """Let processes start from one that has loaded what all of them need."""
-    _CONTEXT.set_forkserver_preload([_MODULE])
+def preload(*, networks: bool) -> None:
+    """Let processes start from one that has loaded what all of them need.
+
+    Args:
+        networks: Weights are served, not only solvers.
+    """
+    from multiprocessing import forkserver
+
+    _CONTEXT.set_forkserver_preload([_MODULE, *(_OF_NETWORKS if networks else ())])
+    forkserver.ensure_running()
 
 
 class Child:

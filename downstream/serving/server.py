@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -42,9 +43,10 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
         WeightsError: For weights that cannot be served.
         DataError: DATA-07 when the data folder cannot be written.
     """
+    os.umask(0o077)
     _log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
-    preload()
+    preload(networks=not all(map(is_solver, config.sources)))
     sources = tuple(_described(source, config.device) for source in config.sources)
     check_names(sources)
     places, lock = Places.open(config.data_dir)
