@@ -105,7 +105,11 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def http(_request: Request, error: HTTPException) -> Response:
-        refused = ServingError("SERVE-09", f"{error.detail}.", fix="See /openapi.json.")
+        refused = (
+            error.detail
+            if isinstance(error.detail, CoreMRIError)
+            else ServingError("SERVE-09", f"{error.detail}.", fix="See /openapi.json.")
+        )
         return answer(error.status_code, refused, dict(error.headers or {}))
 
 

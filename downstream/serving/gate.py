@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fastapi import HTTPException
+
 from core_mri.errors import CoreMRIError, ServingError
 from downstream.serving.limits import Limits, RateLimit
 from downstream.serving.observing import Metrics
@@ -95,45 +97,31 @@ class Gate:
         if refused is not None:
             await _answer(noted, *refused)
             return
-        slow = False
+        most = self._limits.chunk_bytes if scope["path"].endswith("/content") else _SMALL
+        body_done, received = False, 0
 
         async def bounded() -> MutableMapping[str, Any]:
-            """The body, if it comes in time and in size; an open stream may wait for ever."""
-            nonlocal slow
+            """The body, if it comes in time and in size; then whatever the connection says."""
+            nonlocal body_done, received
             if body_done:
                 return await receive()
             left = start + self._limits.body_s - time.monotonic()
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))
             except asyncio.TimeoutError:
-                slow = True
-                raise _SlowError from None
-            note(message)
-            return message
-
-        body_done, received = False, 0
-        most = self._limits.chunk_bytes if scope["path"].endswith("/content") else _SMALL
-
-        def note(message: MutableMapping[str, Any]) -> None:
-            nonlocal body_done, received
+                slow = ServingError(
+                    "SERVE-04",
+                    f"the body did not arrive within {self._limits.body_s:g} s.",
+                    fix="Send smaller parts.",
+                )
+                raise HTTPException(408, slow, {"connection": "close"}) from None
             received += len(message.get("body", b""))
             if received > most:
-                raise _LargeError
+                raise HTTPException(413, _too_large(most), {"connection": "close"})
             body_done = message["type"] != "http.request" or not message.get("more_body")
+            return message
 
-        try:
-            await self._app(scope, bounded, noted)
-        except _SlowError:
-            error = ServingError(
-                "SERVE-04",
-                f"the body did not arrive within {self._limits.body_s:g} s.",
-                fix="Send smaller parts.",
-            )
-            if not status:
-                await _answer(noted, 408, error, {"connection": "close"})
-        except _LargeError:
-            if not status:
-                await _answer(noted, 413, _too_large(most), {"connection": "close"})
+        await self._app(scope, bounded, noted)
 
     def _refusal(self, scope: Scope) -> tuple[int, ServingError, dict[str, str]] | None:
         headers = {name.decode("latin-1"): value.decode("latin-1")
@@ -166,14 +154,6 @@ class Gate:
         if length.isdigit() and int(length) > most:
             return 413, _too_large(most), {"connection": "close"}
         return None
-
-
-class _SlowError(Exception):
-    pass
-
-
-class _LargeError(Exception):
-    pass
 
 
 def _too_large(most: int) -> ServingError:

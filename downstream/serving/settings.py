@@ -12,7 +12,9 @@ import tyro
 
 from core_mri.errors import ConfigError, RunError, ServingError
 from core_mri.runs import locked, writing
+from downstream.reconstruction.config import names_weights
 from downstream.serving.limits import Limits
+from downstream.serving.sources import SOLVERS, is_solver
 from downstream.serving.tokens import is_loopback
 
 _MEMORY = Path("/dev/shm")
@@ -48,6 +50,13 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ConfigError("CONFIG-01", "SOURCE: give at least one, such as wavelet.")
+        for source in self.sources:
+            if not (is_solver(source) or names_weights(source)):
+                raise ConfigError(
+                    "CONFIG-01",
+                    f"SOURCE {source!r}: must be one of {', '.join(SOLVERS)}, a folder of weights "
+                    "or FAMILY:FILE, such as sam:FILE.",
+                )
         if self.workers < 1:
             raise ConfigError("CONFIG-01", f"--workers {self.workers}: must be 1 or more.")
         if not 0 <= self.port < 65536:

@@ -11,7 +11,8 @@ from core_mri.errors import ConfigError, WeightsError
 from downstream.reconstruction.config import Source
 
 Role = Literal["reconstruct", "segment", "prompt"]
-_MIN_ROLES: dict[str, Role] = dict.fromkeys(get_args(Source), "reconstruct")
+SOLVERS = get_args(Source)
+"""Sources that need no weights."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Served:
 
 def is_solver(source: str) -> bool:
     """Whether a source is a classical solver, which needs no weights."""
-    return source in _MIN_ROLES
+    return source in SOLVERS
 
 
 def solver(source: str) -> Served:
     """A classical solver."""
-    return Served(source, source, _MIN_ROLES[source])
+    return Served(source, source, "reconstruct")
 
 
 def describe(source: str, device: str) -> Served:

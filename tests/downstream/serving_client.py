@@ -48,6 +48,25 @@ class ServerProcess:
         return code
 
 
+def processes_below(parent: int, depth: int) -> list[int]:
+    """Processes that descend from one, `depth` generations down."""
+    level = [parent]
+    for _ in range(depth):
+        level = [
+            int(stat.parent.name)
+            for stat in Path("/proc").glob("[0-9]*/stat")
+            if int(_stat(stat).rpartition(")")[2].split()[1]) in level
+        ]
+    return level
+
+
+def _stat(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        return "0 () Z 0"
+
+
 class Reply:
     """Status, headers and body."""
 
