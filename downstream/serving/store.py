@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 State = Literal["uploading", "queued", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 10
+"""Starts of a job that die with the service, before the file is taken for the cause."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
