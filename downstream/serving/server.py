@@ -64,9 +64,16 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     class Protocol(H11Protocol):
         """Ends connections whose request does not arrive."""
 
+        timer: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self.timer is not None:
+                self.timer.cancel()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -74,12 +81,14 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
 
         def _await_head(self) -> None:
             cycle = self.cycle
+            if self.timer is not None:
+                self.timer.cancel()
 
             def end() -> None:
                 if self.cycle is cycle and (cycle is None or cycle.response_complete):
                     self.transport.close()
 
-            asyncio.get_running_loop().call_later(body_s, end)
+            self.timer = asyncio.get_running_loop().call_later(body_s, end)
 
     settings = uvicorn.Config(
         make_app(service, tokens), host=config.host, port=config.port, http=Protocol, ws="none",

@@ -162,8 +162,7 @@ class Service:
         self.metrics.received(len(content))
         if end == job.size:
             self.workers.wake()
-            with self._guard:
-                self._locks.pop(identity, None)
+            self._forget_lock(identity)
         return self.get(user, identity)
 
     def cancel(self, user: str, identity: str) -> Job:
@@ -177,6 +176,7 @@ class Service:
             raise Refused(409, "SERVE-07", f"the job is {job.state} already.")
         if job.state != "running":
             self.spool.discard(identity)
+        self._forget_lock(identity)
         return self.get(user, identity)
 
     def delete(self, user: str, identity: str) -> None:
@@ -187,6 +187,7 @@ class Service:
         """
         self.get(user, identity)
         self.prompting.forget(identity)
+        self._forget_lock(identity)
         erase(identity, self.store, self.spool, self.places)
 
     def result(self, user: str, identity: str, name: str) -> Path:
@@ -227,5 +228,10 @@ class Service:
         return self.get(user, identity)
 
     def _lock(self, identity: str) -> threading.Lock:
+        """Of the parts of one upload."""
         with self._guard:
             return self._locks.setdefault(identity, threading.Lock())
+
+    def _forget_lock(self, identity: str) -> None:
+        with self._guard:
+            self._locks.pop(identity, None)
