@@ -4,8 +4,9 @@
 
 The service runs in a process of its own; clients share the machine with it. Seconds of the API are
 taken by the clients, with their own waiting for a core in it, and by the service (its log); the
-reference of the same run is `GET /health`, which touches nothing. With ``--pause 0`` clients wait for answers
-alone, so that their seconds tell the rate at which the service is full. The volume is simulated.
+reference of the same run is `GET /health`, which touches nothing. With ``--pause 0`` clients wait
+for answers alone, so that their seconds tell the rate at which the service is full. The volume is
+simulated.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def load(folder: Path, clients: int, rounds: int, pause_s: float) -> None:
     log = server.log.read_text().splitlines()
     server.stop()
     print(
-        f"{clients} clients at once, {pause_s:g} s between their requests, refused or lost: {len(lost)} {sorted(set(lost))[:3]}"
+        f"{clients} clients at once, {pause_s:g} s between their requests, refused or lost: "
+        f"{len(lost)} {sorted(set(lost))[:3]}"
     )
     health = np.percentile(seconds["GET /health"], 95)
     for name, values in seconds.items():
