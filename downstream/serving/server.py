@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -120,6 +121,7 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
         workers.stop()
         prompting.forget()
         store.close()
+        shutil.rmtree(places.scratch, ignore_errors=True)
         if lock is not None:
             lock.close()
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
