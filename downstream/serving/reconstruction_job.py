@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from core_mri.devices import available_cores
 from core_mri.files.dicom_write import write_dicom_series
+from core_mri.files.kspace import read_kspace
 from core_mri.files.scans import write_volume
 from core_mri.kspace_inference import image_volume
+from core_mri.physics.coils import root_sum_of_squares
+from core_mri.physics.fourier import ifft2c
 from core_mri.physics.masks import center_lines
+from core_mri.physics.preparation import center_crop
 from core_mri.runs import write_atomically
 from core_mri.version import __version__
 from downstream.reconstruction.config import ReconstructConfig
@@ -62,15 +68,15 @@ def reconstruct_job(
     start = time.perf_counter()
     config = _config(intake, served, request, out / "reconstruction.h5", device)
     scan = reconstruct_file(config, progress=_slices(progress, 0.1, 0.7))
-    plain = scan
+    plain = None
     if served.source != "zero-filled":
-        zero = dataclasses.replace(config, source="zero-filled", out=scratch / "zero-filled.h5")
-        plain = reconstruct_file(zero, progress=_slices(progress, 0.7, 0.8))
+        progress(0.7, "zero-filled")
+        plain = _zero_filled(scan)
     progress(0.8, "writing")
     reference, estimate, base = _comparable(scan, plain)
     volumes = {"reconstruction": _volume(scan, scan.images, served.name)}
-    if plain is not scan:
-        volumes["zero_filled"] = _volume(scan, plain.images, "zero-filled")
+    if plain is not None:
+        volumes["zero_filled"] = _volume(scan, plain, "zero-filled")
     if reference is not None:
         volumes["reference"] = _volume(scan, reference, scan.reference_name)
         volumes["difference"] = _volume(scan, np.abs(estimate - reference), "difference")
@@ -82,7 +88,7 @@ def reconstruct_job(
         facts["metrics"] = {
             "reference": scan.reference_name,
             served.name: _scores(reference, estimate),
-            **({} if plain is scan else {"zero-filled": _scores(reference, base)}),
+            **({} if base is None else {"zero-filled": _scores(reference, base)}),
         }
     progress(0.85, "writing DICOM")
     series = scratch / "dicom"
@@ -91,7 +97,7 @@ def reconstruct_job(
     progress(0.95, "drawing")
     middle = len(estimate) // 2
     panels = {served.name: estimate[middle]}
-    if plain is not scan:
+    if base is not None:
         panels = {"zero-filled": base[middle], **panels}
     shown = None if reference is None else reference[middle]
     write_atomically(out / "preview.png", strip(panels, reference=shown))
@@ -127,12 +133,27 @@ def _volume(scan: Scan, images: Image, name: str) -> Any:
     return image_volume(images, scan.header, scan.shape, f"{name}, {NOT_DIAGNOSTIC}")
 
 
-def _comparable(scan: Scan, plain: Scan) -> tuple[Image | None, Image, Image]:
+def _zero_filled(scan: Scan) -> Image:
+    """Root sum of squares of what was measured, for comparison; no coil maps are made for it."""
+    size = scan.images.shape[1:]
+    with read_kspace(scan.config.kspace) as kspace:
+
+        def image(index: int) -> Image:
+            kept, _ = scan.sampling.apply(kspace.read_slice(index))
+            whole = root_sum_of_squares(ifft2c(torch.from_numpy(kept)), 0)
+            return center_crop(whole, size).numpy()
+
+        with ThreadPoolExecutor(available_cores()) as pool:
+            return np.stack(list(pool.map(image, range(kspace.shape[0]))))
+
+
+def _comparable(scan: Scan, plain: Image | None) -> tuple[Image | None, Image, Image | None]:
     """Reference, reconstruction and zero-filled, cut to the size of the reference."""
     if scan.reference is None:
-        return None, scan.images, plain.images
+        return None, scan.images, plain
     rows, columns = scan.reference.shape[1:]
-    return scan.reference, _middle(scan.images, rows, columns), _middle(plain.images, rows, columns)
+    base = None if plain is None else _middle(plain, rows, columns)
+    return scan.reference, _middle(scan.images, rows, columns), base
 
 
 def _middle(images: Image, rows: int, columns: int) -> Image:
