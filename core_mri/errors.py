@@ -48,7 +48,7 @@ CODES: dict[str, str] = {
     "DATA-33": "a plan asks for more, or for other scans, than may be chosen",
     "DATA-34": "a stored plan is damaged, or a list of patients cannot be understood",
     "DATA-35": "no test volume shows a structure that prompts could name",
-    "DATA-40": "a sampling of k-space that a network cannot use",
+    "DATA-40": "a network gave an image that is not finite",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",

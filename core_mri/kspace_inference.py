@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from core_mri.errors import CoreMRIError, WeightsError
+from core_mri.errors import CoreMRIError, DataError, WeightsError
 from core_mri.files.kspace import KSpace, KSpaceHeader, Samples, image_affine
 from core_mri.kspace_sampling import Bools, check_finite, image_size, own_sampling
 from core_mri.models.reconstruction import Reconstructor
@@ -61,6 +61,7 @@ def network_image(
 
     Raises:
         CoreMRIError: What the model raises, after the name.
+        DataError: DATA-40 for an image that is not finite.
     """
     device = next(model.parameters()).device
     kspace, lines = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (samples, mask))
@@ -69,6 +70,12 @@ def network_image(
     except CoreMRIError as error:
         raise type(error)(error.code, f"{name}: {error.message}", fix=error.fix) from None
     found: Image = images[0].to(torch.float32).cpu().numpy()
+    if not np.isfinite(found).all():
+        raise DataError(
+            "DATA-40",
+            f"{name}: the network gave values that are not finite.",
+            fix="Are the weights whole? They, or samples they never saw the like of, overflow.",
+        )
     return found
 
 

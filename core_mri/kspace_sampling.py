@@ -77,7 +77,7 @@ def own_sampling(kspace: KSpace, volume: int = 0) -> Sampling:
     if not 0 <= volume < kspace.num_volumes:
         raise ConfigError(
             "CONFIG-05",
-            f"{kspace.path}: --volume {volume}, but it holds {kspace.num_volumes} "
+            f"{_name(kspace)}: volume {volume} was asked for, but it holds {kspace.num_volumes} "
             f"(0 to {kspace.num_volumes - 1}).",
         )
     width = kspace.shape[3]
@@ -134,5 +134,9 @@ def check_finite(kspace: KSpace, index: int, samples: Samples) -> None:
     if wrong:
         raise DataError(
             "DATA-04",
-            f"{kspace.path}: {wrong} of {samples.size} samples of slice {index} are not finite.",
+            f"{_name(kspace)}: {wrong} of {samples.size} samples of slice {index} are not finite.",
         )
+
+
+def _name(kspace: KSpace) -> str:
+    return "k-space" if kspace.path is None else str(kspace.path)

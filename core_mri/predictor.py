@@ -82,17 +82,17 @@ class Predictor:
     ) -> None:
         self.model = model.eval()
         self._prompted: PromptedVolume | None = None
+        self._encoder: Encoder | SamEncoder | None = None
         if isinstance(model, Reconstructor):
             return
-        self.encoder: Encoder | SamEncoder
         if isinstance(model, PromptableSegmenter):
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
-            self.encoder = own.encoder if isinstance(own, NeckedEncoder) else own
+            self._encoder = own.encoder if isinstance(own, NeckedEncoder) else own
             trained = model.image_size
         elif isinstance(model, Segmenter | Classifier):
-            self.encoder, trained = model.encoder, model.image_size
+            self._encoder, trained = model.encoder, model.image_size
         else:
-            self.encoder, trained = model, model.config.image_size
+            self._encoder, trained = model, model.config.image_size
         self.image_size = image_size or trained
         self.batch_size = batch_size
         if self.image_size % self.encoder.patch_size:
@@ -104,6 +104,22 @@ class Predictor:
         device = next(model.parameters()).device
         self.precision = select_precision(device, precision).precision
         self._encode = torch.compile(self.encoder) if compiled else self.encoder
+
+    @property
+    def encoder(self) -> Encoder | SamEncoder:
+        """The encoder of the model.
+
+        Raises:
+            WeightsError: WEIGHTS-02 when the model takes k-space, not images.
+        """
+        if self._encoder is None:
+            raise WeightsError(
+                "WEIGHTS-02",
+                f"these weights ({type(self.model).__name__}) reconstruct k-space, they take no "
+                "images.",
+                fix="Use core-mri reconstruct.",
+            )
+        return self._encoder
 
     @torch.inference_mode()
     def embed(self, volume: Volume, *, patches: bool = True) -> Embedding:
@@ -118,12 +134,7 @@ class Predictor:
             GeometryError: GEOMETRY-02 when the volume has a fourth dimension.
             WeightsError: WEIGHTS-02 when the model takes k-space.
         """
-        if isinstance(self.model, Reconstructor):
-            raise WeightsError(
-                "WEIGHTS-02",
-                f"these weights ({type(self.model).__name__}) reconstruct k-space, they embed no "
-                "images.",
-            )
+        patch_size = self.encoder.patch_size
         prepared = Preprocess().apply(volume)
         cls, tokens = [], []
         for images in self._batches(prepared):
@@ -135,7 +146,7 @@ class Predictor:
             cls.append(features.cls.float().cpu())
             tokens.append(kept.float().cpu())
         slices, rows, columns = prepared.array.shape
-        grid = patch_grid(rows, columns, self.image_size, self.encoder.patch_size)
+        grid = patch_grid(rows, columns, self.image_size, patch_size)
         return Embedding(
             torch.cat(cls).numpy(),
             torch.cat(tokens).numpy(),

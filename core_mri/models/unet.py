@@ -8,6 +8,7 @@ arXiv 1505.04597; Zbontar et al., arXiv 1811.08839.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from core_mri.physics.preparation import CLAMP, INSTANCE_EPS, center_crop
 
 SLOPE = 0.2
 """Of the leaky ReLU below zero."""
+NORM_EPS = 1e-5
+"""Added to the variance by the instance norm."""
 
 
 class Unet(Reconstructor):
@@ -30,8 +33,6 @@ class Unet(Reconstructor):
     Args:
         config: Sizes.
     """
-
-    padding_measured = False
 
     def __init__(self, config: UnetConfig) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, I, H, W]`` to ``[B, O, H, W]``."""
         for convolution in self.layers.values():
-            x = _activate(convolution(x))
+            x = _activate(_convolve(x, cast("nn.Conv2d", convolution).weight))
             if self.dropout:
                 x = functional.dropout2d(x, self.dropout, self.training)
         return x
@@ -154,6 +155,31 @@ class UpBlock(nn.Module):
         return _activate(self.layers["0"](x))
 
 
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """3x3 convolution that keeps the sides.
+
+    On a CPU in the layout in which few channels are two to three times as fast; there is no fast
+    kernel for a single one, so that it gets a second one of zeros.
+    """
+    if x.device.type == "cpu":
+        if x.shape[1] == 1:
+            x = torch.cat([x, torch.zeros_like(x)], 1)
+            weight = functional.pad(weight, (0, 0, 0, 0, 0, 1))
+        x = x.contiguous(memory_format=torch.channels_last)
+    return functional.conv2d(x, weight, padding=1)
+
+
 def _activate(x: Tensor) -> Tensor:
-    """Instance norm without learned scale, then leaky ReLU."""
-    return functional.leaky_relu(functional.instance_norm(x), SLOPE, inplace=True)
+    """Instance norm without learned scale, then leaky ReLU; overwrites its input.
+
+        y = (x - mean) / sqrt(var + eps),   var = mean((x - mean)^2)   over the pixels of a channel
+
+    On a CPU the formula is faster than `instance_norm`, whose kernel wants another layout;
+    `group_norm` would be as fast, but takes E[x^2] - mean^2, which loses digits.
+    """
+    if x.device.type != "cpu":
+        return functional.leaky_relu(functional.instance_norm(x), SLOPE, inplace=True)
+    centered = x.sub_(x.mean((2, 3), keepdim=True))
+    scale = (centered.square().mean((2, 3), keepdim=True) + NORM_EPS).rsqrt()
+    normalized = centered * scale if torch.is_grad_enabled() else centered.mul_(scale)
+    return functional.leaky_relu(normalized, SLOPE, inplace=True)

@@ -54,6 +54,7 @@ class VarNet(Reconstructor):
     def forward(self, kspace: Tensor, mask: Tensor, num_low: int = 0) -> Tensor:
         """Root sum of squares of all coils, ``[S, H, W]``; arguments as in `Reconstructor`."""
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+        kspace = kspace * mask
         maps = self.sens_net(kspace, mask, num_low)
         lines_only = mask.shape[-2] == 1
         axes = (-1,) if lines_only else (-2, -1)
@@ -109,8 +110,11 @@ class MapsNet(nn.Module):
         Raises:
             DataError: DATA-21 for fewer than `MIN_LINES` lines.
         """
-        coils = ifft2c(kspace * _center(mask, num_low))
-        coils = self.norm_unet(coils.flatten(0, 1)[:, None]).view_as(coils)
+        low = ifft2c(kspace * _center(mask, num_low))
+        # One at a time they stay in the cache of a CPU.
+        stack = low.flatten(0, 1)[:, None]
+        parts = stack.split(1) if stack.device.type == "cpu" else (stack,)
+        coils = torch.cat([self.norm_unet(part) for part in parts]).view_as(low)
         norm = root_sum_of_squares(coils, 1)[:, None]
         return coils / torch.where(norm > 0, norm, 1)
 
@@ -146,8 +150,8 @@ def _center(mask: Tensor, num_low: int) -> Tensor:
         if number < MIN_LINES:
             raise DataError(
                 "DATA-21",
-                f"the center of k-space holds {number} fully sampled lines, these weights need at "
-                f"least {MIN_LINES} to find the coils.",
+                f"whole lines sampled in the center of k-space: {number}; these weights find the "
+                f"coils from at least {MIN_LINES}.",
                 fix="Use zero-filled, a U-Net, or a mask with a fully sampled center.",
             )
         first = (width - number + 1) // 2

@@ -24,7 +24,8 @@ def magnitude_residual(kspace: Tensor, mask: Tensor, magnitude: Tensor) -> Tenso
     Args:
         kspace: Complex ``[C, H, W]``, zero where not measured.
         mask: Bool ``[W]`` or ``[H, W]``.
-        magnitude: ``[h, w]``, the middle of the field of view; outside of it the image is zero.
+        magnitude: ``[h, w]``, the middle of the field of view; what lies outside of it is free, and
+            found by the same gradient steps.
 
     Returns:
         A number; see `core_mri.physics.classical.Encoded.residual`.
@@ -35,11 +36,12 @@ def magnitude_residual(kspace: Tensor, mask: Tensor, magnitude: Tensor) -> Tenso
     rows, columns = magnitude.shape
     problem = encode(kspace, mask, num_rows=rows)
     right = problem.right
-    padded = torch.zeros_like(right.real)
-    top, left = (padded.shape[0] - rows) // 2, (padded.shape[1] - columns) // 2
-    padded[top : top + rows, left : left + columns] = magnitude
-    image = torch.polar(padded, right.angle())
+    height, width = right.shape
+    top, left = (height - rows) // 2, (width - columns) // 2
+    inside = (slice(top, top + rows), slice(left, left + columns))
+    image = right.clone()
+    image[inside] = torch.polar(magnitude, right[inside].angle())
     for _ in range(ITERATIONS):
-        better = image + right - problem.sense.normal(image)
-        image = torch.polar(padded, better.angle())
+        image = image + right - problem.sense.normal(image)
+        image[inside] = torch.polar(magnitude, image[inside].angle())
     return problem.residual(image)

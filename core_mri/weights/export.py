@@ -50,6 +50,7 @@ def export(model: nn.Module, path: str | Path, *, format: Format, image_size: in
     """
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.reconstruction import Reconstructor
 
     if isinstance(model, Classifier):
         raise WeightsError(
@@ -57,6 +58,12 @@ def export(model: nn.Module, path: str | Path, *, format: Format, image_size: in
             f"a classifier of a {model.level} has no {format} form: it pools over any number of "
             "slices.",
             fix="Export the encoder it was made from, or use core_mri.Predictor(model).classify.",
+        )
+    if isinstance(model, Reconstructor):
+        raise WeightsError(
+            "WEIGHTS-02",
+            f"a {type(model).__name__} has no {format} form: it takes complex k-space of any size.",
+            fix="Use core-mri reconstruct or core_mri.Predictor(model).reconstruct.",
         )
     path = Path(path)
     owner: Any = model if hasattr(model, "image_size") else model.config

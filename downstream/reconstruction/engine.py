@@ -82,11 +82,11 @@ class Solver:
         error = None
         if self.config.error_map:
             padding = mask & self.sampling.padding
-            others = [
+            parts = [
                 self._solve(np.where(half, kept, 0), half | padding, name)[0]
                 for half in halves(mask & ~padding)
             ]
-            error = error_map(image, *others)
+            error = error_map(image, *parts)
         if residual is None:
             residual = self._residual(kept, mask, image)
         return Slice(image, weight, residual, error, wall, cpu)

@@ -23,6 +23,9 @@ def scan_report(scan: Scan) -> Report:
         f"{scan.sampling.acceleration:.2f}-fold undersampled, "
         f"{sum(scan.cpu_s) / slices:.2f} CPU-seconds a slice.{simulated}"
     )
+    residuals = [r for r in scan.residuals if r is not None]
+    if residuals:
+        verdict += f" Residual of the measured samples at most {max(residuals):.4f}."
     rows: list[dict[str, str | int | float | bool | None]] = []
     if scan.reference is not None:
         scores = volume_scores(scan.reference, scan.images)
@@ -65,7 +68,7 @@ def scan_report(scan: Scan) -> Report:
         )
     columns = (scan.residuals, scan.weights, scan.wall_s, scan.cpu_s)
     report.add_table(
-        "Slices",
+        "Slice by slice",
         [
             {"slice": i, "residual": r, "regularization": w, "wall s": t, "CPU s": c}
             for i, (r, w, t, c) in enumerate(zip(*columns, strict=True))

@@ -109,8 +109,9 @@ class ReconstructionSuite:
 
 def _short(source: str) -> str:
     """The last part of a path that says something."""
-    path = Path(source.rpartition(":")[2])
-    parts = [part for part in path.with_suffix("").parts if part not in ("weights", "/", "..")]
+    scheme, _, rest = source.rpartition(":")
+    path = Path(rest).with_suffix("") if scheme else Path(rest)
+    parts = [part for part in path.parts if part not in ("weights", "/", "..")]
     return parts[-1] if parts else source
 
 

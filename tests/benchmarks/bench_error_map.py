@@ -1,6 +1,6 @@
 """Does the error map of `core-mri reconstruct --error-map` lie where the errors are?
 
-    CORE_MRI_DATA=... python tests/benchmarks/bench_error_map.py
+    CORE_MRI_DATA=... python -m tests.benchmarks.bench_error_map
 
 Simulated k-space of `bench_reconstruction.py`'s scored images (320x320, 12 coils, random masks, one
 slice each, seed 7). Printed is the correlation over all pixels of the map with the magnitude of the
