@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from core_mri.errors import ConfigError, CoreMRIError, ServingError
 from core_mri.version import __version__
@@ -68,6 +70,7 @@ def make_app(service: Service, tokens: Tokens) -> Callable[..., Awaitable[None]]
         redoc_url=None, responses=_errors(), redirect_slashes=False,
     )  # fmt: skip
     _handle_errors(app)
+    _state_limits(app, service)
     _add_jobs(app, service)
     _add_events(app, service)
     _add_operations(app, service, tokens)
@@ -79,6 +82,11 @@ def _handle_errors(app: FastAPI) -> None:
     def answer(status: int, error: CoreMRIError, headers: dict[str, str]) -> Response:
         return Response(error_body(error), status, headers, "application/json")
 
+    @app.exception_handler(sqlite3.OperationalError)
+    def no_room(_request: Request, _error: Exception) -> Response:
+        full = ServingError("SERVE-04", "the service has no room.", fix="Come again later.")
+        return answer(507, full, {"retry-after": "60"})
+
     @app.exception_handler(CoreMRIError)
     def ours(_request: Request, error: CoreMRIError) -> Response:
         if isinstance(error, Refused):
@@ -89,10 +97,16 @@ def _handle_errors(app: FastAPI) -> None:
                 headers["upload-offset"] = str(error.offset)
             return answer(error.status, error, headers)
         if error.code == "DATA-07":
-            full = ServingError("SERVE-04", "the service has no room.", fix="Come again later.")
-            return answer(507, full, {"retry-after": "60"})
+            return no_room(_request, error)
         wrong = isinstance(error, ConfigError) or error.code.startswith("CONFIG")
         return answer(422 if wrong else 500, error, {})
+
+    @app.exception_handler(Exception)
+    def unforeseen(_request: Request, _error: Exception) -> Response:
+        failed = ServingError(
+            "SERVE-06", "an error of the service.", fix="Tell whoever runs the service."
+        )
+        return answer(500, failed, {})
 
     @app.exception_handler(RequestValidationError)
     def invalid(_request: Request, error: RequestValidationError) -> Response:
@@ -104,13 +118,36 @@ def _handle_errors(app: FastAPI) -> None:
         return answer(422, ServingError("SERVE-09", "; ".join(problems) + "."), {})
 
     @app.exception_handler(HTTPException)
-    def http(_request: Request, error: HTTPException) -> Response:
+    def http(request: Request, error: HTTPException) -> Response:
         refused = (
             error.detail
             if isinstance(error.detail, CoreMRIError)
             else ServingError("SERVE-09", f"{error.detail}.", fix="See /openapi.json.")
         )
-        return answer(error.status_code, refused, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["allow"] = ", ".join(_methods(app, request.url.path))
+        return answer(error.status_code, refused, headers)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """Those of all routes of a path; the framework names those of the first."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    found = [route.methods or set() for route in routes if route.path_regex.match(path)]
+    return sorted(set().union(*found))
+
+
+def _state_limits(app: FastAPI, service: Service) -> None:
+    """Let the document name the largest upload of this service."""
+    whole = app.openapi
+
+    def document() -> dict[str, Any]:
+        schema = whole()
+        size = schema["components"]["schemas"]["NewJob"]["properties"]["size"]
+        size["maximum"] = service.limits.upload_bytes
+        return schema
+
+    app.openapi = document  # type: ignore[method-assign]
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
@@ -121,7 +158,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/jobs", status_code=201, response_model=JobAnswer, tags=["jobs"],
         responses={200: {"model": JobAnswer, "description": "Made before with the same key."},
-                   **_errors(409, 503)},
+                   **_errors(404, 409, 503)},
     )  # fmt: skip
     def create(
         request: Request,

@@ -95,8 +95,8 @@ class Child:
 
     def kill(self) -> None:
         """End it and whatever it started, now."""
-        if self._process.pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        if self._process.pid is not None and self._process.is_alive():
+            with contextlib.suppress(ProcessLookupError):  # it leads no group yet, or has ended
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
         self._process.join()

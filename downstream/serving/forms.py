@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from downstream.serving.results import RESULTS
 from downstream.serving.service import Service
@@ -13,6 +13,14 @@ from downstream.serving.store import Job, State
 _ID = r"^[0-9a-f]{32}$"
 _NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
 _Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 8.0 is a whole one too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class _Form(BaseModel):
@@ -25,13 +33,13 @@ class Mask(_Form):
     kind: Literal["random", "equispaced", "equispaced_fraction", "magic", "magic_fraction"]
     acceleration: float = Field(4.0, gt=1, le=16, allow_inf_nan=False)
     center_fraction: float = Field(0.08, gt=0, lt=1, allow_inf_nan=False)
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: _Whole = Field(0, ge=0, lt=2**31)
 
 
 class NewJob(_Form):
     """An upload that is to come."""
 
-    size: int = Field(ge=1, le=2**53, description="Bytes of the file.")
+    size: _Whole = Field(ge=1, le=2**53, description="Bytes of the file.")
     sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$")
     name: str = Field(
         "",

@@ -75,19 +75,19 @@ class Service:
         """A new job that waits for its upload; or the one of the same idempotency key.
 
         Raises:
-            Refused: 409 for the key of another request, 413, 422 for a source that is not served,
-                429 for too many jobs or bytes.
+            Refused: 404 for a source that is not served, 409 for the key of another request,
+                422 for too large an upload, 429 for too many jobs or bytes.
         """
         if size > self.limits.upload_bytes:
             raise Refused(
-                413, "SERVE-04",
+                422, "SERVE-04",
                 f"an upload of {size} bytes; {self.limits.upload_bytes} are allowed.",
                 fix="Send fewer slices in one file.",
             )  # fmt: skip
         name = request.get("source") or ""
         if name and name not in [served.name for served in self.sources]:
             raise Refused(
-                422, "SERVE-09",
+                404, "SERVE-07",
                 "a source that is not served.",
                 fix=f"Choose one of {', '.join(s.name for s in self.sources)}.",
             )  # fmt: skip
@@ -132,7 +132,8 @@ class Service:
         """Take a part of an upload; the last one queues the job.
 
         Raises:
-            Refused: 404, 409 for a wrong offset or state, 413 for more than was announced.
+            Refused: 404, 409 for a wrong offset or state, or more than was announced, 422 for
+                nothing.
             DataError: DATA-07 when the disk is full.
         """
         with self._lock(identity):
@@ -147,11 +148,11 @@ class Service:
             end = offset + len(content)
             if end > job.size:
                 raise Refused(
-                    413, "SERVE-03", f"{end} bytes; {job.size} were announced.",
+                    409, "SERVE-03", f"{end} bytes; {job.size} were announced.",
                     offset=job.received,
                 )  # fmt: skip
             if not content:
-                return job
+                raise Refused(422, "SERVE-03", "an empty part.", offset=job.received)
             if offset == 0:
                 self.spool.open(identity)
             self.spool.append(identity, offset, content)
@@ -211,7 +212,7 @@ class Service:
         """Answer boxes and points on the scan of a done job.
 
         Raises:
-            Refused: 404, 409 when it is not done, 422 without weights that answer prompts.
+            Refused: 404, 409 when it is not done, also without weights that answer prompts.
             CoreMRIError: As `Prompting.answer`.
         """
         job = self.get(user, identity)
@@ -220,7 +221,7 @@ class Service:
         served = find(self.sources, source, "prompt")
         if served is None:
             raise Refused(
-                422, "SERVE-09", "no such weights that answer boxes and clicks.",
+                404, "SERVE-07", "no such weights that answer boxes and clicks.",
                 fix="Start the service with weights that have a mask decoder.",
             )  # fmt: skip
         answer = self.prompting.answer(identity, served, prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated
@@ -76,9 +77,11 @@ class Places:
 
     Args:
         root: The data folder.
+        scratch: Unsealed files of running jobs: in memory where the system has a place there.
     """
 
     root: Path
+    scratch: Path
 
     @classmethod
     def open(cls, root: Path) -> tuple[Places, IO[str] | None]:
@@ -88,7 +91,6 @@ class Places:
             ServingError: SERVE-02 when another service uses them.
             DataError: DATA-07 when they cannot be written.
         """
-        places = cls(root.absolute())
         with writing(root):
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
@@ -100,11 +102,15 @@ class Places:
                 f"{root}: another service uses this folder.",
                 fix="Stop it, or choose another --data-dir.",
             ) from None
+        root = root.absolute()
+        memory = _MEMORY if _MEMORY.is_dir() else root
+        prefix = f"core-mri-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-"
         # Nothing runs now: what lies here was left by a service that was killed.
-        for folder in (places.work, places.scratch):
+        for folder in (root / "work", *memory.glob(f"{prefix}*")):
             shutil.rmtree(folder, ignore_errors=True)
         with writing(root):
-            for folder in (places.work, places.results, places.scratch):
+            places = cls(root, Path(tempfile.mkdtemp(prefix=prefix, dir=memory)))
+            for folder in (places.work, places.results):
                 folder.mkdir(mode=0o700, exist_ok=True)
         return places, lock
 
@@ -132,11 +138,3 @@ class Places:
     def key(self) -> Path:
         """Of the pseudonyms."""
         return self.root / "deidentification.key"
-
-    @property
-    def scratch(self) -> Path:
-        """Unsealed files of running jobs: in memory where the system has a place there."""
-        if not _MEMORY.is_dir():
-            return self.root / "scratch"
-        digest = hashlib.sha256(str(self.root).encode()).hexdigest()[:16]
-        return _MEMORY / f"core-mri-{digest}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -97,7 +98,11 @@ class Workers:
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
-            job = self._store.claim()
+            try:
+                job = self._store.claim()
+            except sqlite3.OperationalError:  # such as a full disk, which may pass
+                log.exception("queue")
+                job = None
             if job is None:
                 self._wake.wait(_IDLE_S)
                 self._wake.clear()

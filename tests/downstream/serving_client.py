@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -107,7 +108,9 @@ class Client:
             sent.setdefault("Content-Type", "application/json")
         connection = http.client.HTTPConnection(*self.address, timeout=60)
         try:
-            connection.request(method, path, body, sent)
+            # A server that refuses a body may close before it has all of it.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, sent)
             answer = connection.getresponse()
             headers = {k.lower(): v for k, v in answer.getheaders()}
             return Reply(answer.status, headers, answer.read())

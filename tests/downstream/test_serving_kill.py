@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -69,6 +70,8 @@ class TestKilled:
         assert len(ends) == len(set(ends))  # once each
         assert not any((tmp_path / "data" / "spool").iterdir())
         assert len(list((tmp_path / "data" / "results").iterdir())) == 20
+        digest = hashlib.sha256(str(tmp_path / "data").encode()).hexdigest()[:16]
+        assert not list(Path("/dev/shm").glob(f"core-mri-{digest}-*"))  # nothing unsealed is left
 
     def test_a_file_that_kills_its_process_costs_one_job(self, tmp_path: Path, raw: bytes) -> None:
         """Whatever ends the process of a job, the service goes on."""

@@ -1,4 +1,11 @@
-"""What strangers try: each is refused, in plain words, and the service goes on."""
+"""What strangers try: each is refused, in plain words, and the service goes on.
+
+Beside this, requests made from the OpenAPI document (schemathesis 4.32, not installed with the
+tests), against a service with ``--requests-per-s 100000 --jobs 100000 --kept-jobs 1000000``:
+
+    schemathesis run URL/openapi.json -H "Authorization: Bearer TOKEN" \\
+        --phases examples,coverage,fuzzing --exclude-path-regex "events$"
+"""
 
 from __future__ import annotations
 
@@ -78,11 +85,12 @@ class TestFiles:
         assert time.monotonic() - start < 30
 
     def test_gzip_bomb(self, client: Client) -> None:
-        """A NIfTI header that states 8 GB, and zeros that never end."""
+        """A volume of 300 MB of zeros in 300 kB."""
         header = bytearray(352)
         struct.pack_into("<i", header, 0, 348)
-        struct.pack_into("<8h", header, 40, 3, 2000, 2000, 500, 1, 1, 1, 1)
+        struct.pack_into("<8h", header, 40, 3, 1024, 1024, 75, 1, 1, 1, 1)
         struct.pack_into("<hh", header, 70, 16, 32)
+        struct.pack_into("<4f", header, 76, 1, 1, 1, 1)
         struct.pack_into("<f", header, 108, 352)
         header[344:348] = b"n+1\0"
         packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -209,7 +217,7 @@ class TestFiles:
 
 class TestRequests:
     def test_sizes_that_cannot_be(self, client: Client) -> None:
-        for size, status in ((0, 422), (-1, 422), (10**10, 413), (2**60, 422), ("9", 422)):
+        for size, status in ((0, 422), (-1, 422), (10**10, 422), (2**60, 422), ("9", 422)):
             assert client.ask("POST", "/v1/jobs", {"size": size}).status == status
 
     def test_bodies_that_are_no_request(self, client: Client) -> None:
@@ -271,7 +279,7 @@ class TestRequests:
         with socket.create_server(("127.0.0.1", 0)) as trap:
             url = f"http://127.0.0.1:{trap.getsockname()[1]}/x"
             asked = {"size": 10, "source": url}
-            assert client.ask("POST", "/v1/jobs", asked).status == 422
+            assert client.ask("POST", "/v1/jobs", asked).status == 404
             assert client.ask("POST", "/v1/jobs", {"size": 10, "url": url}).status == 422
             client.create(10, name=url)
             client.ask("GET", url)
