@@ -28,7 +28,14 @@ from downstream.serving.refusals import refusal
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _MODULE = "downstream.serving.work"
-_OF_NETWORKS = ("core_mri.predictor", "core_mri.weights", "highdicom", "segment_anything", "timm")
+_OF_NETWORKS = (
+    "core_mri.predictor",
+    "core_mri.weights",
+    "highdicom",
+    "monai.inferers",
+    "segment_anything",
+    "timm",
+)
 _MAX_MESSAGE = 1 << 22
 _PR_SET_PDEATHSIG = 1
 
