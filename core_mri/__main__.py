@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "embed": ("downstream.embed_cli:main", "frozen features of scans, to npz or Parquet"),
     "segment": ("core_mri.segment_cli:main", "a mask of a scan, by classes or by prompts"),
     "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
+    "serve": ("downstream.serving.cli:main", "take uploads over HTTP, give results back"),
     "export": ("core_mri.weights.cli:export_main", "weights for SAM's code, TorchScript or ONNX"),
     "push": ("core_mri.weights.cli:push_main", "publish a weights folder on a model hub"),
     "pull": ("core_mri.weights.cli:pull_main", "fetch a weights folder from a model hub"),

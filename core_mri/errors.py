@@ -80,6 +80,16 @@ CODES: dict[str, str] = {
     "RUN-09": "two runs write to one place",
     "RUN-10": "the installed torch cannot divide a network in bfloat16",
     "RUN-11": "a network for reconstruction has collapsed: its images ignore the measured samples",
+    "SERVE-01": "a token is missing or wrong, or an address would need tokens",
+    "SERVE-02": "the data folder of a service is in use, or not private",
+    "SERVE-03": "an upload is not what was announced: its offset, size or hash",
+    "SERVE-04": "a limit of the service: size, number or rate",
+    "SERVE-05": "a job took more memory or time than it may",
+    "SERVE-06": "the program that worked on a file was ended, or failed",
+    "SERVE-07": "no such job or result for this user, or not in this state",
+    "SERVE-08": "a file of a kind that the service does not take",
+    "SERVE-09": "a request that the interface does not know",
+    "SERVE-10": "a stored upload is damaged",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 
@@ -132,6 +142,10 @@ class WeightsError(CoreMRIError):
 
 class RunError(CoreMRIError):
     """A run that failed while it ran: divergence, a lost worker, a damaged checkpoint."""
+
+
+class ServingError(CoreMRIError):
+    """A request that the service refuses, or a job that it could not do."""
 
 
 class Interrupted(CoreMRIError):

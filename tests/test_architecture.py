@@ -27,6 +27,7 @@ RAY_FILES = {
 }
 MAY_PRINT = {"core_mri/__main__.py", "core_mri/demo.py", "core_mri/info.py"}
 BANNED_NAMES = ("utils", "helpers", "common", "misc")
+CODE_FAMILIES = {"CONFIG", "DATA", "GEOMETRY", "WEIGHTS", "RUN", "SERVE"}
 MAX_LINES = 500
 HEAVY = ("torch", "timm", "monai", "ray", "matplotlib", "pydicom", "duckdb")
 
@@ -94,7 +95,7 @@ class TestEveryFile:
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant)
             and isinstance(node.value, str)
-            and node.value.rpartition("-")[0] in {"CONFIG", "DATA", "GEOMETRY", "WEIGHTS", "RUN"}
+            and node.value.rpartition("-")[0] in CODE_FAMILIES
             and node.value.rpartition("-")[2].isdigit()
         }
         assert raised <= set(CODES)

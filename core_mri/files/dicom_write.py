@@ -34,6 +34,7 @@ def write_dicom_series(
     *,
     facts: Mapping[str, FactValue] | None = None,
     seed: str | None = None,
+    derivation: str = "",
 ) -> list[Path]:
     """Write ``0001.dcm``, ``0002.dcm``, ... in the order of the slices.
 
@@ -47,6 +48,8 @@ def write_dicom_series(
         facts: By DICOM keyword; `volume.facts` when None. Patient, study and frame of reference are
             kept where stated; the series is always a new one.
         seed: Text from which all new UIDs are derived; None draws fresh ones.
+        derivation: How the images were made, with the warning that belongs to them; marks the
+            series as one of research (ContentQualification).
 
     Returns:
         The files.
@@ -78,6 +81,9 @@ def write_dicom_series(
             header.BitsAllocated = header.BitsStored = 16
             header.HighBit = 15
             header.PixelRepresentation = int(stored.dtype.kind == "i")
+            if derivation:
+                header.DerivationDescription = header.ImageComments = derivation
+                header.ContentQualification = "RESEARCH"
             for k, name in enumerate(names):
                 _write_slice(header, volume, stored[:, :, k], k, partial / name)
         if folder.exists():

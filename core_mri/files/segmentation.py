@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage and Label Map Segmentation Storage."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "StudyID", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""Of patient and study: may be empty but not absent (type 2, PS3.3 C.7.1 and C.7.2). Files that
+lack them are common, and highdicom copies them."""
 _VALUE = re.compile(r"value=(-?\d+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.+()/,'-]{0,63}")
 _ABNORMAL = re.compile(r"lesion|tumou?r|cancer|metasta|edema|infarct|necro|cyst", re.I)
@@ -139,7 +145,11 @@ def write_segmentation(
             images = []
             for file in series.files:
                 with open_dicom(file) as opened:
-                    images.append(dcmread(opened))
+                    image = dcmread(opened)
+                for keyword in _EMPTY:
+                    if keyword not in image:
+                        setattr(image, keyword, "")
+                images.append(image)
             if len(images) == 1 and len(series.frames) > 1:
                 segments = _in_file_order(path, series, images[0], segments)
             seg = hd.seg.Segmentation(

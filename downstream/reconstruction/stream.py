@@ -14,7 +14,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,14 @@ class Scan:
     """Wall seconds of this start, with reading and writing."""
 
 
-def reconstruct_file(config: ReconstructConfig) -> Scan:
+def reconstruct_file(
+    config: ReconstructConfig, *, progress: Callable[[int, int], None] | None = None
+) -> Scan:
     """Reconstruct one volume of a file and write it.
+
+    Args:
+        config: What to do.
+        progress: Told after each slice how many are done, and of how many.
 
     Returns:
         What was done, for tables and reports.
@@ -108,13 +114,18 @@ def reconstruct_file(config: ReconstructConfig) -> Scan:
                 config.volume, kspace.num_volumes,
             )  # fmt: skip
         aside = _Aside.open(config)
-        for index, done, reference in _slices(kspace, solver, aside.missing(kspace)):
+        missing = aside.missing(kspace)
+        found = kspace.shape[0] - len(missing)
+        for index, done, reference in _slices(kspace, solver, missing):
             aside.save(index, done, _reference(kspace, index, reference, size))
             told = "none" if done.residual is None else f"{done.residual:.4f}"
             log.info(
                 "slice %d of %d: %.2f s, residual of the measured samples %s",
                 index + 1, kspace.shape[0], done.wall_s, told,
             )  # fmt: skip
+            found += 1
+            if progress is not None:
+                progress(found, kspace.shape[0])
         kept = aside.load(kspace.shape[0])
         write_output(
             config.out, kept["image"], kspace.header, kspace.shape, config, kept.get("error")

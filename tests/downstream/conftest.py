@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ from downstream.evaluation.results import Outcome, Score
 from downstream.reconstruction.suite import ReconstructionSuite
 from downstream.reconstruction.training.config import ReconstructionConfig
 from downstream.reconstruction.training.study_config import ReconstructionStudy
+from tests.downstream.serving_client import Client, ServerProcess
 
 SIZE = 32
+ALICE, BOB = "alice-token-of-some-length", "bob-token-of-another-length"
 NUM_SUBJECTS = 24
 SEQUENCES = ("T1", "T2")
 
@@ -219,3 +221,55 @@ def random_values():
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`core-mri serve` for two users; the weights that answer prompts are random."""
+    import torch
+
+    import core_mri
+
+    folder = tmp_path_factory.mktemp("serve")
+    tokens = folder / "tokens"
+    tokens.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
+    tokens.chmod(0o600)
+    torch.manual_seed(0)
+    core_mri.save_model(core_mri.create_model("sam_vit_micro"), folder / "random")
+    process = ServerProcess(
+        folder, "wavelet", "zero-filled", str(folder / "random"), "--token-file", str(tokens)
+    )
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def client(serving: ServerProcess) -> Client:
+    return Client(serving.url, ALICE)
+
+
+@pytest.fixture(scope="session")
+def bob(serving: ServerProcess) -> Client:
+    return Client(serving.url, BOB)
+
+
+@pytest.fixture(scope="session")
+def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A service without tokens that grants little."""
+    process = ServerProcess(
+        tmp_path_factory.mktemp("tight"), "wavelet", "--jobs", "2", "--requests-per-s", "5",
+        "--job-s", "0.001", "--upload-gb", "0.002", "--chunk-mb", "1", "--body-s", "1.5",
+    )  # fmt: skip
+    yield Client(process.url)
+    process.stop()
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A fastMRI file of three slices, undersampled, with a reference."""
+    from core_mri.files import write_kspace
+    from tests.downstream.test_reconstruct import line_mask, make_samples, make_scan
+
+    path = tmp_path_factory.mktemp("raw") / "raw.h5"
+    write_kspace(make_scan(make_samples(), line_mask()), path)
+    return path.read_bytes()

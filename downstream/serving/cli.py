@@ -1,0 +1,30 @@
+"""The verb `core-mri serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tyro
+
+from core_mri.errors import ConfigError
+from downstream.serving.settings import ServeConfig
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Returns:
+        0 after it was stopped.
+
+    Raises:
+        ConfigError: CONFIG-06 without the extra `serve`; and what `serve` raises.
+    """
+    config = tyro.cli(ServeConfig, prog="core-mri serve", args=list(arguments))
+    try:
+        from downstream.serving.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "CONFIG-06", f"{error.name} is not installed.", fix="pip install 'core-mri[serve]'."
+        ) from None
+    serve(config, started=lambda url: print(url, flush=True))
+    return 0

@@ -1,0 +1,56 @@
+"""What the service hands to the process of a job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from downstream.serving.sources import Served
+
+Work = Literal["do_job", "do_prompts", "do_describe"]
+"""Functions of `downstream.serving.work`, by name: the service itself never loads torch."""
+
+
+@dataclass(frozen=True)
+class JobWork:
+    """What a job is made of.
+
+    Args:
+        job: Its id.
+        size: Of the upload.
+        request: As it was made.
+        spool: Where the parts of the upload lie.
+        scratch: Empty folder for what nobody keeps.
+        out: Empty folder for the results.
+        sources: What is served.
+        key: Of the pseudonyms.
+        device: Where networks run.
+    """
+
+    job: str
+    size: int
+    request: dict[str, Any]
+    spool: Path
+    scratch: Path
+    out: Path
+    sources: tuple[Served, ...]
+    key: bytes
+    device: str
+
+
+@dataclass(frozen=True)
+class PromptWork:
+    """A scan that is kept ready for prompts.
+
+    Args:
+        results: Of its job.
+        served: Weights with a mask decoder.
+        scratch: A folder.
+        device: Where they run.
+    """
+
+    results: Path
+    served: Served
+    scratch: Path
+    device: str

@@ -1,0 +1,110 @@
+"""Scans kept ready for boxes and clicks, a process each; the longest unused makes room."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core_mri.errors import CoreMRIError, ServingError
+from downstream.serving.child import Child
+from downstream.serving.limits import Limits
+from downstream.serving.orders import PromptWork
+from downstream.serving.settings import Places
+from downstream.serving.sources import Served
+
+
+@dataclass
+class _Session:
+    child: Child
+    scratch: Path
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    used: float = field(default_factory=time.monotonic)
+
+
+class Prompting:
+    """Answers prompts on the scans of finished jobs.
+
+    Args:
+        places: Folders.
+        limits: Number of scans kept ready, seconds of an answer.
+        device: Where the weights run.
+    """
+
+    def __init__(self, places: Places, limits: Limits, device: str) -> None:
+        self._places, self._limits, self._device = places, limits, device
+        self._sessions: dict[str, _Session] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, job: str, served: Served, prompts: dict[str, Any]) -> dict[str, Any]:
+        """The structures that the prompts gave; their mask replaces the one before.
+
+        Raises:
+            CoreMRIError: CONFIG-05 for prompts outside of the scan, SERVE-05 when it took too long,
+                SERVE-06 when the process died, and what reading the scan raises.
+        """
+        session = self._session(f"{job} {served.name}", job, served)
+        out = self._places.work / f"prompts-{uuid.uuid4().hex}"
+        out.mkdir(mode=0o700)
+        with session.lock:
+            try:
+                session.child.say({"out": str(out), "prompts": prompts})
+                reply = self._reply(session)
+                if "refused" in reply:
+                    raise CoreMRIError(**reply["refused"])
+                for name in ("mask.nii.gz", "mask.dcm"):
+                    target = self._places.results / job / name
+                    target.unlink(missing_ok=True)
+                    if (out / name).exists():
+                        (out / name).rename(target)
+                return dict(reply["answer"])
+            except (ServingError, OSError) as error:
+                self.forget(job)
+                if isinstance(error, ServingError):
+                    raise
+                raise ServingError("SERVE-06", "the scan is ready no longer.",
+                                   fix="Ask again.") from None  # fmt: skip
+            finally:
+                shutil.rmtree(out, ignore_errors=True)
+
+    def forget(self, job: str = "") -> None:
+        """End the processes of a job, or all."""
+        with self._lock:
+            gone = [key for key in self._sessions if not job or key.split(" ")[0] == job]
+            for key in gone:
+                self._end(key)
+
+    def _session(self, key: str, job: str, served: Served) -> _Session:
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is None:
+                while len(self._sessions) >= self._limits.sessions:
+                    self._end(min(self._sessions, key=lambda k: self._sessions[k].used))
+                scratch = self._places.scratch / f"prompts-{uuid.uuid4().hex}"
+                scratch.mkdir(mode=0o700)
+                work = PromptWork(self._places.results / job, served, scratch, self._device)
+                memory = self._limits.job_gb
+                child = Child("do_prompts", work, scratch, memory_gb=memory, file_gb=memory)
+                session = self._sessions[key] = _Session(child, scratch)
+            session.used = time.monotonic()
+            return session
+
+    def _reply(self, session: _Session) -> dict[str, Any]:
+        deadline = time.monotonic() + self._limits.prompt_s
+        while (left := deadline - time.monotonic()) > 0:
+            message = session.child.listen(left)
+            if message is not None and "failed" in message:
+                raise ServingError(**message["failed"])
+            if message is not None and "ready" not in message:
+                return message
+        raise ServingError("SERVE-05", f"no answer within {self._limits.prompt_s:g} s.",
+                           fix="Ask for a smaller box.")  # fmt: skip
+
+    def _end(self, key: str) -> None:
+        session = self._sessions.pop(key)
+        session.child.kill()
+        shutil.rmtree(session.scratch, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""From settings to a running server, and back to nothing in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from core_mri.errors import CoreMRIError, WeightsError
+from data_registry.deidentify.identifiers import load_key
+from downstream.serving.app import make_app
+from downstream.serving.child import call, preload
+from downstream.serving.observing import JsonLines, Metrics
+from downstream.serving.prompting import Prompting
+from downstream.serving.service import Service
+from downstream.serving.settings import Places, ServeConfig
+from downstream.serving.sources import Served, check_names, is_solver, solver
+from downstream.serving.spool import Spool
+from downstream.serving.store import Store
+from downstream.serving.tokens import Tokens, load_tokens
+from downstream.serving.worker import Workers
+
+_DESCRIBE_S = 300.0
+
+
+def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
+    """Run until a signal stops it.
+
+    Args:
+        config: Settings.
+        started: Told the address once it listens.
+
+    Raises:
+        ServingError: SERVE-01 for a wrong token file, SERVE-02 for a data folder in use.
+        WeightsError: For weights that cannot be served.
+        DataError: DATA-07 when the data folder cannot be written.
+    """
+    os.umask(0o077)
+    _log_to_stderr()
+    tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
+    places, lock = Places.open(config.data_dir)
+    preload(networks=not all(map(is_solver, config.sources)))
+    sources = tuple(_described(source, config.device) for source in config.sources)
+    check_names(sources)
+    store = Store(places.database)
+    metrics = Metrics(store)
+    spool = Spool(places.spool)
+    workers = Workers(
+        store, spool, places, sources, load_key(places.key, create=True), config.limits,
+        number=config.workers, device=config.device, ended=metrics.job_ended,
+    )  # fmt: skip
+    prompting = Prompting(places, config.limits, config.device)
+    service = Service(store, spool, workers, prompting, metrics, places, sources, config.limits)
+    body_s = config.limits.body_s
+
+    class Protocol(H11Protocol):
+        """Ends connections whose request does not arrive."""
+
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self.timer is not None:
+                self.timer.cancel()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._await_head()
+
+        def _await_head(self) -> None:
+            cycle = self.cycle
+            if self.timer is not None:
+                self.timer.cancel()
+
+            def end() -> None:
+                if self.cycle is cycle and (cycle is None or cycle.response_complete):
+                    self.transport.close()
+
+            self.timer = asyncio.get_running_loop().call_later(body_s, end)
+
+    settings = uvicorn.Config(
+        make_app(service, tokens), host=config.host, port=config.port, http=Protocol, ws="none",
+        log_config=None, access_log=False, server_header=False, lifespan="off",
+        limit_concurrency=config.limits.connections, timeout_graceful_shutdown=10,
+        h11_max_incomplete_event_size=1 << 15, proxy_headers=False,
+    )  # fmt: skip
+
+    class Server(uvicorn.Server):
+        """Tells streams that they end."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            service.stopping = True
+            super().handle_exit(sig, frame)
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                host, port = self.servers[0].sockets[0].getsockname()[:2]
+                started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    workers.start()
+    try:
+        Server(settings).run()
+    except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
+        pass
+    finally:
+        previous = [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]
+        workers.stop()
+        prompting.forget()
+        store.close()
+        shutil.rmtree(places.scratch, ignore_errors=True)
+        if lock is not None:
+            lock.close()
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
+            signal.signal(number, handler)
+
+
+def _described(source: str, device: str) -> Served:
+    if is_solver(source):
+        return solver(source)
+    try:
+        facts = call("do_describe", (source, device), timeout_s=_DESCRIBE_S, memory_gb=64)
+    except CoreMRIError as error:
+        raise WeightsError(error.code, error.message, fix=error.fix) from None
+    return Served(**{**facts, "labels": {int(k): v for k, v in facts["labels"]}})
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    logging.getLogger("downstream.serving").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
