@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
@@ -19,12 +20,16 @@ from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
+from core_mri.off_distribution import Judgement, judged_slices
 from core_mri.preprocess import Prepared, Preprocess
 from core_mri.prompting import PromptedVolume
 from core_mri.prompts import Boxes, Points
 from core_mri.slice_grid import image_to_square, patch_grid
 from core_mri.slice_inference import segment_slices
+from core_mri.training_statistics import TrainingStatistics
 from core_mri.volume import Volume
+
+log = logging.getLogger(__name__)
 
 
 class Embedding(NamedTuple):
@@ -53,6 +58,9 @@ class Classification(NamedTuple):
 
 class Predictor:
     """Runs a model over volumes; geometry is kept.
+
+    Weights that tell what they saw (`core_mri.training_statistics`) make it log a warning for a
+    volume that is unlike it; `judge` gives the score itself.
 
     Args:
         model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier` or a
@@ -100,6 +108,38 @@ class Predictor:
         device = next(model.parameters()).device
         self.precision = select_precision(device, precision).precision
         self._encode = torch.compile(self.encoder) if compiled else self.encoder
+        statistics: TrainingStatistics | None = getattr(model, "statistics", None)
+        fits = statistics is not None and statistics.image_size == self.image_size
+        self.statistics = statistics if fits else None
+
+    def judge(self, volume: Volume) -> Judgement | None:
+        """How a volume compares with what the weights saw.
+
+        Args:
+            volume: Three-dimensional image.
+
+        Returns:
+            None when the weights do not tell, or for another image size than they were trained at.
+
+        Raises:
+            DataError: As :meth:`embed`.
+            GeometryError: As :meth:`embed`.
+        """
+        return self._judge(Preprocess().apply(volume)) if self.statistics else None
+
+    @torch.inference_mode()
+    def _judge(self, prepared: Prepared) -> Judgement | None:
+        if self.statistics is None:
+            return None
+        slices = cast("npt.NDArray[np.float32]", prepared.array)
+        chosen = slices[judged_slices(slices)]
+        device = next(self.encoder.parameters()).device
+        cls = self.encoder(image_to_square(chosen, self.image_size).to(device)).cls
+        return self.statistics.judge(cls.float().cpu().numpy())
+
+    def _warn(self, judgement: Judgement | None) -> None:
+        if judgement is not None and judgement.unlike:
+            log.warning("a scan %s: do not rely on the answer without looking", judgement)
 
     @torch.inference_mode()
     def embed(self, volume: Volume, *, patches: bool = True) -> Embedding:
@@ -124,9 +164,13 @@ class Predictor:
             cls.append(features.cls.float().cpu())
             tokens.append(kept.float().cpu())
         slices, rows, columns = prepared.array.shape
+        vectors = torch.cat(cls).numpy()
+        if self.statistics is not None:
+            judged = judged_slices(cast("npt.NDArray[np.float32]", prepared.array))
+            self._warn(self.statistics.judge(vectors[judged]))
         grid = patch_grid(rows, columns, self.image_size, self.encoder.patch_size)
         return Embedding(
-            torch.cat(cls).numpy(),
+            vectors,
             torch.cat(tokens).numpy(),
             prepared.affine,
             prepared.affine @ grid,
@@ -184,6 +228,7 @@ class Predictor:
         if isinstance(self.model, PromptableSegmenter):
             if self._prompted is None or self._prompted.volume is not volume:
                 self._prompted = PromptedVolume(self.model, volume, self.image_size)
+                self._warn(self.judge(volume))
             if automatic:
                 settings = AutomaticMasks() if automatic is True else automatic
                 return self._prompted.segment_all(settings)
@@ -202,6 +247,7 @@ class Predictor:
                 fix="Fine-tune it first: core-mri finetune CONFIG.",
             )
         prepared = [Preprocess().apply(scan) for scan in scans]
+        self._warn(self._judge(prepared[0]))
         arrays = [cast("npt.NDArray[np.float32]", one.array) for one in prepared]
         spacing = np.linalg.norm(prepared[0].affine[:3, :3], axis=0).tolist()
         classes = segment_slices(

@@ -39,6 +39,11 @@ VERBS: dict[str, tuple[str, str]] = {
         "data_registry.planning.plan_cli:main",
         "choose a corpus from an index of public scans",
     ),
+    "similarity": ("data_registry.similarity.cli:main", "how like a task is to pretraining data"),
+    "statistics": (
+        "data_registry.similarity.statistics_cli:main",
+        "keep what weights saw beside them, for whoever has the weights alone",
+    ),
     "repair": ("data_registry.cli:repair_main", "find damaged shards, give up what is lost"),
     "label": ("data_registry.labels_cli:main", "show what labels were told from; label anew"),
     "dedupe": ("data_registry.dedupe_cli:main", "find people who are there under several subjects"),

@@ -281,6 +281,40 @@ class DuplicateRow:
     """Median correlation of the slices in common, 1 for exact ones."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimilarityRow:
+    """One distance of a task to pretraining data, as `core-mri data similarity` found it then."""
+
+    when: str
+    """UTC, ISO 8601."""
+    task: str
+    """Name of the cohort."""
+    task_digest: str
+    """Its hash."""
+    pretraining: str
+    """Name of the cohort or of the weights folder."""
+    pretraining_digest: str
+    """Hash of the cohort or of the tensors."""
+    encoder: str
+    """Digest of the encoder whose features were compared; empty for formulas alone."""
+    shared_patients: int
+    """Patients of the task in the pretraining data."""
+    features: str
+    """As `similarity.measure.Measurement`, and so all that follow."""
+    distance: str
+    closer: str
+    value: float | None
+    low: float | None
+    high: float | None
+    null: float | None
+    null_high: float | None
+    slices: int
+    patients: int
+    pretraining_slices: int
+    pretraining_patients: int
+    refused: str
+
+
 TABLES: dict[str, type] = {
     "sources": SourceRow,
     "shards": ShardRow,
@@ -292,6 +326,7 @@ TABLES: dict[str, type] = {
     "labels": LabelRow,
     "fingerprints": FingerprintRow,
     "duplicates": DuplicateRow,
+    "similarities": SimilarityRow,
 }
 """Parquet file name (without suffix) in each commit folder -> its row."""
 

@@ -49,6 +49,7 @@ CREATE VIEW duplicates AS SELECT d.*, a.subject_id, b.subject_id AS other_subjec
 CREATE VIEW conflicts AS
     SELECT DISTINCT unnest([subject_id, other_subject_id]) AS subject_id
     FROM duplicates WHERE split <> other_split;
+CREATE VIEW similarities AS SELECT * FROM all_similarities;
 CREATE VIEW splits AS SELECT * FROM all_splits;
 CREATE VIEW cohort_members AS SELECT * FROM all_cohort_members;
 CREATE VIEW shards AS SELECT * FROM all_shards;

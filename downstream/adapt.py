@@ -12,7 +12,6 @@ An adapted encoder starts as the encoder it was, whatever moves.
 from __future__ import annotations
 
 import copy
-import hashlib
 from dataclasses import asdict
 
 import torch
@@ -25,7 +24,6 @@ from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
-from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.training.layer_decay import layer_multiplier
 from downstream.config import Adaptation, Recipe
@@ -118,12 +116,3 @@ def architecture(encoder: Encoder) -> str:
         if all(asdict(config)[size] == own[size] for size in sizes):
             return name
     return f"vit_{own['embed_dim']}x{own['depth']}_patch{own['patch_size']}"
-
-
-def weights_fingerprint(encoder: Encoder | SamEncoder) -> str:
-    """Hash of every tensor, so that replaced weights are never taken for the old ones."""
-    digest = hashlib.sha256(repr(encoder.config).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

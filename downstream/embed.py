@@ -143,7 +143,7 @@ def embed(config: EmbedConfig) -> Embedded:
     """
     from core_mri.predictor import Predictor
     from core_mri.weights import load_model
-    from downstream.adapt import weights_fingerprint
+    from core_mri.weights.fingerprint import weights_fingerprint
 
     found, failed = _volumes(config)
     for index, error in enumerate(failed):

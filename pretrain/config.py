@@ -233,6 +233,9 @@ class PretrainConfig:
     (extra ``store``); empty is the run folder."""
     probe_slices: int = 1024
     """Slices at most, on each side, for the nearest-neighbor probe at the end; 0 leaves it out."""
+    statistics_slices: int = 10_000
+    """Training slices at most that are embedded at the end for ``weights/statistics.safetensors``,
+    which tells users of the weights what they saw; 0 leaves it out."""
     loader_workers: int = 0
     """Processes that read slices, for each worker; 0 reads in the worker itself."""
     compile: bool = False

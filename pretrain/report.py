@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 PRETRAINED = "pretrained"
 
 
-def finish(run: Run, trainer: Trainer, encoder: Encoder, slices: ProbeSet) -> None:
+def finish(
+    run: Run, trainer: Trainer, encoder: Encoder, slices: ProbeSet, validation: Slices | None
+) -> None:
     """Write ``weights/``, ``results.json``, ``results.csv`` and ``report.html`` of a run.
 
     Args:
@@ -40,6 +42,7 @@ def finish(run: Run, trainer: Trainer, encoder: Encoder, slices: ProbeSet) -> No
         trainer: Its configuration and health.
         encoder: The one that is released.
         slices: Those of the probe.
+        validation: Slices of patients who were not trained on, None without any.
     """
     from core_mri.weights import save_model
 
@@ -53,6 +56,8 @@ def finish(run: Run, trainer: Trainer, encoder: Encoder, slices: ProbeSet) -> No
     metrics = run.metrics()
     facts = card(config, trainer.dataset, metrics, result, _overlap(run))
     save_model(encoder, run.out / "weights", facts)
+    if config.statistics_slices:
+        _keep_statistics(run.out / "weights", encoder, trainer, validation)
     note_training(config.registry, run.out / "weights", facts["subjects"], "pretrain")
     with writing(run.out):
         results = {"schema": 1, "cells": result.cells, "summary": result.summary}
@@ -61,6 +66,31 @@ def finish(run: Run, trainer: Trainer, encoder: Encoder, slices: ProbeSet) -> No
     verdict = _verdict(metrics, result, trainer.health.history, origin)
     report = Report(f"Pretraining of {config.model}", verdict)
     _fill(report, run, trainer, encoders, facts, result)
+
+
+def _keep_statistics(
+    folder: Path, encoder: Encoder, trainer: Trainer, validation: Slices | None
+) -> None:
+    """What the weights saw, beside them, and a section about it in their card."""
+    from core_mri.training_statistics import save_statistics
+    from core_mri.weights.folder import read_config, update_card
+    from data_registry.similarity.features import EncoderFeatures
+    from data_registry.similarity.training import training_statistics
+
+    if len({row.subject_id for row in trainer.dataset.volumes}) < 2:
+        update_card(
+            folder, {"statistics": "None are kept: all training slices are of one patient."}
+        )
+        return
+    statistics = training_statistics(
+        EncoderFeatures(encoder, "pretrained"),
+        read_config(folder)["sha256"],
+        trainer.dataset,
+        validation,
+        most_slices=trainer.config.statistics_slices,
+    )
+    save_statistics(statistics, folder)
+    update_card(folder, {"statistics": statistics.card()})
 
 
 def report_stopped(run: Run, trainer: Trainer, encoder: Encoder, error: RunError) -> None:

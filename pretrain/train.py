@@ -153,7 +153,7 @@ def run_worker(payload: Mapping[str, Any]) -> None:
             raise
         encoder = trainer.released()
         if is_main():
-            finish(run, trainer, encoder, probe_set(config, dataset, validation))
+            finish(run, trainer, encoder, probe_set(config, dataset, validation), validation)
 
 
 class Trainer:

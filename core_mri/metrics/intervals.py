@@ -100,8 +100,6 @@ def bootstrap_statistic(
     Raises:
         ValueError: `level` out of (0, 1).
     """
-    from scipy.special import ndtr, stdtrit
-
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     value = float(statistic(np.ones((1, n)))[0])
@@ -119,9 +117,16 @@ def bootstrap_statistic(
     resampled = np.concatenate(parts)
     if np.isnan(resampled).all():
         return nothing
-    tail = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
+    tail = expanded_tail(n, level)
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return Interval(value, float(low), float(high), n)
+
+
+def expanded_tail(n: int, level: float = 0.95) -> float:
+    """The share of resamples beyond each end of an interval: a of `bootstrap_statistic`, n >= 2."""
+    from scipy.special import ndtr, stdtrit
+
+    return float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
 
 
 def paired_permutation(

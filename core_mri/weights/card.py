@@ -23,7 +23,9 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             (mapping), ``sources`` (list of {name, licence, volumes}), ``training`` (mapping),
             ``results`` (list of rows), ``evaluations`` (list of rows: results on tasks, written by
             ``core-mri evaluate --update-cards``; no section without them), ``licence`` (SPDX
-            expression of the training data), ``terms`` (mapping: what it permits), ``limits`` (list
+            expression of the training data), ``statistics`` (mapping: what is kept of the training
+            data) and ``similarity`` (list of rows: tasks that were compared), no section without
+            them, ``terms`` (mapping: what it permits), ``limits`` (list
             of sentences). A missing one is said to be missing.
             ``subjects`` (pseudonyms of the training patients) stays in ``config.json``, where an
             evaluation looks for its test patients.
@@ -82,6 +84,8 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         ("sources", "Sources"),
         ("training", "Training"),
         ("results", "Results"),
+        *((("statistics", "What it saw"),) if facts.get("statistics") else ()),
+        *((("similarity", "Similarity to tasks"),) if facts.get("similarity") else ()),
         *((("evaluations", "Transfer"),) if facts.get("evaluations") else ()),
     ):
         parts += [f"## {heading}", "", *_section(facts.get(key)), ""]

@@ -17,6 +17,7 @@ from core_mri.errors import CoreMRIError, WeightsError
 from core_mri.models import MODELS, create_sam
 from core_mri.models.registry import AdapterConfig, EncoderConfig, SamConfig
 from core_mri.runs import file_sha256, write_atomically, writing
+from core_mri.training_statistics import STATISTICS, load_statistics
 from core_mri.weights.card import model_card
 from core_mri.weights.strict import fill
 
@@ -64,6 +65,7 @@ def save_model(
     config = _describe(model)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / STATISTICS).unlink(missing_ok=True)  # of an older save
         aside = folder / f".{TENSORS}.partial"
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
@@ -87,9 +89,11 @@ def load_folder(
 
     Returns:
         An `Encoder`, a `Segmenter`, a `Classifier` or a `PromptableSegmenter`; ``model.card`` holds
-        the facts it was saved with.
+        the facts it was saved with, ``model.statistics`` what it saw
+        (`core_mri.training_statistics`), where the folder tells.
 
     Raises:
+        DataError: DATA-38 when the statistics are damaged or of other weights.
         WeightsError: WEIGHTS-01 when the folder is missing, incomplete or damaged, WEIGHTS-02 when
             a tensor is missing, unexpected or of another shape (each is named).
         ConfigError: CONFIG-05 when the device does not exist.
@@ -102,6 +106,9 @@ def load_folder(
     model = _build(folder, config)
     fill(model, tensors, folder / TENSORS)
     model.card = config.get("card", {})
+    if (folder / STATISTICS).is_file():
+        statistics: Any = load_statistics(folder, config["sha256"])
+        model.statistics = statistics
     return model.to(select_device(device)).eval()
 
 

@@ -1,8 +1,9 @@
 """Weights folders on the Hugging Face hub, or on a server that speaks as it does.
 
-Nothing here is called unless a source begins with ``hf:`` or `push` is asked for. Three files
-travel, no others: ``config.json``, ``model.safetensors``, ``README.md``; the hash in the first is
-checked against the second after they arrived. A commit hash as revision is looked up in the local
+Nothing here is called unless a source begins with ``hf:`` or `push` is asked for. The files of a
+weights folder travel, no others: ``config.json``, ``model.safetensors``, ``README.md`` and, where
+there is one, ``statistics.safetensors``; the hash in the first is checked against the second after
+they arrived. A commit hash as revision is looked up in the local
 cache first, and needs no network when it is there.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from core_mri.errors import WeightsError
+from core_mri.training_statistics import STATISTICS
 from core_mri.weights.folder import CARD, CONFIG, TENSORS, read_config, read_tensors
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def pull(source: str, *, folder: str | Path | None = None, endpoint: str | None 
             revision=wanted.revision,
             local_dir=folder,
             endpoint=endpoint,
-            allow_patterns=[CONFIG, TENSORS, CARD],
+            allow_patterns=[CONFIG, TENSORS, CARD, STATISTICS],
         )
     read_tensors(Path(path), read_config(Path(path))["sha256"])
     return Path(path)
@@ -110,7 +112,7 @@ def push(
         commit = api.upload_folder(
             repo_id=wanted.repo,
             folder_path=folder,
-            allow_patterns=[CONFIG, TENSORS, CARD],
+            allow_patterns=[CONFIG, TENSORS, CARD, STATISTICS],
             commit_message="Weights folder of core-mri",
             revision=wanted.revision,
         )

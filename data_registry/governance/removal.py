@@ -28,6 +28,7 @@ from data_registry.schema import (
     to_table,
 )
 from data_registry.shards import ShardWriter
+from data_registry.similarity.store import FOLDER as SIMILARITY
 from data_registry.views import commit_folders, commit_span
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _TARGET = "-target"
 _OWN = (
     "registry.json", ".lock", "commits", "cohorts", "shards", uses.FOLDER, "agreements",
+    SIMILARITY,
     "sharing.jsonl", audit_log.LOG, audit_log.HEAD, audit_log.HEAD_ASIDE, withdrawals.LEDGER,
     withdrawals.PENDING,
 )  # fmt: skip
@@ -287,7 +289,9 @@ def _is_part(relative: Path) -> bool:
     if not below:
         return top in _OWN
     name = below[-1]
-    endings = {"cohorts": ".parquet", uses.FOLDER: ".json", "agreements": ".txt"}
+    endings = {
+        "cohorts": ".parquet", uses.FOLDER: ".json", "agreements": ".txt", SIMILARITY: ".parquet",
+    }  # fmt: skip
     if top in endings:
         return name.endswith(endings[top]) and not name.startswith(".")
     return top == "shards" or (top == "commits" and below[0][0].isdigit())

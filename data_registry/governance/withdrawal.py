@@ -20,6 +20,7 @@ from data_registry.governance import audit_log, withdrawals
 from data_registry.governance.removal import Owned, delete, owned, rewrite, strangers
 from data_registry.governance.uses import mark, uses_of, weights_of
 from data_registry.governance.whom import Whom, find, nobody
+from data_registry.similarity.store import forget
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
@@ -176,6 +177,7 @@ def _carry_out(registry: Registry, pending: withdrawals.Pending) -> tuple[list[s
     own.words |= frozenset(pending.words)
     changed = _from_cohorts(registry, pending)
     rewrite(registry, own)
+    forget(registry, pending.volumes)
     changed += _from_cohorts(registry, pending)  # those that were frozen meanwhile
     sweep(registry)
     others = strangers(registry, own)

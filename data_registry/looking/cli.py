@@ -98,11 +98,25 @@ class _Inspect:
 def stats_main(arguments: Sequence[str]) -> int:
     """`core-mri data stats`."""
     from data_registry.catalogue import Registry
+    from data_registry.similarity.history import newest
 
     options = parse(_Stats, arguments, "stats")
     registry = Registry.open(options.registry)
     stats = registry.stats()
-    print(json.dumps(stats, indent=2) if options.json else stats_table(options.registry, stats))
+    similarity = newest(registry)
+    if options.json:
+        print(json.dumps({**stats, **({"similarity": similarity} if similarity else {})}, indent=2))
+    else:
+        print(stats_table(options.registry, stats))
+        if similarity:
+            lines = [
+                (row["task"], row["pretraining"], f"{row['value']:.3g}" if row["value"] else "",
+                 row["features"], f"{row['patients']}/{row['pretraining_patients']}",
+                 f"{row['shared_patients']}", row["when"])
+                for row in similarity
+            ]  # fmt: skip
+            head = ("task", "pretraining", "KID", "features", "patients", "shared", "when")
+            print(table("\nLikeness of tasks to pretraining data, newest", head, lines))
     if options.html is not None:
         from data_registry.looking.statistics_page import statistics_page
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from core_mri.plots import bars
 from core_mri.reports import Report
+from data_registry.similarity.history import newest
 
 if TYPE_CHECKING:
     from core_mri.reports import Cell
@@ -76,6 +77,13 @@ def statistics_page(registry: Registry) -> Report:
         "Every patient is in one split.",
     )
     report.add_table("Geometry", _geometry(registry), "Images; the median and the extremes.")
+    if similarity := newest(registry):
+        hidden = ("pretraining_digest",)
+        report.add_table(
+            "Likeness of tasks to pretraining data",
+            [{k: v for k, v in row.items() if k not in hidden} for row in similarity],
+            "The newest answers of `core-mri data similarity`; older ones stay in the registry.",
+        )
     if stats["quarantined"]:
         report.add_table(
             "Quarantine",

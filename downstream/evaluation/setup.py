@@ -10,8 +10,9 @@ from core_mri.devices import select_device
 from core_mri.errors import ConfigError, CoreMRIError
 from core_mri.models.registry import EncoderConfig
 from core_mri.weights import load_model
+from core_mri.weights.fingerprint import weights_fingerprint
 from data_registry.catalogue import Registry
-from downstream.adapt import architecture, encoder_of, random_twin, weights_fingerprint
+from downstream.adapt import architecture, encoder_of, random_twin
 from downstream.classification.examples import Examples
 from downstream.clustering.scores import ClusterData
 from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task

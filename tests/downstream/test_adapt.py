@@ -7,12 +7,12 @@ import torch
 
 from core_mri.models import create_model
 from core_mri.models.encoder import Encoder
+from core_mri.weights.fingerprint import weights_fingerprint
 from downstream.adapt import (
     adapt,
     architecture,
     learning_rates,
     random_twin,
-    weights_fingerprint,
 )
 from downstream.config import Recipe
 from downstream.lora import merge_lora

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from downstream.adapt import random_twin, weights_fingerprint
+from core_mri.weights.fingerprint import weights_fingerprint
+from downstream.adapt import random_twin
 from downstream.config import Running
 from downstream.evaluation.suite import evaluate
 from downstream.feature_cache import FeatureCache, remembering

@@ -9,7 +9,7 @@ import torch
 import core_mri
 from core_mri.errors import ConfigError, DataError
 from core_mri.slice_inference import neighbour_windows
-from downstream.adapt import weights_fingerprint
+from core_mri.weights.fingerprint import weights_fingerprint
 from downstream.segmentation.examples import LabelledSlices
 from downstream.segmentation.features import FrozenFeatures, encode
 from downstream.segmentation.train import Trainer

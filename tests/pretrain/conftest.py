@@ -27,6 +27,9 @@ class FakeVolume:
     source: str = "phantoms"
     licence: str = "CC0-1.0"
     synthetic: bool = True
+    vendor: str = "unknown"
+    field_strength_t: float | None = None
+    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
 class MemorySlices:
@@ -101,6 +104,7 @@ def tiny_config(folder, **changes) -> PretrainConfig:
             "layer_scale": 0.0,
             "checkpoint_every": 2,
             "probe_slices": 16,
+            "statistics_slices": 0,
             "health": {"every": 2, "probe_every": 3, "probe_slices": 16},
             "device": "cpu",
             "views": views,

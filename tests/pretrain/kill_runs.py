@@ -88,7 +88,7 @@ def make_inputs(folder: Path) -> Path:
     ingest(IngestConfig(registry=folder / "registry", sources=(source,), jobs=1))
     config = tiny_config(
         folder, steps=STEPS, batch_size=16, checkpoint_every=EVERY, drop_path=0.2,
-        health={"every": 10, "probe_every": 0}, probe_slices=0,
+        health={"every": 10, "probe_every": 0}, probe_slices=0, statistics_slices=0,
     )  # fmt: skip
     save_config(config, folder / "config.yaml")
     return folder / "config.yaml"
