@@ -73,6 +73,14 @@ CODES: dict[str, str] = {
     "RUN-08": "workers do not see the same storage",
     "RUN-09": "two runs write to one place",
     "RUN-10": "the installed torch cannot divide a network in bfloat16",
+    "SYNTH-01": "a label map holds values that nobody named",
+    "SYNTH-02": "a lesion is larger than the tissue it may lie in",
+    "SYNTH-03": "no healthy tissue at the place asked for, or nowhere room enough",
+    "SYNTH-04": "voxels are too coarse for the lesion volume asked for",
+    "SYNTH-05": "no lesion to change or to take a shape from",
+    "SYNTH-06": "a generator was trained on other labels or sequences",
+    "SYNTH-07": "generated scans where only scans of patients may be, such as a test split",
+    "SYNTH-08": "generated scans that copy a training patient",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

@@ -94,7 +94,8 @@ class TestEveryFile:
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant)
             and isinstance(node.value, str)
-            and node.value.rpartition("-")[0] in {"CONFIG", "DATA", "GEOMETRY", "WEIGHTS", "RUN"}
+            and node.value.rpartition("-")[0]
+            in {"CONFIG", "DATA", "GEOMETRY", "WEIGHTS", "RUN", "SYNTH"}
             and node.value.rpartition("-")[2].isdigit()
         }
         assert raised <= set(CODES)
