@@ -103,7 +103,8 @@ def draw_shape(shapes: Sequence[Shape], rng: np.random.Generator) -> Shape:
             fix="Name the structure as the label maps do, or give more training patients.",
         )
     subjects = sorted({shape.subject for shape in shapes})
-    own = [shape for shape in shapes if shape.subject == subjects[rng.integers(len(subjects))]]
+    chosen = subjects[rng.integers(len(subjects))]
+    own = [shape for shape in shapes if shape.subject == chosen]
     return own[rng.integers(len(own))]
 
 

@@ -127,11 +127,12 @@ class TestMassEffect:
         assert np.array_equal(pushed.labels.array[far], anatomy.array[far])
 
 
-class TestChange:
-    @pytest.fixture(scope="class")
-    def ill(self, anatomy: Volume) -> Volume:
-        return put(anatomy, Edit(volume_ml=2, place_mm=(18, 2, 4))).labels
+@pytest.fixture(scope="module")
+def ill(anatomy: Volume) -> Volume:
+    return put(anatomy, Edit(volume_ml=2, place_mm=(18, 2, 4))).labels
 
+
+class TestChange:
     @pytest.mark.parametrize("volume_ml", [0.7, 2.0, 5.0])
     def test_grows_and_shrinks_where_it_is(self, ill: Volume, volume_ml: float) -> None:
         edit = Edit(volume_ml=volume_ml, turn=False, bend=0)
