@@ -31,18 +31,13 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             evaluation looks for its test patients.
     """
     licence = str(facts.get("licence", "not stated"))
-    encoder = config["encoder"]
-    window = config["input"]["window_percentiles"]
-    normalisation = (
-        f"mean {encoder['mean']} and standard deviation {encoder['std']} are applied inside"
-        if "mean" in encoder
-        else "the patch embedding normalises them"
-    )
+    network = _generator if config["kind"] == "generator" else _encoder
+    tag = "image-generation" if config["kind"] == "generator" else "vision-transformer"
     parts = [
         "---",
         *_front_matter(licence),
         "library_name: core-mri",
-        "tags: [mri, medical-imaging, vision-transformer]",
+        f"tags: [mri, medical-imaging, {tag}]",
         "---",
         "",
         f"# {config['kind'].capitalize()} trained with core-mri {__version__}",
@@ -57,16 +52,7 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         "model = core_mri.load_model(PATH_OF_THIS_FOLDER)",
         "```",
         "",
-        "## Input",
-        "",
-        f"One channel. Intensities of a whole volume are clipped at its {window[0]} and "
-        f"{window[1]} percentiles and scaled to [0, 1]; {normalisation}. "
-        f"Image sides are multiples of {encoder['patch_size']} px.",
-        "",
-        "## Network",
-        "",
-        f"ViT, {encoder['depth']} blocks of width {encoder['embed_dim']}, "
-        f"patch {encoder['patch_size']}. "
+        *network(config),
         f"SHA-256 of the tensors: `{config['sha256']}`.",
         "",
     ]
@@ -95,6 +81,46 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         parts += [*_section(terms), ""]
     parts += ["## Limits", "", *(f"- {limit}" for limit in (*LIMITS, *facts.get("limits", ())))]
     return "\n".join(parts) + "\n"
+
+
+def _encoder(config: Mapping[str, Any]) -> list[str]:
+    """What goes in, and the network, of a model that stands on an encoder."""
+    encoder = config["encoder"]
+    window = config["input"]["window_percentiles"]
+    normalisation = (
+        f"mean {encoder['mean']} and standard deviation {encoder['std']} are applied inside"
+        if "mean" in encoder
+        else "the patch embedding normalises them"
+    )
+    return [
+        "## Input",
+        "",
+        f"One channel. Intensities of a whole volume are clipped at its {window[0]} and "
+        f"{window[1]} percentiles and scaled to [0, 1]; {normalisation}. "
+        f"Image sides are multiples of {encoder['patch_size']} px.",
+        "",
+        "## Network",
+        "",
+        f"ViT, {encoder['depth']} blocks of width {encoder['embed_dim']}, "
+        f"patch {encoder['patch_size']}.",
+    ]
+
+
+def _generator(config: Mapping[str, Any]) -> list[str]:
+    """What goes into a generator, and its network."""
+    sizes = config["generator"]
+    names = ", ".join(f"{value} {name}" for value, name in config["labels"].items())
+    made = ", ".join(name or "one sequence" for name in config["sequences"])
+    return [
+        "## Input",
+        "",
+        f"Label maps of {sizes['image_size']} x {sizes['image_size']} px, classes 0 and {names}; "
+        f"out come synthetic slices in [0, 1]: {made}. Label maps of other classes are refused.",
+        "",
+        "## Network",
+        "",
+        f"{sizes['kind']}, {sizes['depth']} levels, {sizes['width']} channels at the first.",
+    ]
 
 
 def _front_matter(licence: str) -> list[str]:

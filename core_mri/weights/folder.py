@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.generator import Generator
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.segmenter import Segmenter
 
@@ -41,14 +42,14 @@ INPUT_CONTRACT = {
 
 
 def save_model(
-    model: Encoder | Segmenter | Classifier | PromptableSegmenter,
+    model: Encoder | Segmenter | Classifier | PromptableSegmenter | Generator,
     folder: str | Path,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
     Args:
-        model: An encoder, a segmenter, a classifier or a promptable model.
+        model: An encoder, a segmenter, a classifier, a promptable model or a generator.
         folder: Created when missing; files of an older save are replaced.
         card: Facts for the model card: see `core_mri.weights.card.model_card`.
 
@@ -80,7 +81,7 @@ def save_model(
 
 def load_folder(
     source: str | Path, *, device: str = "auto"
-) -> Encoder | Segmenter | Classifier | PromptableSegmenter:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Generator:
     """Load a model, in evaluation mode.
 
     Args:
@@ -179,6 +180,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.generator import Generator
     from core_mri.models.heads import decoder_name
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
@@ -197,6 +199,13 @@ def _describe(model: nn.Module) -> dict[str, Any]:
             "sequences": list(model.sequences),
             "neighbours": model.neighbours,
             "inference": dataclasses.asdict(model.inference),
+        }
+    if isinstance(model, Generator):
+        return common | {
+            "kind": "generator",
+            "generator": dataclasses.asdict(model.config),
+            "labels": {str(index): name for index, name in model.labels.items()},
+            "sequences": list(model.sequences),
         }
     if isinstance(model, Classifier):
         return common | {
@@ -223,8 +232,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         }
     raise WeightsError(
         "WEIGHTS-02",
-        "a weights folder holds an Encoder, a Segmenter, a Classifier or a PromptableSegmenter, "
-        f"got {type(model).__name__}.",
+        "a weights folder holds an Encoder, a Segmenter, a Classifier, a PromptableSegmenter or a "
+        f"Generator, got {type(model).__name__}.",
     )
 
 
@@ -263,14 +272,27 @@ def _build_segmenter(encoder: Encoder, config: Mapping[str, Any]) -> Segmenter:
     )
 
 
+def _build_generator(config: Mapping[str, Any]) -> Generator:
+    from core_mri.models.generator import build_generator
+    from core_mri.models.generator_config import GeneratorConfig
+
+    return build_generator(
+        GeneratorConfig(**config["generator"]),
+        labels={int(index): name for index, name in config["labels"].items()},
+        sequences=config["sequences"],
+    )
+
+
 def _build(
     folder: Path, config: Mapping[str, Any]
-) -> Encoder | Segmenter | Classifier | PromptableSegmenter:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Generator:
     from core_mri.models.classifier import Classifier
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
 
     try:
+        if config["kind"] == "generator":
+            return _build_generator(config)
         if config["kind"] == "promptable" and "global_blocks" in config["encoder"]:
             sizes = config["encoder"]
             return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))

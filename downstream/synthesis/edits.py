@@ -33,8 +33,8 @@ Labels = npt.NDArray[np.integer[Any]]
 TOLERANCE = 0.02
 """Largest deviation from the volume asked for, as a share."""
 _TRIES = 12
-_MOST_STRETCH = 0.45
-"""How far from its shape, in radii, tissue may force a lesion to spread before it does not fit."""
+_LEAST_OF_SHAPE = 0.75
+"""Part of a lesion that must lie within its posed shape: with less it did not fit there."""
 _PUSHED_RADII = 6
 """Beyond it tissue moves less than a hundredth of the radius."""
 _NEIGHBOURS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
@@ -299,16 +299,16 @@ def _grown(
     own = allowed[box]
     if not own.any():
         return None
-    limit = _MOST_STRETCH * radius + max(labels.spacing_mm)
-    found = _flood(np.where(own, depth, np.inf), points, count, limit)
-    if found is None:
+    found = _flood(np.where(own, depth, np.inf), points, count)
+    border = 0.5 * max(labels.spacing_mm)
+    if found is None or (depth[found] <= border).mean() < _LEAST_OF_SHAPE:
         return None
     lesion = np.zeros(labels.shape, dtype=bool)
     lesion[box] = found
     return lesion
 
 
-def _flood(depth: Floats, points: Floats, count: int, limit: float) -> Mask | None:
+def _flood(depth: Floats, points: Floats, count: int) -> Mask | None:
     """Grow from the deepest voxel near the center, always to the deepest neighbour."""
     distance = np.square(points).sum(0)
     near = distance <= np.sort(distance.ravel())[min(27, distance.size - 1)]
@@ -320,7 +320,7 @@ def _flood(depth: Floats, points: Floats, count: int, limit: float) -> Mask | No
     heap = [(float(depth[start]), tuple(int(i) for i in start))]
     seen[start] = True
     for _ in range(count):
-        if not heap or heap[0][0] > limit:
+        if not heap or heap[0][0] == np.inf:
             return None
         _, voxel = heapq.heappop(heap)
         taken[voxel] = True

@@ -200,7 +200,7 @@ class TestBadInput:
 
     def test_larger_than_the_place(self, anatomy: Volume) -> None:
         with pytest.raises(DataError, match="SYNTH-03"):
-            put(anatomy, Edit(volume_ml=90, place_mm=(18, 0, 0)))
+            put(anatomy, Edit(volume_ml=140, place_mm=(18, 0, 0)))
 
     @pytest.mark.parametrize("place", [(0, 0, 0), (0, 60, 0), (900, 0, 0)])
     def test_no_healthy_tissue_there(self, anatomy: Volume, place: tuple[float, ...]) -> None:
