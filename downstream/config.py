@@ -246,6 +246,9 @@ class Recipe:
     since cached features cannot be augmented afresh at every step. 0 adds none."""
     cache_gb: float = 2.0
     """Memory in GB for the features of a cell's examples; beyond it they are recomputed."""
+    synthetic_share: float = 0.0
+    """Segmentation: share of a batch that are slices of generated pairs of the registry, made from
+    none but the k patients of the draw; 1 trains on those alone, 0 never."""
     slices_per_example: int = 16
     """Classification by attention with fresh augmentation or a moving encoder: slices drawn from
     each example at each step."""
@@ -289,6 +292,11 @@ class Recipe:
         wrong = [f"recipe.{name} = {value}" for name, value in shares.items() if not 0 <= value < 1]
         if wrong:
             raise ConfigError("CONFIG-05", f"must lie in [0, 1): {', '.join(wrong)}.")
+        if not 0 <= self.synthetic_share <= 1:
+            raise ConfigError(
+                "CONFIG-05",
+                f"recipe.synthetic_share must lie in [0, 1], got {self.synthetic_share}.",
+            )
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError("CONFIG-05", f"recipe.scales must be positive, got {self.scales}.")
 

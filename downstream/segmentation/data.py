@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,11 @@ class Pair:
         """All label volumes."""
         return (self.label, *self.other_labels)
 
+    @property
+    def volumes(self) -> tuple[VolumeRow, ...]:
+        """All of it."""
+        return (*self.images, *self.label_volumes)
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -63,6 +68,16 @@ class Pairs:
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
     test: tuple[Pair, ...]
+    generated: tuple[Pair, ...] = ()
+    """Synthetic pairs; only a recipe with `synthetic_share` trains on them."""
+
+    def generated_from(self, patients: Collection[str]) -> list[Pair]:
+        """Synthetic pairs that were made from none but these patients."""
+        return [
+            pair
+            for pair in self.generated
+            if all((row.generated_from or set()) <= set(patients) for row in pair.volumes)
+        ]
 
 
 def name_labels(registry: Registry, cohort: Cohort, task: Task) -> Task:
@@ -102,7 +117,7 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
     maps: dict[tuple[str, ...], list[VolumeRow]] = {}
     fitting: set[str] = set()
     unfitting: dict[str, VolumeRow] = {}
-    for image in cohort.rows:
+    for image in (*cohort.rows, *cohort.generated):
         if image.subject_id not in labelled_patients:
             continue
         found = [label for label in registry.labels_of(image) if label.volume_id in wanted] or [
@@ -124,23 +139,29 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
             f"({image.num_slices}x{image.rows}x{image.columns}).",
             fix="Resample the labels to the grid of their image and ingest them again.",
         )
-    num_left_out = len(cohort.rows) - sum(map(len, cases.values()))
+    num_left_out = len(cohort.rows) + len(cohort.generated) - sum(map(len, cases.values()))
     if num_left_out:
         log.warning("task %s: %d images without labels are left out", task.name, num_left_out)
-    pairs: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
+    pairs: dict[str, list[Pair]] = {"train": [], "val": [], "test": [], "generated": []}
     for key, images in cases.items():
         label, *others = maps[key]
         if task.sequences:
             first, *more = in_order(images, task)
-            pairs[first.split].append(Pair(first, label, tuple(more), tuple(others)))
+            pairs[_part(first)].append(Pair(first, label, tuple(more), tuple(others)))
             continue
         check_not_mixed(images, task)
-        pairs[images[0].split] += [Pair(image, label, (), tuple(others)) for image in images]
+        pairs[_part(images[0])] += [Pair(image, label, (), tuple(others)) for image in images]
     for split in pairs.values():
         split.sort(key=lambda pair: pair.image.volume_id)
+    generated = tuple(pairs.pop("generated"))
     _check_present(pairs, task)
     _check_values(pairs, task)
-    return Pairs(*(tuple(pairs[split]) for split in ("train", "val", "test")))
+    train, val, test = (tuple(pairs[split]) for split in ("train", "val", "test"))
+    return Pairs(train, val, test, generated)
+
+
+def _part(image: VolumeRow) -> str:
+    return image.split if image.generated_from is None else "generated"
 
 
 def read_mask(registry: Registry, pair: Pair, task: Task) -> npt.NDArray[np.uint8]:
