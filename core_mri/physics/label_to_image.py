@@ -114,9 +114,28 @@ def label_to_image(
         Float32 images [N, S, S] in [0, 1] and labels [N, S, S] of the type given.
     """
     physics = physics or Physics()
-    rng = np.random.default_rng(seed)
-    moved = _deformed(labels, rng, physics)
-    images = _painted(moved, rng, physics, groups)
+    moved = deformed(labels, seed, physics)
+    return scan_of(moved, seed, physics, groups=groups), moved
+
+
+def deformed(labels: Tensor, seed: int, physics: Physics) -> Tensor:
+    """The anatomy of a scan: label maps [N, S, S] rotated, scaled, shifted and bent."""
+    return _deformed(labels, np.random.default_rng((seed, 0)), physics)
+
+
+def scan_of(
+    labels: Tensor, seed: int, physics: Physics, *, groups: Sequence[Sequence[int]] = ()
+) -> Tensor:
+    """A scan [N, S, S] in [0, 1] of an anatomy as it lies; another seed is another sequence of it.
+
+    Args:
+        labels: [N, S, S].
+        seed: Determines contrast, coils, resolution, artefacts and noise.
+        physics: How far these may vary.
+        groups: Values that share one signal.
+    """
+    rng = np.random.default_rng((seed, 1))
+    images = _painted(labels, rng, physics, groups)
     images = gaussian_blur(
         images,
         images.new_full((len(images), 1, 1), rng.uniform(*physics.blur_px)),
@@ -125,7 +144,7 @@ def label_to_image(
     images = _across(images, rng.uniform(*physics.thickness))
     images = _shaded(images, rng, physics)
     images = _measured(images, rng, physics)
-    return windowed(images), moved
+    return windowed(images)
 
 
 def windowed(images: Tensor) -> Tensor:
