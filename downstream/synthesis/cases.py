@@ -113,7 +113,9 @@ def complete(
     from scipy import ndimage
     from sklearn.cluster import KMeans
 
-    free = (classes == 0) & (channels > 0).any(0)
+    # Single dark voxels are the lower end of the window, not outside of anything.
+    outside = ndimage.binary_opening((channels == 0).all(0), np.ones((1, 3, 3)))
+    free = (classes == 0) & ~outside
     blur = (0, *([anatomy.smoothing] * 3))
     values = ndimage.gaussian_filter(channels, blur)[:, free].T
     whole = classes.copy()

@@ -19,7 +19,7 @@ class Anatomy:
 
     tissues: int = 4
     """What no structure covers is divided by its intensity into so many tissues, called tissue 1
-    (the darkest) and so on; 0 leaves it one background. Voxels of value 0 in all sequences stay 0,
+    (the darkest) and so on; 0 leaves it one background. Areas of value 0 in all sequences stay 0,
     as outside of a brain without its skull."""
     smoothing: float = 0.7
     """Standard deviation of the blur before the division, voxels."""

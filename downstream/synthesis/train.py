@@ -26,7 +26,7 @@ from core_mri.models.generator import (
 )
 from core_mri.models.generator_config import GeneratorConfig
 from core_mri.training.ema import update_ema
-from core_mri.training.parallel import own_rows, sum_gradients
+from core_mri.training.parallel import own_rows, sum_gradients, sum_numbers
 from downstream.synthesis.config import GeneratorTraining
 
 MAX_GRADIENT_NORM = 1.0
@@ -98,7 +98,7 @@ class GeneratorTrainer:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _batch(self, index: int) -> tuple[Tensor, Tensor, torch.Generator, float]:
+    def _batch(self, index: int) -> tuple[Tensor, Tensor, _Noise, float]:
         """This worker's images and labels, its noise, and its share of the batch."""
         rng = np.random.default_rng((self.seed, index))
         size = min(self.training.batch_size, len(self.images))
@@ -110,7 +110,7 @@ class GeneratorTrainer:
         flip = flip.to(self.device)
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
-        noise = torch.Generator().manual_seed(int(rng.integers(2**62)) + rows.start)
+        noise = _Noise(int(rng.integers(2**62)), size, rows, self.device)
         return images, labels, noise, len(own) / size
 
     def _update(self, loss: Tensor, optimizer: torch.optim.Optimizer, index: int) -> None:
@@ -160,15 +160,16 @@ class SpadeTrainer(GeneratorTrainer):
         images, labels, noise, share = self._batch(index)
         known = self.generator.one_hot(labels)
         mean, log_variance = self.generator.styles(images)
-        drawn = torch.randn(mean.shape, generator=noise).to(self.device)
-        grain = torch.randn(len(images), 1, *images.shape[2:], generator=noise).to(self.device)
+        drawn = noise.normal(mean.shape[1:])
+        grain = noise.normal((1, *images.shape[2:]))
         style = mean + torch.exp(0.5 * log_variance) * drawn
         made = self.generator(labels, style, grain)
 
         real, fake = self._judged(images, known), self._judged(made.detach(), known)
         against = _mean([functional.relu(1 - r[-1]).mean() for r in real])
         against = against + _mean([functional.relu(1 + f[-1]).mean() for f in fake])
-        if math.isfinite(float(against.detach())):
+        numbers = sum_numbers({"discriminator": share * float(against.detach())})
+        if math.isfinite(numbers["discriminator"]):
             self._update(share * against, self.opponent, index)
 
         self.discriminator.requires_grad_(False)
@@ -193,11 +194,12 @@ class SpadeTrainer(GeneratorTrainer):
             "divergence": self.training.divergence,
         }
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-        numbers = {"loss": float(loss.detach()), "discriminator": float(against.detach())}
+        parts = {"loss": loss, **parts}
+        numbers |= sum_numbers({name: share * float(p.detach()) for name, p in parts.items()})
         if math.isfinite(numbers["loss"]):
             self._update(share * loss, self.optimizer, index)
         self.discriminator.requires_grad_(True)
-        return numbers | {name: float(part.detach()) for name, part in parts.items()}
+        return numbers
 
     def state(self) -> dict[str, Any]:
         """As `GeneratorTrainer.state`."""
@@ -233,12 +235,12 @@ class DiffusionTrainer(GeneratorTrainer):
         """As `GeneratorTrainer.step`."""
         images, labels, noise, share = self._batch(index)
         images = 2 * images - 1
-        drawn = torch.randn(images.shape, generator=noise).to(self.device)
-        times = torch.randint(NUM_TIMES, (len(images),), generator=noise).to(self.device)
+        drawn = noise.normal(images.shape[1:])
+        times = noise.integers(NUM_TIMES)
         noisy = self.scheduler.add_noise(images, drawn, times)
         wanted = self.scheduler.get_velocity(images, drawn, times)
         loss = functional.mse_loss(self.generator(labels, noisy, times), wanted)
-        numbers = {"loss": float(loss.detach())}
+        numbers = sum_numbers({"loss": share * float(loss.detach())})
         if math.isfinite(numbers["loss"]):
             self._update(share * loss, self.optimizer, index)
         return numbers
@@ -249,6 +251,23 @@ TRAINERS: dict[str, type[SpadeTrainer] | type[DiffusionTrainer]] = {
     "diffusion": DiffusionTrainer,
 }
 """By kind of generator."""
+
+
+class _Noise:
+    """Random numbers of one step: those of the whole batch, of which a worker takes its rows."""
+
+    def __init__(self, seed: int, size: int, rows: slice, device: torch.device) -> None:
+        self.random = torch.Generator().manual_seed(seed)
+        self.size, self.rows, self.device = size, rows, device
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """[b, *shape], standard normal."""
+        drawn = torch.randn(self.size, *shape, generator=self.random)
+        return drawn[self.rows].to(self.device)
+
+    def integers(self, high: int) -> Tensor:
+        """[b], from 0 to high - 1."""
+        return torch.randint(high, (self.size,), generator=self.random)[self.rows].to(self.device)
 
 
 def _mean(parts: Sequence[Tensor]) -> Tensor:
