@@ -115,4 +115,4 @@ def _evaluate(arguments: Sequence[str]) -> int:
     found = evaluate(config)
     print(found["verdict"])
     print(f"\nreport: {config.out / 'report.html'}\nresults: {config.out / 'results.json'}")
-    return 0
+    return 1 if found["failed"] else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config: What to do.
 
     Returns:
-        What ``results.json`` holds: ``verdict``, ``likeness``, ``privacy``, ``worth``, ``readers``.
+        What ``results.json`` holds: ``verdict``, ``likeness``, ``privacy``, ``worth``, ``failed``
+        (cells of the suite) and ``readers``.
 
     Raises:
         DataError: DATA-09 when the task has no synthetic or no held-out images, SYNTH-08 after the
@@ -64,18 +65,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             *(read_slices(registry, rows) for rows in (made, trained_on, held_out)),
             seed=config.seed,
         )
-        gains = (
-            compare_roles(config.suite, config.out / "worth", config.mixed_share)
-            if config.suite
-            else []
-        )
+        gains: list[Gain] = []
+        failed: dict[str, str] = {}
+        if config.suite:
+            gains, failed = compare_roles(config.suite, config.out / "worth", config.mixed_share)
         if config.reader_slices:
             write_reader_page(
                 registry, held_out, made, config.out,
                 count=config.reader_slices, seed=config.seed,
             )  # fmt: skip
         reading = read_answers(config.out, config.seed)
-        results = _write(config, likeness, privacy, gains, reading)
+        results = _write(config, likeness, privacy, gains, failed, reading)
     if privacy.copies:
         raise DataError(
             "SYNTH-08",
@@ -115,6 +115,7 @@ def _write(
     likeness: dict[str, Comparison],
     privacy: Privacy,
     gains: Sequence[Gain],
+    failed: Mapping[str, str],
     reading: Reading | None,
 ) -> dict[str, Any]:
     few = min(privacy.num_held_out, privacy.num_training) < _FEW
@@ -122,6 +123,7 @@ def _write(
         f"Membership can be told with an AUROC of {_shown(privacy.membership_auc)}, "
         f"{privacy.copies} of {privacy.num_slices} synthetic slices are copies.",
         *(_gain_sentence(gain) for gain in gains if gain.trained_on == "both"),
+        *((f"{len(failed)} cells of the suite failed.",) if failed else ()),
         *(("Too few patients for a claim: this describes.",) if few else ()),
     ]
     verdict = " ".join(told)
@@ -141,6 +143,8 @@ def _write(
             "Dice over test patients, 95 % intervals; synthetic pairs are made from the k patients "
             "alone. The difference is to the same trained on real pairs, patient by patient.",
         )
+    for name, error in failed.items():
+        report.add_text("Worth", f"Failed: {name}: {error}")
     report.add_text(
         "Readers",
         "Nobody has answered yet: reader.html, reader_answers.csv."
@@ -157,6 +161,7 @@ def _write(
         },
         "privacy": asdict(privacy),
         "worth": [asdict(gain) for gain in gains],
+        "failed": dict(failed),
         "readers": None if reading is None else asdict(reading),
     }
     path = config.out / "results.json"

@@ -1,9 +1,11 @@
 """Pairs on disk: scan and label map as NIfTI, where they come from as JSON, and a source of them.
 
 ```
-OUT/source.yaml  OUT/NAME/{image | SEQUENCE...}.nii.gz  .../labels.nii.gz  .../provenance.json
+OUT/source.yaml  OUT/NAME/{image | SEQUENCE...}.nii.gz  .../labels.nii.gz  .../anatomy.nii.gz
+                 OUT/NAME/provenance.json
 ```
-A pair is written aside and renamed: a folder that is there is whole.
+`labels` are the structures of the task with its values, `anatomy` all that the scan was made from,
+tissues too. A pair is written aside and renamed: a folder that is there is whole.
 """
 
 from __future__ import annotations
@@ -30,9 +32,20 @@ LABELS = "labels.nii.gz"
 
 
 def write_pair(
-    folder: Path, scan: Scan, sequences: Sequence[str], provenance: Mapping[str, Any]
+    folder: Path,
+    scan: Scan,
+    sequences: Sequence[str],
+    provenance: Mapping[str, Any],
+    values: Sequence[int],
 ) -> None:
     """Write one pair; its folder must not exist.
+
+    Args:
+        folder: Where.
+        scan: What was made, and what it was made from.
+        sequences: Names of its channels.
+        provenance: Where it comes from; JSON-able.
+        values: Value of each class of the anatomy (from 0) in `labels`; 0 for tissues.
 
     Raises:
         DataError: DATA-07 when it cannot be written.
@@ -44,7 +57,9 @@ def write_pair(
         for channel, sequence in zip(scan.channels, sequences, strict=True):
             stored = np.rint(channel * GREY).astype(np.int16)
             write_volume(Volume(stored, scan.labels.affine), aside / image_name(sequence))
-        write_volume(scan.labels, aside / LABELS)
+        write_volume(scan.labels, aside / "anatomy.nii.gz")
+        kinds = np.array(values, np.uint8 if max(values) < 256 else np.int32)
+        write_volume(scan.labels.with_array(kinds[scan.labels.array]), aside / LABELS)
         facts = {"synthetic": True, "core_mri": __version__, **provenance}
         (aside / PROVENANCE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         aside.rename(folder)

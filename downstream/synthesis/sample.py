@@ -70,7 +70,8 @@ def sample(
             name = f"{config.source}-{number:05d}"
             if name not in done:
                 scan, provenance = factory.make(number)
-                write_pair(config.out / name, scan, maker.sequences, provenance)
+                values = [0, *task.labels.values(), *[0] * anatomy.tissues]
+                write_pair(config.out / name, scan, maker.sequences, provenance, values)
             on_progress(number + 1, config.count)
             if run.stop_requested:
                 raise KeyboardInterrupt
@@ -154,7 +155,8 @@ class Factory:
             "label_volume": case.pair.label.volume_id,
             "generated_from": sorted(parents),
             "generator": self.maker.facts,
-            "names": {str(value): name for value, name in self.names.items()},
+            "names": {str(value): name for name, value in self.task.labels.items()},
+            "anatomy": {str(value): name for value, name in self.names.items()},
             "tissues": dataclasses.asdict(self.anatomy),
             "edits": edits,
         }
@@ -273,7 +275,7 @@ def edit(config: EditConfig) -> dict[str, Any]:
         "names": {str(value): name for value, name in names.items()},
         "edits": [edited.provenance],
     }
-    write_pair(config.out, scan, maker.sequences, facts)
+    write_pair(config.out, scan, maker.sequences, facts, range(max(names) + 1))
     return facts
 
 

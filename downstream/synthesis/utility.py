@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,13 @@ class Gain:
     patients: int
 
 
-def compare_roles(suite: SuiteConfig, out: Path, mixed_share: float) -> list[Gain]:
+def compare_roles(
+    suite: SuiteConfig, out: Path, mixed_share: float
+) -> tuple[list[Gain], dict[str, str]]:
     """Run the suite on real, synthetic and both.
+
+    Returns:
+        What came out, and the errors of cells that failed, by the folder of their run and name.
 
     Args:
         suite: Of segmentation tasks; its `out` and `recipe.synthetic_share` are set here.
@@ -50,11 +56,14 @@ def compare_roles(suite: SuiteConfig, out: Path, mixed_share: float) -> list[Gai
     """
     shares: dict[Role, float] = {"real": 0.0, "synthetic": 1.0, "both": mixed_share}
     by_role = {}
+    failed: dict[str, str] = {}
     for role, share in shares.items():
         recipe = replace(suite.recipe, synthetic_share=share)
         folder = evaluate(replace(suite, out=out / role, recipe=recipe))
-        by_role[role] = _by_patient(folder / "results.json")
-    return [
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        by_role[role] = _by_patient(results["cells"])
+        failed |= {f"{role}: {one['cell']}": str(one["error"]) for one in results["failed"]}
+    gains = [
         Gain(
             task, weights, k, role,
             _interval(scores, suite.seed),
@@ -65,14 +74,14 @@ def compare_roles(suite: SuiteConfig, out: Path, mixed_share: float) -> list[Gai
         for key, scores in sorted(cells.items())
         for task, weights, k in (key,)
     ]  # fmt: skip
+    return gains, failed
 
 
 Key = tuple[str, str, int]
 
 
-def _by_patient(path: Path) -> dict[Key, dict[str, float]]:
+def _by_patient(rows: Sequence[Mapping[str, Any]]) -> dict[Key, dict[str, float]]:
     """(task, weights, k) -> patient -> mean Dice over structures and draws."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
     found: dict[Key, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["metric"] == METRIC:

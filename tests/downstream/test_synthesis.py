@@ -151,6 +151,18 @@ class TestSample:
             assert int((labels.array == 4).sum()) == edited["voxels"]
             assert set(facts["generated_from"]) == {facts["labels_of"], edited["shape_of"]}
 
+    def test_labels_are_the_anatomy_with_the_values_of_the_task(
+        self, sampling: SampleConfig
+    ) -> None:
+        """The scan was made from the anatomy; tissues are nobody's structure."""
+        task = replace(TASK, labels={"lesion": 4}, other_labels="background")
+        plan = replace(LESIONS, inside=("tissue 2",))
+        (folder,) = pair_folders(sample(replace(sampling, task=task, lesions=plan, count=1)))
+        labels, anatomy = (read_volume(folder / f"{n}.nii.gz").array for n in ("labels", "anatomy"))
+        assert np.array_equal(labels == 4, anatomy == 1)
+        assert set(np.unique(labels)) == {0, 4}
+        assert set(np.unique(anatomy)) == {1, 2, 3}
+
     def test_function_of_the_seed(self, sampling: SampleConfig, tmp_path: Path) -> None:
         first = sample(sampling)
         second = sample(replace(sampling, out=tmp_path / "again"))
@@ -187,7 +199,7 @@ class TestSample:
         key = brains.path.with_name("registry.key")
         config = replace(
             sampling, registry=own, ingest=True, key_file=key, count=8, source="made",
-            anatomy=Anatomy(tissues=0),
+            anatomy=Anatomy(tissues=2),
         )  # fmt: skip
         sample(config)
         registry = Registry.open(own)
@@ -417,7 +429,7 @@ class TestEvaluate:
         sample(
             SampleConfig(
                 registry=folder / "registry", out=folder / "pairs", task=TASK, count=12,
-                key_file=brains.path.with_name("registry.key"), anatomy=Anatomy(tissues=0),
+                key_file=brains.path.with_name("registry.key"), anatomy=Anatomy(tissues=2),
                 patients=3, device="cpu",
             )
         )  # fmt: skip
@@ -431,6 +443,7 @@ class TestEvaluate:
             suite=replace(suite, recipe=recipe),
         )  # fmt: skip
         found = evaluate(config)
+        assert found["failed"] == {}
         assert {row["trained_on"] for row in found["worth"]} == {"real", "synthetic", "both"}
         assert found["privacy"]["num_training"] == 3
         names = {one["distance"] for one in found["likeness"]["brain"]}
