@@ -297,6 +297,13 @@ class Recipe:
                 "CONFIG-05",
                 f"recipe.synthetic_share must lie in [0, 1], got {self.synthetic_share}.",
             )
+        if self.synthetic_share and self.shots_unit == "slices":
+            raise ConfigError(
+                "CONFIG-05",
+                "recipe.synthetic_share: generated pairs are made from whole label maps, and a draw of "
+                "slices may see a few slices alone.",
+                fix="Set recipe.shots_unit to volumes or patients.",
+            )
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError("CONFIG-05", f"recipe.scales must be positive, got {self.scales}.")
 
@@ -344,6 +351,7 @@ class FinetuneConfig:
                 "CONFIG-05", f"task {self.task.name}: k and optional belong to tasks of a suite."
             )
         _check_per_class((self.per_class,))
+        _check_synthetic(self.recipe, (self.task,), ())
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",
@@ -431,6 +439,7 @@ class SuiteConfig:
                 f"protocol paper labels slices, and recipe.shots_unit is {self.recipe.shots_unit}.",
                 fix="Set recipe.shots_unit to slices.",
             )
+        _check_synthetic(self.recipe, self.tasks, self.baselines)
         if taken := sorted(set(self.weights) & set(self.baselines)):
             raise ConfigError("CONFIG-05", f"weights may not have the name of a baseline: {taken}.")
         names = [task.name for task in self.tasks]
@@ -463,6 +472,17 @@ class Running:
             raise ConfigError("CONFIG-05", "workers and embeddings_gb must be 0 or more.")
         if self.workers and not self.ray:
             raise ConfigError("CONFIG-05", "workers needs --ray ADDRESS.")
+
+
+def _check_synthetic(
+    recipe: Recipe, tasks: tuple[Task, ...], baselines: tuple[BaselineName, ...]
+) -> None:
+    if recipe.synthetic_share and (baselines or {task.kind for task in tasks} != {"segmentation"}):
+        raise ConfigError(
+            "CONFIG-05",
+            "recipe.synthetic_share: only segmentation by an encoder trains on generated pairs, no "
+            "baseline and no other kind of task.",
+        )
 
 
 def _check_per_class(counts: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from core_mri.errors import DataError
+from core_mri.errors import ConfigError, DataError
 from downstream.segmentation.data import Pairs, Shot
 
 if TYPE_CHECKING:
@@ -20,11 +20,19 @@ def generated_shots(cell: Cell, pairs: Pairs, shots: Sequence[Shot]) -> list[Sho
     """Synthetic pairs that were made from the patients of a draw, where the recipe wants some.
 
     Raises:
+        ConfigError: CONFIG-05 when a patient of the draw has labelled volumes outside of it.
         DataError: DATA-09 when there is none.
     """
     if not cell.recipe.synthetic_share:
         return []
     patients = {shot.pair.image.subject_id for shot in shots}
+    if sum(pair.image.subject_id in patients for pair in pairs.train) > len(shots):
+        raise ConfigError(
+            "CONFIG-05",
+            f"task {cell.task.name}: patients of this draw have further labelled volumes, and "
+            "generated pairs may be made from those.",
+            fix="Set recipe.shots_unit to patients.",
+        )
     found = pairs.generated_from(patients)
     if not found:
         raise DataError(

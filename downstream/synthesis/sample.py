@@ -146,6 +146,12 @@ class Factory:
         labels = on_square(case.labels, self.maker.side(case.labels))
         labels, edits = self._edited(labels, case, seed)
         scan, scan_seed = self._scanned(labels, case, seed)
+        if number == 0 and scan.labels.plane != case.labels.plane:
+            log.warning(
+                "pixels of the generator are wider than the slices are apart: the registry will "
+                "store these volumes in %s slices, not %s ones",
+                scan.labels.plane, case.labels.plane,
+            )  # fmt: skip
         parents = {case.subject, *self.maker.subjects, *(e["shape_of"] for e in edits)}
         return scan, {
             "number": number,

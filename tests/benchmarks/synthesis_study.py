@@ -148,7 +148,7 @@ def draw(rows: Sequence[dict[str, Any]], sequences: Sequence[str], path: Path) -
         wspace=0.03,
         hspace=0.03,
     )
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":

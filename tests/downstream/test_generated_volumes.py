@@ -150,6 +150,24 @@ class TestTasks:
             generated_shots(cell, data, others)
         assert generated_shots(_cell(organs, Recipe()), data, others) == []
 
+    def test_no_further_volumes_of_a_patient(self, mixed: Registry, organs: Task) -> None:
+        """Both sequences of a patient are labelled, and only one of them was drawn."""
+        data = prepare(mixed, replace(organs, where="")).data
+        assert isinstance(data, Pairs)
+        cell = _cell(organs, Recipe(synthetic_share=0.5))
+        with pytest.raises(ConfigError, match="shots_unit to patients"):
+            generated_shots(cell, data, [Shot(data.train[0], None)])
+
+    def test_settings_that_would_not_be_heard(self, finetune_config, suite_config) -> None:
+        recipe = Recipe(synthetic_share=0.5)
+        prompting = Task(name="p", kind="prompting", labels={"a": 1})
+        with pytest.raises(ConfigError, match="no other kind"):
+            finetune_config(task=prompting, recipe=recipe)
+        with pytest.raises(ConfigError, match="no baseline"):
+            suite_config(baselines=("unet",), recipe=recipe)
+        with pytest.raises(ConfigError, match="draw of slices"):
+            Recipe(synthetic_share=0.5, shots_unit="slices")
+
     def test_in_the_notes_of_a_cell(self, mixed: Registry, finetune_config) -> None:
         from downstream import finetune
 
