@@ -435,16 +435,11 @@ class TestEvaluate:
         )  # fmt: skip
         return folder
 
-    def test_report(self, made: Path, suite_config, tmp_path: Path) -> None:
-        suite = suite_config(registry=made / "registry", tasks=(TASK,), k=(3,), draws=1)
-        recipe = replace(suite.recipe, shots_unit="patients")
+    def test_report(self, made: Path, tmp_path: Path) -> None:
         config = EvaluateConfig(
-            registry=made / "registry", out=tmp_path / "report", task=TASK, reader_slices=6,
-            suite=replace(suite, recipe=recipe),
-        )  # fmt: skip
+            registry=made / "registry", out=tmp_path / "report", task=TASK, reader_slices=6
+        )
         found = evaluate(config)
-        assert found["failed"] == {}
-        assert {row["trained_on"] for row in found["worth"]} == {"real", "synthetic", "both"}
         assert found["privacy"]["num_training"] == 3
         names = {one["distance"] for one in found["likeness"]["brain"]}
         assert {"KID", "FRD"} <= names
@@ -454,6 +449,21 @@ class TestEvaluate:
         assert json.loads((tmp_path / "report" / "results.json").read_text()) == json.loads(
             json.dumps(found)
         )
+
+    @pytest.mark.slow
+    def test_worth(self, made: Path, suite_config, tmp_path: Path) -> None:
+        suite = suite_config(registry=made / "registry", tasks=(TASK,), k=(3,), draws=1)
+        recipe = replace(suite.recipe, shots_unit="patients")
+        config = EvaluateConfig(
+            registry=made / "registry", out=tmp_path / "report", task=TASK, reader_slices=0,
+            suite=replace(suite, recipe=recipe),
+        )  # fmt: skip
+        found = evaluate(config)
+        assert found["failed"] == {}
+        assert {row["trained_on"] for row in found["worth"]} == {"real", "synthetic", "both"}
+        real = [row["difference"] for row in found["worth"] if row["trained_on"] == "real"]
+        assert real == [None] * len(real)
+        assert "Worth" in (tmp_path / "report" / "report.html").read_text()
 
     def test_readers_answers_are_read_when_there_are_some(self, tmp_path: Path) -> None:
         key = ["number,kind,volume,slice", *(f"{n},{'real' if n % 2 else 'synthetic'},V,0"
