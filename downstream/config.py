@@ -300,8 +300,8 @@ class Recipe:
         if self.synthetic_share and self.shots_unit == "slices":
             raise ConfigError(
                 "CONFIG-05",
-                "recipe.synthetic_share: generated pairs are made from whole label maps, and a draw "
-                "of slices may see a few slices alone.",
+                "recipe.synthetic_share: generated pairs are made from whole label maps, and "
+                "a draw of slices may see a few slices alone.",
                 fix="Set recipe.shots_unit to volumes or patients.",
             )
         if not self.scales or min(self.scales) <= 0:
