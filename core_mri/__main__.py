@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("downstream.cli:evaluate_main", "weights x tasks, with intervals, to a report"),
     "embed": ("downstream.embed_cli:main", "frozen features of scans, to npz or Parquet"),
     "segment": ("core_mri.segment_cli:main", "a mask of a scan, by classes or by prompts"),
+    "synthesize": ("downstream.synthesis.cli:synthesize_main", "synthetic scans, lesions at will"),
     "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
     "serve": ("downstream.serving.cli:main", "take uploads over HTTP, give results back"),
     "export": ("core_mri.weights.cli:export_main", "weights for SAM's code, TorchScript or ONNX"),

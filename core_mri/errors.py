@@ -90,6 +90,14 @@ CODES: dict[str, str] = {
     "SERVE-08": "a file of a kind that the service does not take",
     "SERVE-09": "a request that the interface does not know",
     "SERVE-10": "a stored upload is damaged",
+    "SYNTH-01": "a label map holds values that nobody named",
+    "SYNTH-02": "a lesion is larger than the tissue it may lie in",
+    "SYNTH-03": "no healthy tissue at the place asked for, or nowhere room enough",
+    "SYNTH-04": "voxels are too coarse for the lesion volume asked for",
+    "SYNTH-05": "no lesion to change or to take a shape from",
+    "SYNTH-06": "a generator was trained on other labels or sequences",
+    "SYNTH-07": "generated scans where only scans of patients may be, such as a test split",
+    "SYNTH-08": "generated scans that copy a training patient",
 }
 """Every code and what it stands for; the tests check that each raised code is listed here."""
 

@@ -17,6 +17,7 @@ from core_mri.errors import ConfigError, GeometryError, WeightsError
 from core_mri.files.kspace import KSpace
 from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
+from core_mri.models.generator import Generator
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.reconstruction import Reconstructor
@@ -66,7 +67,7 @@ class Predictor:
 
     Args:
         model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier`, a
-            `PromptableSegmenter` or a `Reconstructor`.
+            `PromptableSegmenter` or a `Reconstructor`; a `Generator` is refused when it is used.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
@@ -81,7 +82,13 @@ class Predictor:
 
     def __init__(
         self,
-        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter | Reconstructor,
+        model: Encoder
+        | Segmenter
+        | Classifier
+        | SamEncoder
+        | PromptableSegmenter
+        | Reconstructor
+        | Generator,
         *,
         image_size: int | None = None,
         batch_size: int = 16,
@@ -92,7 +99,7 @@ class Predictor:
         self._prompted: PromptedVolume | None = None
         self._encoder: Encoder | SamEncoder | None = None
         self.statistics: TrainingStatistics | None = None
-        if isinstance(model, Reconstructor):
+        if isinstance(model, Reconstructor | Generator):
             return
         if isinstance(model, PromptableSegmenter):
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
@@ -152,14 +159,16 @@ class Predictor:
         """The encoder of the model.
 
         Raises:
-            WeightsError: WEIGHTS-02 when the model takes k-space, not images.
+            WeightsError: WEIGHTS-02 when the model takes k-space or label maps, not images.
         """
         if self._encoder is None:
+            what, verb = "reconstruct k-space", "reconstruct"
+            if isinstance(self.model, Generator):
+                what, verb = "make images of label maps", "synthesize"
             raise WeightsError(
                 "WEIGHTS-02",
-                f"these weights ({type(self.model).__name__}) reconstruct k-space, they take no "
-                "images.",
-                fix="Use core-mri reconstruct.",
+                f"these weights ({type(self.model).__name__}) {what}, they take no images.",
+                fix=f"Use core-mri {verb}.",
             )
         return self._encoder
 

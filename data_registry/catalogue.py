@@ -276,7 +276,8 @@ class Registry:
     def stats(self) -> dict[str, Any]:
         """Counts of volumes, slices, subjects; by region, sequence, plane, source and split.
 
-        All but `labels` and `kspace` (their numbers) count images. `quarantined` maps ``"CODE
+        All but `labels` and `kspace` (their numbers) count images; `synthetic` are those of them
+        that no scanner made. `quarantined` maps ``"CODE
         meaning"`` to the number of series and single files.
         """
         total = self.sql(
@@ -293,9 +294,13 @@ class Registry:
         quarantined = self._counts(
             "SELECT code, count(DISTINCT unit_id) AS n FROM quarantine GROUP BY ALL ORDER BY code"
         )
+        ((synthetic,),) = self.rows(
+            "SELECT count(*) FROM volumes WHERE role = 'image' AND synthetic"
+        )
         roles = self._counts("SELECT role, count(*) AS n FROM volumes GROUP BY ALL")
         return {
             **total,
+            "synthetic": synthetic,
             "labels": roles.get("label", 0),
             "kspace": roles.get("kspace", 0),
             **groups,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_mri.config import to_mapping
-from core_mri.errors import ConfigError
+from core_mri.errors import ConfigError, DataError
 from data_registry.catalogue import Registry, reason_of
 from data_registry.commits import commit
 from data_registry.compaction import merge_commits
@@ -99,6 +99,13 @@ class Committer:
         images = [row for row in unit.volumes if row.role == "image"]
         twins = (self._subject_of.get(row.pixel_hash) for row in images)
         twin_split = next((self._splits[twin] for twin in twins if twin), None)
+        if unit.unit.source.generated and twin_split not in (None, "train"):
+            raise DataError(
+                "SYNTH-08",
+                f"source {unit.unit.source.name}: a generated image has the voxels of a "
+                f"{twin_split} patient.",
+                fix="Leave it out: it is no synthetic image.",
+            )
         for row in unit.volumes:
             if row.volume_id in self._ids:
                 unit.known.append(row.volume_id)
@@ -108,6 +115,13 @@ class Committer:
                 split = self._splits[row.subject_id] = twin_split or row.split
                 new_splits.append(SplitRow(subject_id=row.subject_id, split=split))
             row = dataclasses.replace(row, split=self._splits[row.subject_id])
+            if unit.unit.source.generated and row.split != "train":
+                raise DataError(
+                    "SYNTH-07",
+                    f"source {row.source}: generated volumes of subject {row.subject_id} of the "
+                    f"{row.split} split.",
+                    fix="Give generated scans a source and a namespace of their own.",
+                )
             if row.role == "image":
                 other = self._subject_of.setdefault(row.pixel_hash, row.subject_id)
                 self._report.possible_duplicates += other != row.subject_id

@@ -12,6 +12,7 @@ follows from their volumes, and what is stored once cannot contradict itself.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,6 +40,9 @@ LABEL_REGIONS = "LabelRegions"
 """Fact of label maps: structures of several values, ``whole tumor=1,2,3;core=2,3``."""
 LABEL_VALUES = "LabelValues"
 """Fact of label maps: the values they hold besides 0, ascending, ``1;2``."""
+GENERATED = "GeneratedFrom"
+"""Fact of what `core-mri synthesize` made: pseudonyms of the patients whose labels or scans it was
+made from, ``S1;S2``."""
 UNKNOWN_SPACING = "UnknownSpacing"
 """Fact of pictures whose spacing nobody knows: their millimetres are pixels."""
 
@@ -135,6 +139,12 @@ class VolumeRow:
     """0 (guess) to 1 (certain)."""
     votes: str = "{}"
     """What each source said of each label, as JSON (`labels.Votes`)."""
+
+    @property
+    def generated_from(self) -> frozenset[str] | None:
+        """Patients whose labels or scans it was generated from; None for all other volumes."""
+        told = json.loads(self.facts).get(GENERATED)
+        return None if told is None else frozenset(filter(None, str(told).split(";")))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,8 @@ class Listed:
     """Official split; ``not-test``: training or validation, as the hash says; empty: the hash."""
     channels: tuple[str, ...] = ()
     """Name of the sequence, or of each frame of a 4D file."""
+    generated_from: tuple[str, ...] = ()
+    """Of a `SourceFiles.generated` source: pseudonyms of the patients it was made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,9 @@ class SourceFiles:
     """The root is a BIDS data set: facts come from sidecars and tables, sequences from suffixes."""
     synthetic: bool = False
     """Made by a program, not by a scanner."""
+    generated: bool = False
+    """Made by `core-mri synthesize` from training patients: synthetic, and never in another split
+    than train, whatever else is told."""
     label_values: Mapping[int, str] = field(default_factory=dict)
     """Structure of each label value; other values than these and 0 are refused when given."""
     label_regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -95,6 +100,8 @@ class SourceFiles:
             raise ConfigError(
                 "CONFIG-01", f"spacing_mm must be three positive numbers, got {self.spacing_mm}."
             )
+        if self.generated and not self.synthetic:
+            raise ConfigError("CONFIG-01", "a generated source is synthetic: say both.")
         for name, pattern in (("subject", self.subject), ("pair", self.pair)):
             if pattern and name not in _groups(name, pattern):
                 raise ConfigError(

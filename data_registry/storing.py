@@ -27,6 +27,7 @@ from data_registry.labels import label_volume
 from data_registry.payloads import pack, unpack
 from data_registry.schema import (
     CHANNEL,
+    GENERATED,
     LABEL_NAMES,
     LABEL_REGIONS,
     LABEL_VALUES,
@@ -178,7 +179,10 @@ def describe(
     if volume.kind == "label":
         facts |= _label_facts(source, volume)
     facts |= told
-    official = source.split_of(relative)
+    official = "train" if source.generated else source.split_of(relative)
+    if source.generated:
+        listed = source.listing_of(relative)
+        facts[GENERATED] = ";".join(listed.generated_from if listed else ())
     hashed = split_outside_test if official == "not-test" else split_of
     return {
         **labels,

@@ -34,10 +34,12 @@ class Cohort:
     train: tuple[VolumeRow, ...]
     val: tuple[VolumeRow, ...]
     test: tuple[VolumeRow, ...]
+    generated: tuple[VolumeRow, ...] = ()
+    """Synthetic images made from training patients: apart from all others, never tested on."""
 
     @property
     def rows(self) -> tuple[VolumeRow, ...]:
-        """All volumes."""
+        """All volumes but the generated ones."""
         return self.train + self.val + self.test
 
     @property
@@ -50,10 +52,20 @@ def load_cohort(registry: Registry, task: Task) -> Cohort:
     """The image volumes that `task.where` selects.
 
     Raises:
-        DataError: DATA-09 when there are none, DATA-08 when a patient is in two splits.
+        DataError: DATA-09 when there are none, DATA-08 when a patient is in two splits, SYNTH-07
+            when a generated one is in another split than train.
     """
     where = "role = 'image'" + (f" AND ({task.where})" if task.where else "")
-    rows = sorted(registry.volumes(where), key=lambda row: row.volume_id)
+    found = sorted(registry.volumes(where), key=lambda row: row.volume_id)
+    rows = [row for row in found if row.generated_from is None]
+    generated = tuple(row for row in found if row.generated_from is not None)
+    if wrong := [row.volume_id for row in generated if row.split != "train"]:
+        raise DataError(
+            "SYNTH-07",
+            f"task {task.name}: {len(wrong)} generated volumes are not in the train split, such as "
+            f"{wrong[0]}.",
+            fix="The registry was altered: ingest the generated scans again.",
+        )
     if not rows:
         raise DataError(
             "DATA-09",
@@ -61,8 +73,10 @@ def load_cohort(registry: Registry, task: Task) -> Cohort:
             fix="See `core-mri data stats` for regions, sequences and sources.",
         )
     check_disjoint(rows, task.name)
-    found = Cohort(*(tuple(row for row in rows if row.split == split) for split in SPLITS))
-    return found if task.test_split == "test" else Cohort(found.train, (), found.val)
+    train, val, test = (tuple(r for r in rows if r.split == split) for split in SPLITS)
+    if task.test_split == "val":
+        val, test = (), val
+    return Cohort(train, val, test, generated)
 
 
 def check_disjoint(rows: Iterable[VolumeRow], task: str) -> None:

@@ -249,6 +249,9 @@ class Recipe:
     since cached features cannot be augmented afresh at every step. 0 adds none."""
     cache_gb: float = 2.0
     """Memory in GB for the features of a cell's examples; beyond it they are recomputed."""
+    synthetic_share: float = 0.0
+    """Segmentation: share of a batch that are slices of generated pairs of the registry, made from
+    none but the k patients of the draw; 1 trains on those alone, 0 never."""
     slices_per_example: int = 16
     """Classification by attention with fresh augmentation or a moving encoder: slices drawn from
     each example at each step."""
@@ -292,6 +295,18 @@ class Recipe:
         wrong = [f"recipe.{name} = {value}" for name, value in shares.items() if not 0 <= value < 1]
         if wrong:
             raise ConfigError("CONFIG-05", f"must lie in [0, 1): {', '.join(wrong)}.")
+        if not 0 <= self.synthetic_share <= 1:
+            raise ConfigError(
+                "CONFIG-05",
+                f"recipe.synthetic_share must lie in [0, 1], got {self.synthetic_share}.",
+            )
+        if self.synthetic_share and self.shots_unit == "slices":
+            raise ConfigError(
+                "CONFIG-05",
+                "recipe.synthetic_share: generated pairs are made from whole label maps, and "
+                "a draw of slices may see a few slices alone.",
+                fix="Set recipe.shots_unit to volumes or patients.",
+            )
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError("CONFIG-05", f"recipe.scales must be positive, got {self.scales}.")
 
@@ -339,6 +354,7 @@ class FinetuneConfig:
                 "CONFIG-05", f"task {self.task.name}: k and optional belong to tasks of a suite."
             )
         _check_per_class((self.per_class,))
+        _check_synthetic(self.recipe, (self.task,), ())
         if self.task.kind == "clustering":
             raise ConfigError(
                 "CONFIG-05",
@@ -426,6 +442,7 @@ class SuiteConfig:
                 f"protocol paper labels slices, and recipe.shots_unit is {self.recipe.shots_unit}.",
                 fix="Set recipe.shots_unit to slices.",
             )
+        _check_synthetic(self.recipe, self.tasks, self.baselines)
         if taken := sorted(set(self.weights) & set(self.baselines)):
             raise ConfigError("CONFIG-05", f"weights may not have the name of a baseline: {taken}.")
         names = [task.name for task in self.tasks]
@@ -458,6 +475,17 @@ class Running:
             raise ConfigError("CONFIG-05", "workers and embeddings_gb must be 0 or more.")
         if self.workers and not self.ray:
             raise ConfigError("CONFIG-05", "workers needs --ray ADDRESS.")
+
+
+def _check_synthetic(
+    recipe: Recipe, tasks: tuple[Task, ...], baselines: tuple[BaselineName, ...]
+) -> None:
+    if recipe.synthetic_share and (baselines or {task.kind for task in tasks} != {"segmentation"}):
+        raise ConfigError(
+            "CONFIG-05",
+            "recipe.synthetic_share: only segmentation by an encoder trains on generated pairs, no "
+            "baseline and no other kind of task.",
+        )
 
 
 def _check_per_class(counts: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ over the workers they are those of the whole batch, since
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -57,6 +57,16 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for parameter, part in zip(moving, flat.split([p.numel() for p in moving]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
+
+
+def sum_numbers(own: Mapping[str, float]) -> dict[str, float]:
+    """Each number summed over all workers, who give the same names in the same order."""
+    if world_size() == 1:
+        return dict(own)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    values = torch.tensor(list(own.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return dict(zip(own, values.tolist(), strict=True))
 
 
 def any_worker(run: Run) -> Callable[[], bool]:

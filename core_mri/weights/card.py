@@ -31,7 +31,7 @@ def model_card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
             evaluation looks for its test patients.
     """
     licence = str(facts.get("licence", "not stated"))
-    describe = _reconstructor if config["kind"] == "reconstructor" else _vit
+    describe = {"reconstructor": _reconstructor, "generator": _generator}.get(config["kind"], _vit)
     tag, needed, network = describe(config)
     parts = [
         "---",
@@ -125,6 +125,19 @@ def _reconstructor(config: Mapping[str, Any]) -> tuple[str, str, str]:
         "cropping happen inside."
     )
     return "mri-reconstruction", needed, f"`{config['network']}`: {_plain(sizes)}."
+
+
+def _generator(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Tag, input and network of a generator of synthetic slices."""
+    sizes = config["generator"]
+    names = ", ".join(f"{value} {name}" for value, name in config["labels"].items())
+    made = ", ".join(name or "one sequence" for name in config["sequences"])
+    needed = (
+        f"Label maps of {sizes['image_size']} x {sizes['image_size']} px, classes 0 and {names}; "
+        f"out come synthetic slices in [0, 1]: {made}. Label maps of other classes are refused."
+    )
+    network = f"{sizes['kind']}, {sizes['depth']} levels, {sizes['width']} channels at the first."
+    return "image-generation", needed, network
 
 
 def _front_matter(licence: str) -> list[str]:

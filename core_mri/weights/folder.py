@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.generator import Generator
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.reconstruction import Reconstructor
     from core_mri.models.segmenter import Segmenter
@@ -43,14 +44,15 @@ INPUT_CONTRACT = {
 
 
 def save_model(
-    model: Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor,
+    model: Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor | Generator,
     folder: str | Path,
     card: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
     Args:
-        model: An encoder, a segmenter, a classifier, a promptable model or a reconstructor.
+        model: An encoder, a segmenter, a classifier, a promptable model, a reconstructor or a
+            generator.
         folder: Created when missing; files of an older save are replaced.
         card: Facts for the model card: see `core_mri.weights.card.model_card`.
 
@@ -82,7 +84,7 @@ def save_model(
 
 def load_folder(
     source: str | Path, *, device: str = "auto"
-) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor | Generator:
     """Load a model, in evaluation mode.
 
     Args:
@@ -90,9 +92,9 @@ def load_folder(
         device: ``auto``, ``cpu``, ``cuda``, ...
 
     Returns:
-        An `Encoder`, a `Segmenter`, a `Classifier`, a `PromptableSegmenter` or a `Reconstructor`;
-        ``model.card`` holds the facts it was saved with, ``model.statistics`` what it saw
-        (`core_mri.training_statistics`), where the folder tells.
+        An `Encoder`, `Segmenter`, `Classifier`, `PromptableSegmenter`, `Reconstructor` or
+        `Generator`; ``model.card`` holds the facts it was saved with, ``model.statistics`` what it
+        saw (`core_mri.training_statistics`), where the folder tells.
 
     Raises:
         DataError: DATA-38 when the statistics are damaged or of other weights.
@@ -181,6 +183,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build `model` again."""
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.generator import Generator
     from core_mri.models.heads import decoder_name
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
@@ -208,6 +211,13 @@ def _describe(model: nn.Module) -> dict[str, Any]:
             "neighbours": model.neighbours,
             "inference": dataclasses.asdict(model.inference),
         }
+    if isinstance(model, Generator):
+        return common | {
+            "kind": "generator",
+            "generator": dataclasses.asdict(model.config),
+            "labels": {str(index): name for index, name in model.labels.items()},
+            "sequences": list(model.sequences),
+        }
     if isinstance(model, Classifier):
         return common | {
             "kind": "classifier",
@@ -233,8 +243,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         }
     raise WeightsError(
         "WEIGHTS-02",
-        "a weights folder holds an Encoder, a Segmenter, a Classifier, a PromptableSegmenter or a "
-        f"Reconstructor, got {type(model).__name__}.",
+        "a weights folder holds an Encoder, a Segmenter, a Classifier, a PromptableSegmenter, a "
+        f"Reconstructor or a Generator, got {type(model).__name__}.",
     )
 
 
@@ -273,9 +283,20 @@ def _build_segmenter(encoder: Encoder, config: Mapping[str, Any]) -> Segmenter:
     )
 
 
+def _build_generator(config: Mapping[str, Any]) -> Generator:
+    from core_mri.models.generator import build_generator
+    from core_mri.models.generator_config import GeneratorConfig
+
+    return build_generator(
+        GeneratorConfig(**config["generator"]),
+        labels={int(index): name for index, name in config["labels"].items()},
+        sequences=config["sequences"],
+    )
+
+
 def _build(
     folder: Path, config: Mapping[str, Any]
-) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor:
+) -> Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor | Generator:
     from core_mri.models.classifier import Classifier
     from core_mri.models.neck import NeckedEncoder
     from core_mri.models.promptable import PromptableSegmenter
@@ -284,6 +305,8 @@ def _build(
         if config["kind"] == "reconstructor":
             kind, _ = RECONSTRUCTORS[config["network"]]
             return create_reconstructor(load_config(kind, config["sizes"]))
+        if config["kind"] == "generator":
+            return _build_generator(config)
         if config["kind"] == "promptable" and "global_blocks" in config["encoder"]:
             sizes = config["encoder"]
             return create_sam(SamConfig(**sizes | {"global_blocks": tuple(sizes["global_blocks"])}))

@@ -14,13 +14,22 @@ from core_mri.weights.folder import load_folder
 if TYPE_CHECKING:
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
+    from core_mri.models.generator import Generator
     from core_mri.models.promptable import PromptableSegmenter
     from core_mri.models.reconstruction import Reconstructor
     from core_mri.models.registry import CoilMode
     from core_mri.models.sam import SamEncoder
     from core_mri.models.segmenter import Segmenter
 
-    Model = Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter | Reconstructor
+    Model = (
+        Encoder
+        | Segmenter
+        | Classifier
+        | SamEncoder
+        | PromptableSegmenter
+        | Reconstructor
+        | Generator
+    )
 
 SCHEMES = (
     "hf",

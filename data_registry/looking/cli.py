@@ -128,7 +128,10 @@ def stats_main(arguments: Sequence[str]) -> int:
 
 def stats_table(registry: Path, stats: Mapping[str, Any]) -> str:
     """The answer of `Registry.stats` as text."""
-    numbers = [f"{stats[k]} {k}" for k in ("volumes", "slices", "subjects", "labels", "kspace")]
+    numbers = [
+        f"{stats[k]} {k}"
+        for k in ("volumes", "slices", "subjects", "synthetic", "labels", "kspace")
+    ]
     lines: list[tuple[str, str, str]] = []
     for group in ("region", "sequence", "plane", "source", "split"):
         for i, (name, count) in enumerate(stats[f"by_{group}"].items()):

@@ -32,8 +32,9 @@ def statistics_page(registry: Registry) -> Report:
     stats = registry.stats()
     report = Report(
         "What this registry holds",
-        f"{stats['volumes']:,} images with {stats['slices']:,} slices of {stats['subjects']:,} "
-        f"patients; {stats['labels']:,} label maps and {stats['kspace']:,} volumes of raw data.",
+        f"{stats['volumes']:,} images ({stats['synthetic']:,} synthetic) with "
+        f"{stats['slices']:,} slices of {stats['subjects']:,} patients; "
+        f"{stats['labels']:,} label maps and {stats['kspace']:,} volumes of raw data.",
         registry.path.name,
     )
     for heading, column in _GROUPS.items():

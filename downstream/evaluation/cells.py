@@ -30,6 +30,7 @@ from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, 
 from downstream.config import Adaptation, Protocol, Recipe, Task, training_task
 from downstream.evaluation.cases import save_cases
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled, train
+from downstream.evaluation.generated import generated_note, generated_shots
 from downstream.evaluation.results import ALL_PATIENTS, Outcome, Score, finite
 from downstream.evaluation.testing import Tested, score_answers, score_predictions
 from downstream.feature_cache import FeatureCache, remembering
@@ -111,6 +112,8 @@ class Cell:
     adaptation: Adaptation = "frozen"
     protocol: Protocol = "volumes"
     tuning: tuple[float, ...] = (1.0,)
+    synthetic: str = ""
+    """Hash of the generated pairs, where the recipe trains on some."""
     baseline: str = ""
     """Name of a baseline, which has neither weights nor a twin."""
     recipe: Recipe
@@ -223,10 +226,11 @@ def _segment(
     """A segmentation or prompting cell."""
     check_fits(contender.encoder, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
+    generated = generated_shots(cell, pairs, shots)
 
     def make(factor: float) -> Trainer | PromptTrainer:
         own = replace(cell, recipe=scaled(cell.recipe, factor))
-        return make_trainer(own, contender.encoder, shots, validation, registry)
+        return make_trainer(own, contender.encoder, shots, validation, registry, generated)
 
     trainer, tuned = fit_best(make, cell, run, main=main)
     moving, total = trainer.num_moving
@@ -259,6 +263,7 @@ def _segment(
             notes=(
                 f"{kept(trainer, cell)}, {chosen}",
                 f"{moving:,} of {total:,} parameters moved",
+                *generated_note(cell, generated),
                 *tuned,
                 *_absent(trainer, cell),
             ),
@@ -378,6 +383,7 @@ def make_trainer(
     shots: Sequence[Shot],
     validation: Sequence[Shot],
     registry: Registry,
+    generated: Sequence[Shot] = (),
 ) -> Trainer | PromptTrainer:
     """Read the examples and set up their training.
 
@@ -407,7 +413,14 @@ def make_trainer(
     if cell.task.kind == "prompting":
         return PromptTrainer(encoder, *examples, **given)
     labels = dict(enumerate(task.labels, start=1))
-    return Trainer(encoder, *examples, labels=labels, sequences=task.sequences, **given)
+    return Trainer(
+        encoder,
+        *examples,
+        labels=labels,
+        sequences=task.sequences,
+        generated=read(generated),
+        **given,
+    )
 
 
 def outcome_of(cell: Cell, used: Mapping[str, Sequence[VolumeRow]], **found: object) -> Outcome:

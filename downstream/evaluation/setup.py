@@ -15,8 +15,10 @@ from data_registry.catalogue import Registry
 from downstream.adapt import architecture, encoder_of, random_twin
 from downstream.classification.examples import Examples
 from downstream.clustering.scores import ClusterData
+from downstream.cohort import fingerprint
 from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
 from downstream.evaluation.cells import Cell, Contender, TaskData, prepare
+from downstream.segmentation.data import Pairs
 
 READ_BY_ATTENTION = (
     "validate_every", "batch_size", "learning_rate", "encoder_learning_rate", "layer_decay",
@@ -133,6 +135,9 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
             recipe = replace(recipe, pixel_mm=0.0, neighbours=0)
         else:
             given["protocol"] = config.protocol
+        if recipe.synthetic_share and isinstance(data.data, Pairs):
+            pairs = data.data.generated
+            given["synthetic"] = fingerprint([row for pair in pairs for row in pair.volumes])
         given["recipe"] = recipe
     return [
         Cell(**given, k=k, draw=number)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,11 @@ class Pair:
         """All label volumes."""
         return (self.label, *self.other_labels)
 
+    @property
+    def volumes(self) -> tuple[VolumeRow, ...]:
+        """All of it."""
+        return (*self.images, *self.label_volumes)
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -63,6 +68,16 @@ class Pairs:
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
     test: tuple[Pair, ...]
+    generated: tuple[Pair, ...] = ()
+    """Synthetic pairs; only a recipe with `synthetic_share` trains on them."""
+
+    def generated_from(self, patients: Collection[str]) -> list[Pair]:
+        """Synthetic pairs that were made from none but these patients."""
+        return [
+            pair
+            for pair in self.generated
+            if all((row.generated_from or set()) <= set(patients) for row in pair.volumes)
+        ]
 
 
 def name_labels(registry: Registry, cohort: Cohort, task: Task) -> Task:
@@ -102,7 +117,7 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
     maps: dict[tuple[str, ...], list[VolumeRow]] = {}
     fitting: set[str] = set()
     unfitting: dict[str, VolumeRow] = {}
-    for image in cohort.rows:
+    for image in (*cohort.rows, *cohort.generated):
         if image.subject_id not in labelled_patients:
             continue
         found = [label for label in registry.labels_of(image) if label.volume_id in wanted] or [
@@ -124,11 +139,12 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
             f"({image.num_slices}x{image.rows}x{image.columns}).",
             fix="Resample the labels to the grid of their image and ingest them again.",
         )
-    num_left_out = len(cohort.rows) - sum(map(len, cases.values()))
+    num_left_out = len(cohort.rows) + len(cohort.generated) - sum(map(len, cases.values()))
     if num_left_out:
         log.warning("task %s: %d images without labels are left out", task.name, num_left_out)
-    pairs: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    pairs: dict[str, list[Pair]] = {split: [] for split in (*SPLITS, "generated")}
     splits = {row.volume_id: split for split in SPLITS for row in getattr(cohort, split)}
+    splits |= {row.volume_id: "generated" for row in cohort.generated}
     for key, images in cases.items():
         label, *others = maps[key]
         if task.sequences:
@@ -141,9 +157,11 @@ def pair_labels(registry: Registry, cohort: Cohort, task: Task) -> Pairs:
         ]
     for split in pairs.values():
         split.sort(key=lambda pair: pair.image.volume_id)
+    generated = tuple(pairs.pop("generated"))
     _check_present(pairs, task)
     _check_values(pairs, task)
-    return Pairs(*(tuple(pairs[split]) for split in SPLITS))
+    train, val, test = (tuple(pairs[split]) for split in SPLITS)
+    return Pairs(train, val, test, generated)
 
 
 def read_mask(registry: Registry, pair: Pair, task: Task) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,7 @@ class Trainer:
         seed: Of head, batches and augmentation; the same for an encoder and its random twin.
         name: Of the task, for messages.
         sequences: Names of the channels of the examples; by default numbered.
+        generated: Synthetic examples, of which ``recipe.synthetic_share`` of a batch are.
 
     Raises:
         ConfigError: CONFIG-05 as `check_fits`.
@@ -70,6 +72,7 @@ class Trainer:
         seed: int,
         name: str,
         sequences: Sequence[str] = (),
+        generated: Sequence[LabelledSlices] = (),
     ) -> None:
         check_fits(encoder, recipe)
         check_sides(labels, recipe)
@@ -79,7 +82,10 @@ class Trainer:
         channels = training[0].images.shape[1]
         named = sequences or ([""] if channels == 1 else [f"{i + 1}" for i in range(channels)])
         self.segmenter = _build(encoder, labels, adaptation, recipe, seed, named).to(self.device)
-        self.training = StackedSlices(training, self.device)
+        self.training = StackedSlices([*training, *generated], self.device)
+        count = sum(len(example.masks) for example in training)
+        self.synthetic = np.arange(len(self.training)) >= count
+        """[N], which slices are generated ones."""
         self.masks = self.training.masks
         if not self.masks.any():
             raise DataError(
@@ -190,6 +196,7 @@ class Trainer:
         encoder, depths = self.segmenter.encoder, self.segmenter.depths
         self.training.add_copies(self.seed, self.recipe)
         self.masks = self.training.masks
+        self.synthetic = np.tile(self.synthetic, 1 + self.recipe.augmented_copies)
         limit = self.recipe.cache_gb * 1e9
         self.frozen = FrozenFeatures(encoder, self.training.images, depths, limit)
         self.frozen_validation = [
@@ -201,10 +208,8 @@ class Trainer:
 
         Of the B slices of a batch this worker has b; their masks everybody has.
         """
-        size = min(self.recipe.batch_size, len(self.training))
-        chosen = np.random.default_rng((self.seed, step)).choice(
-            len(self.training), size, replace=False
-        )
+        chosen = self._drawn(np.random.default_rng((self.seed, step)))
+        size = len(chosen)
         everything, own = torch.from_numpy(chosen).to(self.device), own_rows(size)
         index = everything[own]
         images, masks = self.training.batch(index), self.masks[everything]
@@ -224,6 +229,21 @@ class Trainer:
         if images.shape[1] > 1:
             levels = [level.unflatten(0, images.shape[:2]) for level in levels]
         return levels, images, masks
+
+    def _drawn(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Numbers of the slices of one step; the share of synthetic ones is the same in each."""
+        size = min(self.recipe.batch_size, len(self.training))
+        if not self.synthetic.any():
+            return rng.choice(len(self.training), size, replace=False)
+        wanted = round(self.recipe.synthetic_share * size)
+        parts = [
+            rng.choice(own, min(count, len(own)), replace=False)
+            for own, count in (
+                (np.flatnonzero(~self.synthetic), size - wanted),
+                (np.flatnonzero(self.synthetic), wanted),
+            )
+        ]
+        return np.concatenate(parts)
 
     @torch.no_grad()
     def _logits(self, model: Segmenter, number: int) -> Tensor:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.augmentations.bias_field import NUM_COEFFICIENTS, apply_bias, bias_field
-from pretrain.augmentations.blur import gaussian_blur, kernel_radius, sharpen
+from core_mri.physics.bias_field import NUM_COEFFICIENTS, apply_bias, bias_field
+from core_mri.physics.blur import gaussian_blur, kernel_radius, sharpen
+from core_mri.physics.low_field import low_field
+from core_mri.physics.rician import rician_noise
+from core_mri.physics.ringing import ringing
 from pretrain.augmentations.gamma import adjust_gamma
-from pretrain.augmentations.low_field import low_field
-from pretrain.augmentations.noise import rician_noise
-from pretrain.augmentations.ringing import ringing
 from pretrain.augmentations.undersampling import draw_lines, zero_filled
 from pretrain.augmentations.window import adjust_brightness, adjust_contrast
 from pretrain.config_views import ViewsConfig

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from core_mri.physics import fft2c
+from core_mri.physics.bias_field import NUM_COEFFICIENTS, apply_bias, bias_field
+from core_mri.physics.blur import gaussian_blur, sharpen
+from core_mri.physics.low_field import hamming, low_field
 from core_mri.physics.phantoms import phantom_volume
+from core_mri.physics.rician import rician_noise
+from core_mri.physics.ringing import box, ringing
 from pretrain.augmentations import AUGMENTATIONS, NUM_DRAWS, augment
-from pretrain.augmentations.bias_field import NUM_COEFFICIENTS, apply_bias, bias_field
-from pretrain.augmentations.blur import gaussian_blur, sharpen
 from pretrain.augmentations.gamma import adjust_gamma
-from pretrain.augmentations.low_field import hamming, low_field
-from pretrain.augmentations.noise import rician_noise
-from pretrain.augmentations.ringing import box, ringing
 from pretrain.augmentations.undersampling import draw_lines, zero_filled
 from pretrain.augmentations.window import adjust_brightness, adjust_contrast
 from pretrain.config import ViewsConfig

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretrain.augmentations.noise import normal_pairs
+from core_mri.physics.rician import normal_pairs
 
 
 def low_field(images: Tensor, resolution: Tensor, sigma: Tensor, seeds: Sequence[int]) -> Tensor:
