@@ -225,20 +225,12 @@ def random_values():
 
 @pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """`core-mri serve` for two users; the weights that answer prompts are random."""
-    import torch
-
-    import core_mri
-
+    """`core-mri serve` for two users."""
     folder = tmp_path_factory.mktemp("serve")
     tokens = folder / "tokens"
     tokens.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
     tokens.chmod(0o600)
-    torch.manual_seed(0)
-    core_mri.save_model(core_mri.create_model("sam_vit_micro"), folder / "random")
-    process = ServerProcess(
-        folder, "wavelet", "zero-filled", str(folder / "random"), "--token-file", str(tokens)
-    )
+    process = ServerProcess(folder, "wavelet", "zero-filled", "--token-file", str(tokens))
     yield process
     process.stop()
 
@@ -273,3 +265,30 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("raw") / "raw.h5"
     write_kspace(make_scan(make_samples(), line_mask()), path)
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights: `random` answers prompts, `network` reconstructs, `organs` segments."""
+    import torch
+
+    import core_mri
+    from tests.core_mri.test_segment_verb import DECODERS, release
+
+    folder = tmp_path_factory.mktemp("released")
+    torch.manual_seed(0)
+    core_mri.save_model(core_mri.create_model("sam_vit_micro"), folder / "random")
+    core_mri.save_model(core_mri.create_model("varnet_micro"), folder / "network")
+    release(folder / "organs", next(iter(DECODERS)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def networks(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A service of weights; slow to start."""
+    names = ("random", "network", "organs")
+    process = ServerProcess(
+        tmp_path_factory.mktemp("networks"), "wavelet", *(str(released / name) for name in names)
+    )
+    yield process
+    process.stop()

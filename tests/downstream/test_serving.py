@@ -21,7 +21,6 @@ from pydicom import dcmread
 import core_mri
 from core_mri.__main__ import main
 from core_mri.files import write_kspace
-from core_mri.physics.phantoms import phantom_volume
 from core_mri.volume import orientation_of
 from downstream.reconstruction.scores import volume_scores
 from tests.downstream.serving_client import Client, ServerProcess
@@ -136,66 +135,6 @@ class TestRawData:
         assert {"reconstruction.nii.gz", "dicom.zip", "reconstruction.h5", "preview.png"} <= names
 
 
-class TestPrompts:
-    """The weights are random: what they find means nothing, the way there and back is tested."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def scan(cls) -> core_mri.Volume:
-        return phantom_volume("abdomen", 1, size=48, num_slices=5)[0]
-
-    def test_a_nifti_scan(self, scan: core_mri.Volume, client: Client, tmp_path: Path) -> None:
-        core_mri.write_volume(scan, tmp_path / f"{NAME}.nii.gz")
-        found = client.run((tmp_path / f"{NAME}.nii.gz").read_bytes())
-        assert found["report"]["kind"] == "prompts", found["error"]
-        job, shape = found["id"], scan.shape
-        box = [5, 5, 2, shape[0] - 5, shape[1] - 5, 3]
-        answer = client.ask("POST", f"/v1/jobs/{job}/prompts", {"boxes": [box]}).json()
-        (structure,) = answer["report"]["structures"]
-        (tmp_path / "mask.nii.gz").write_bytes(client.result(job, "mask.nii.gz"))
-        mask = core_mri.read_volume(tmp_path / "mask.nii.gz", kind="label")
-        assert mask.same_grid(scan)
-        assert structure["voxels"] == int((mask.array == 1).sum()) > 0
-        corners = [scan.affine @ [*c, 1] for c in (box[:3], [n - 1 for n in box[3:]])]
-        world = [float(v) for corner in corners for v in corner[:3]]
-        same = client.ask("POST", f"/v1/jobs/{job}/prompts", {"boxes": [world], "world": True})
-        assert same.json()["report"]["structures"] == [structure]
-        for wrong in ({}, {"points": [[0, 0, 99, 1]]}, {"points": [[0.5, 0, 0, 1]]},
-                      {"points": [[0, 0, 0, 2]]}, {"boxes": [[1, 2, 3]]}):  # fmt: skip
-            refused = client.ask("POST", f"/v1/jobs/{job}/prompts", wrong)
-            assert refused.status == 422
-            assert refused.code in ("CONFIG-05", "SERVE-09")
-
-    def test_a_zipped_series(self, scan: core_mri.Volume, client: Client, tmp_path: Path) -> None:
-        facts = {"PatientID": NAME, "SeriesDescription": "T2 AXIAL"}
-        core_mri.write_volume(
-            core_mri.Volume(scan.array, scan.affine, facts=facts), tmp_path / "series"
-        )
-        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-            for path in sorted((tmp_path / "series").iterdir()):
-                archive.write(path, f"{NAME}/{path.name}")
-        found = client.run((tmp_path / "a.zip").read_bytes())
-        assert found["state"] == "done", found["error"]
-        box = [5, 5, 1, 30, 30, 4]
-        answer = client.ask("POST", f"/v1/jobs/{found['id']}/prompts", {"boxes": [box]})
-        assert {"mask.dcm", "mask.nii.gz"} <= {r["name"] for r in answer.json()["results"]}
-        content = client.result(found["id"], "mask.dcm")
-        (tmp_path / "mask.dcm").write_bytes(content)
-        (tmp_path / "mask.nii.gz").write_bytes(client.result(found["id"], "mask.nii.gz"))
-        seg = core_mri.read_volume(tmp_path / "mask.dcm")
-        mask = core_mri.read_volume(tmp_path / "mask.nii.gz", kind="label")
-        mask = mask.reorient(orientation_of(seg.affine))
-        np.testing.assert_array_equal(seg.array, mask.array[1:4])  # no frames without a segment
-        with zipfile.ZipFile(io.BytesIO(client.result(found["id"], "images.zip"))) as archive:
-            images = b"".join(map(archive.read, archive.namelist()))
-        assert NAME.encode() not in images + content
-
-    def test_only_scans_that_are_done(self, client: Client) -> None:
-        job = client.create(10)["id"]
-        answer = client.ask("POST", f"/v1/jobs/{job}/prompts", {"points": [[1, 1, 1, 1]]})
-        assert (answer.status, answer.code) == (409, "SERVE-07")
-
-
 class TestUpload:
     def test_in_parts_after_a_lost_connection(self, client: Client, raw: bytes) -> None:
         job = client.create(len(raw))["id"]
@@ -283,7 +222,7 @@ class TestLife:
         assert 'core_mri_requests_total{method="POST",route="/v1/jobs",status="201"}' in text
         assert "core_mri_received_bytes_total" in text
         about = client.ask("GET", "/v1/service").json()
-        assert [s["name"] for s in about["sources"]] == ["wavelet", "zero-filled", "random"]
+        assert [s["name"] for s in about["sources"]] == ["wavelet", "zero-filled"]
         paths = client.ask("GET", "/openapi.json").json()["paths"]
         assert {"/v1/jobs", "/v1/jobs/{job_id}/content", "/v1/jobs/{job_id}/events"} <= set(paths)
 
