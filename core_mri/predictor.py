@@ -16,6 +16,7 @@ from core_mri.devices import select_precision
 from core_mri.errors import ConfigError, GeometryError, WeightsError
 from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
+from core_mri.models.generator import Generator
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.sam import SamEncoder
@@ -75,17 +76,24 @@ class Predictor:
     Raises:
         ConfigError: CONFIG-01 for another precision, CONFIG-05 when `image_size` is no multiple of
             the patch size.
+        WeightsError: WEIGHTS-03 for a generator.
     """
 
     def __init__(
         self,
-        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter,
+        model: Encoder | Segmenter | Classifier | SamEncoder | PromptableSegmenter | Generator,
         *,
         image_size: int | None = None,
         batch_size: int = 16,
         precision: str = "auto",
         compiled: bool = False,
     ) -> None:
+        if isinstance(model, Generator):
+            raise WeightsError(
+                "WEIGHTS-03",
+                "these weights are a generator: they make scans and read none.",
+                fix="Use `core-mri synthesize sample`, or give an encoder or a segmenter.",
+            )
         self.model = model.eval()
         self._prompted: PromptedVolume | None = None
         self.encoder: Encoder | SamEncoder
