@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core_mri import load_model, save_model
+from core_mri import Predictor, load_model, save_model
 from core_mri.errors import ConfigError, WeightsError
 from core_mri.models.generator import Generator, build_generator
 from core_mri.models.generator_config import GeneratorConfig
@@ -82,6 +82,10 @@ class TestWeightsFolder:
         assert "1 gray matter, 2 lesion" in text
         assert "synthetic slices" in text
         assert "ViT" not in text
+
+    def test_reads_no_scan(self, generator: Generator) -> None:
+        with pytest.raises(WeightsError, match=r"WEIGHTS-03.*make scans"):
+            Predictor(generator)
 
     def test_damaged_description(self, generator: Generator, tmp_path: Path) -> None:
         path = save_model(generator, tmp_path) / "config.json"
