@@ -26,8 +26,9 @@ from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.training.layer_decay import layer_multiplier
-from downstream.config import Adaptation, Recipe
+from downstream.config import Adaptation
 from downstream.lora import add_lora
+from downstream.recipe import Recipe
 
 NEW_WEIGHTS = (".adapter.", ".parametrizations.weight.0.")
 """In the names of the tensors that adapters and LoRA add."""

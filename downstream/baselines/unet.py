@@ -30,7 +30,7 @@ from core_mri.metrics import dice
 from downstream.baselines.augment import augment, make_augmentation
 from downstream.baselines.planning import Plan, resampled_shape
 from downstream.best_step import BestStep
-from downstream.config import Recipe
+from downstream.recipe import Recipe
 from downstream.segmentation.structures import sided
 
 LEARNING_RATE = 0.01

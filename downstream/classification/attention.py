@@ -18,8 +18,9 @@ from core_mri.models.encoder import Encoder
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
 from downstream.best_step import BestStep
-from downstream.config import Adaptation, Level, Recipe
+from downstream.config import Adaptation, Level
 from downstream.lora import merge_lora
+from downstream.recipe import Recipe
 from downstream.segmentation.augment import augment
 
 HIDDEN = 64

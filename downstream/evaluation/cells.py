@@ -27,7 +27,7 @@ from downstream.classification.examples import Examples, find_examples
 from downstream.classification.features import Tokens
 from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
-from downstream.config import Adaptation, Protocol, Recipe, Task, training_task
+from downstream.config import Adaptation, Protocol, Task, training_task
 from downstream.evaluation.cases import save_cases
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled, train
 from downstream.evaluation.generated import generated_note, generated_shots
@@ -36,6 +36,7 @@ from downstream.evaluation.testing import Tested, score_answers, score_predictio
 from downstream.feature_cache import FeatureCache, remembering
 from downstream.prompting.answers import check_shown, score_prompts
 from downstream.prompting.train import PromptTrainer
+from downstream.recipe import Recipe
 from downstream.segmentation.data import (
     Pair,
     Pairs,

@@ -19,7 +19,7 @@ from core_mri.runs import Run
 from core_mri.training.loop import fit
 from core_mri.training.parallel import any_worker
 from downstream.best_step import BestStep
-from downstream.config import Recipe
+from downstream.recipe import Recipe
 
 if TYPE_CHECKING:
     from downstream.evaluation.cells import Cell

@@ -16,8 +16,9 @@ from downstream.adapt import architecture, encoder_of, random_twin
 from downstream.classification.examples import Examples
 from downstream.clustering.scores import ClusterData
 from downstream.cohort import fingerprint
-from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
+from downstream.config import FinetuneConfig, SuiteConfig, Task
 from downstream.evaluation.cells import Cell, Contender, TaskData, prepare
+from downstream.recipe import Recipe
 from downstream.segmentation.data import Pairs
 
 READ_BY_ATTENTION = (

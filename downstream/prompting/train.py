@@ -25,11 +25,12 @@ from core_mri.models.segmenter import spread_depths
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
 from downstream.best_step import BestStep
-from downstream.config import Adaptation, Recipe
+from downstream.config import Adaptation
 from downstream.lora import merge_lora
 from downstream.prompting.answers import answer
 from downstream.prompting.clicks import Click, box_of, jittered, random_click, random_target
 from downstream.prompting.loss import mask_loss
+from downstream.recipe import Recipe
 from downstream.segmentation.augment import augment
 from downstream.segmentation.examples import LabelledSlices, mixed
 from downstream.segmentation.features import FrozenFeatures

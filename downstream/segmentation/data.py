@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from core_mri.errors import ConfigError, DataError, GeometryError
 from downstream.cohort import SPLITS, Cohort, shuffled
-from downstream.config import ShotsUnit, training_task
+from downstream.config import training_task
+from downstream.recipe import ShotsUnit
 from downstream.segmentation.sequences import check_not_mixed, in_order
 from downstream.segmentation.structures import stored_values, values_in, with_labels
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core_mri.slice_grid import SliceGrid
 from core_mri.slice_inference import neighbour_windows, windows
-from downstream.config import Recipe
+from downstream.recipe import Recipe
 from downstream.segmentation.augment import STRENGTHS, Augmentation
 
 

@@ -26,8 +26,9 @@ from core_mri.training.parallel import own_rows, sum_gradients, with_others
 from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import adapt, learning_rates, moves
 from downstream.best_step import BestStep
-from downstream.config import Adaptation, Recipe
+from downstream.config import Adaptation
 from downstream.lora import merge_lora
+from downstream.recipe import Recipe
 from downstream.segmentation.augment import STRENGTHS, Augmentation
 from downstream.segmentation.choose import Validated, choose_consistency
 from downstream.segmentation.examples import LabelledSlices, StackedSlices, mixed

@@ -24,7 +24,8 @@ import core_mri
 from core_mri.models.encoder import Encoder
 from core_mri.physics.phantoms import LABELS, phantom_volume
 from core_mri.slice_grid import image_to_square, mask_to_square
-from downstream.config import Adaptation, DecoderName, Recipe
+from downstream.config import Adaptation
+from downstream.recipe import DecoderName, Recipe
 from downstream.segmentation.augment import augment
 from downstream.segmentation.examples import LabelledSlices
 from downstream.segmentation.train import Trainer

@@ -17,8 +17,9 @@ from core_mri.volume import Volume
 from data_registry.catalogue import Registry
 from data_registry.ingest import IngestConfig, ingest
 from data_registry.source_list import Source
-from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
+from downstream.config import FinetuneConfig, SuiteConfig, Task
 from downstream.evaluation.results import Outcome, Score
+from downstream.recipe import Recipe
 from downstream.reconstruction.suite import ReconstructionSuite
 from downstream.reconstruction.training.config import ReconstructionConfig
 from downstream.reconstruction.training.study_config import ReconstructionStudy

@@ -14,8 +14,8 @@ from downstream.adapt import (
     learning_rates,
     random_twin,
 )
-from downstream.config import Recipe
 from downstream.lora import merge_lora
+from downstream.recipe import Recipe
 
 ADAPTATIONS = ["frozen", "head", "adapters", "lora", "full"]
 

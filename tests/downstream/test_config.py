@@ -4,7 +4,8 @@ import pytest
 
 from core_mri.config import load_config, save_config, to_mapping
 from core_mri.errors import ConfigError
-from downstream.config import FinetuneConfig, Recipe, SuiteConfig, Task
+from downstream.config import FinetuneConfig, SuiteConfig, Task
+from downstream.recipe import Recipe
 
 
 class TestPackagedFiles:

@@ -18,9 +18,10 @@ from data_registry.ingest import IngestConfig, ingest
 from data_registry.source_files import Listed
 from data_registry.source_list import Source
 from downstream.cohort import load_cohort
-from downstream.config import Recipe, Task
+from downstream.config import Task
 from downstream.evaluation.cells import Cell, prepare
 from downstream.evaluation.generated import generated_shots
+from downstream.recipe import Recipe
 from downstream.segmentation.data import Pairs, Shot, pair_labels
 from downstream.segmentation.examples import LabelledSlices
 from downstream.segmentation.train import Trainer

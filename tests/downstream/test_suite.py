@@ -17,11 +17,12 @@ from core_mri.runs import Run
 from data_registry.governance.uses import uses_of
 from downstream.adapt import random_twin
 from downstream.cohort import load_cohort
-from downstream.config import FinetuneConfig, Recipe, Task
+from downstream.config import FinetuneConfig, Task
 from downstream.evaluation import suite
 from downstream.evaluation.cells import Cell
 from downstream.evaluation.setup import contenders
 from downstream.evaluation.suite import evaluate, finetune, rehearse
+from downstream.recipe import Recipe
 from downstream.segmentation.data import pair_labels
 
 CELL_KEYS = {

@@ -13,7 +13,7 @@ from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.registry import CoilMode, UnetConfig, UnrolledConfig, VarNetConfig
 from core_mri.models.segmenter import spread_depths
 from downstream.adapt import adapt, encoder_of, random_twin
-from downstream.config import Recipe
+from downstream.recipe import Recipe
 from downstream.reconstruction.training.config import InnerEncoder, Network
 
 if TYPE_CHECKING:
