@@ -67,7 +67,7 @@ class Predictor:
 
     Args:
         model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier`, a
-            `PromptableSegmenter` or a `Reconstructor`; a `Generator` is refused when it is used.
+            `PromptableSegmenter` or a `Reconstructor`.
         image_size: Side of the square each slice is resized to, pixels; by default the side the
             model was trained at.
         batch_size: Slices at a time; bounds the memory.
@@ -78,6 +78,7 @@ class Predictor:
     Raises:
         ConfigError: CONFIG-01 for another precision, CONFIG-05 when `image_size` is no multiple of
             the patch size.
+        WeightsError: WEIGHTS-03 for a generator.
     """
 
     def __init__(
@@ -95,11 +96,17 @@ class Predictor:
         precision: str = "auto",
         compiled: bool = False,
     ) -> None:
+        if isinstance(model, Generator):
+            raise WeightsError(
+                "WEIGHTS-03",
+                "these weights are a generator: they make scans and read none.",
+                fix="Use `core-mri synthesize sample`, or give an encoder or a segmenter.",
+            )
         self.model = model.eval()
         self._prompted: PromptedVolume | None = None
         self._encoder: Encoder | SamEncoder | None = None
         self.statistics: TrainingStatistics | None = None
-        if isinstance(model, Reconstructor | Generator):
+        if isinstance(model, Reconstructor):
             return
         if isinstance(model, PromptableSegmenter):
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
@@ -159,16 +166,14 @@ class Predictor:
         """The encoder of the model.
 
         Raises:
-            WeightsError: WEIGHTS-02 when the model takes k-space or label maps, not images.
+            WeightsError: WEIGHTS-02 when the model takes k-space, not images.
         """
         if self._encoder is None:
-            what, verb = "reconstruct k-space", "reconstruct"
-            if isinstance(self.model, Generator):
-                what, verb = "make images of label maps", "synthesize"
             raise WeightsError(
                 "WEIGHTS-02",
-                f"these weights ({type(self.model).__name__}) {what}, they take no images.",
-                fix=f"Use core-mri {verb}.",
+                f"these weights ({type(self.model).__name__}) reconstruct k-space, they take no "
+                "images.",
+                fix="Use core-mri reconstruct.",
             )
         return self._encoder
 
