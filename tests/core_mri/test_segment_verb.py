@@ -90,3 +90,19 @@ def test_several_sequences_and_one_that_is_missing(volume, tmp_path, capsys):
     assert not out.exists()
     assert main([*words, "--sequence", str(scan)]) == 0
     assert read_volume(out).same_grid(read_volume(scan))
+
+
+def test_seg_of_a_series_without_date_and_names(volume, tmp_path):
+    """Type 2 attributes that files lack although they may only be empty."""
+    from pydicom import dcmread
+
+    write_volume(volume, tmp_path / "series")
+    for path in (tmp_path / "series").iterdir():
+        header = dcmread(path)
+        for keyword in ("StudyDate", "StudyTime", "PatientName", "AccessionNumber"):
+            del header[keyword]
+        header.save_as(path)
+    scan = read_volume(tmp_path / "series")
+    mask = Volume((scan.array > scan.array.mean()).astype(np.uint8), scan.affine, kind="label")
+    write_volume(mask, tmp_path / "mask.dcm", like=tmp_path / "series")
+    assert read_volume(tmp_path / "mask.dcm").array.sum() == mask.array.sum()

@@ -131,10 +131,9 @@ class TestScans:
         page.wait_for_timeout(1500)
         before = pixels(page, 0)
         page.locator("#viewers canvas").click()
-        page.wait_for_selector("#structures tbody tr", timeout=60_000)
+        expect(page.locator("#prompt-state")).to_have_text(re.compile("^1 prompt,"), timeout=60_000)
         page.wait_for_timeout(1000)
         assert np.abs(pixels(page, 0) - before).mean() > 0.5  # the mask is seen
-        assert "1 prompt," in page.inner_text("#prompt-state")
         page.check("input[value=box]")
         box = page.locator("#viewers canvas").bounding_box()
         assert box is not None

@@ -243,6 +243,7 @@ class TestTrain:
         train(config, resume=True)
         assert _losses(tmp_path / "run") == _losses(trained)
 
+    @pytest.mark.slow
     def test_loss_falls(self, brains: Registry, tmp_path: Path) -> None:
         fast = GeneratorTraining(batch_size=4, learning_rate=2e-3)
         config = _training(brains, tmp_path / "run", SIZES["diffusion"], steps=30, training=fast)
