@@ -283,9 +283,9 @@ class TestFolders:
         assert caught.value.code == "WEIGHTS-01"
 
     def test_listed(self) -> None:
-        assert set(core_mri.list_models("recon_*")) | set(core_mri.list_models("varnet*")) == set(
-            RECONSTRUCTION_MODELS
-        )
+        patterns = ("recon_*", "varnet*", "unrolled*")
+        listed = {name for pattern in patterns for name in core_mri.list_models(pattern)}
+        assert listed == set(RECONSTRUCTION_MODELS)
 
 
 class TestCheckpoints:

@@ -26,7 +26,7 @@ class TestIngest:
         assert main(ingest_words) == 0
         shown = capsys.readouterr()
         assert "volumes added  2" in shown.out
-        assert "1 volumes, 4 slices, 1 subjects, 1 labels" in shown.out
+        assert "1 volumes, 4 slices, 1 subjects, 0 synthetic, 1 labels" in shown.out
         assert f"core-mri data ls --registry {tmp_path / 'reg'}" in shown.out
         assert shown.err == ""
         assert main(ingest_words) == 0
@@ -120,7 +120,7 @@ class TestLooking:
         assert main(["data", "stats", "--registry", str(registry.path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == registry.stats()
         assert main(["data", "stats", "--registry", str(registry.path)]) == 0
-        assert "8 volumes, 32 slices, 7 subjects, 6 labels" in capsys.readouterr().out
+        assert "8 volumes, 32 slices, 7 subjects, 0 synthetic, 6 labels" in capsys.readouterr().out
 
     def test_ls(self, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["data", "ls", "--registry", str(registry.path), "--where", "region = 'knee'"]

@@ -21,7 +21,7 @@ class TestStatisticsPage:
         words = ["data", "stats", "--registry", str(registry.path)]
         assert main([*words, "--html", str(tmp_path / "page.html")]) == 0
         page = (tmp_path / "page.html").read_text()
-        assert "8 images with 32 slices of 7 patients; 6 label maps" in page
+        assert "8 images (0 synthetic) with 32 slices of 7 patients; 6 label maps" in page
         for name in ("brain", "knee", "prostate", "siemens", "3.0 T", "CC0-1.0"):
             assert name in page
         assert not re.search(r'(src|href)="(?!data:|#)', page)
