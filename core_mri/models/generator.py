@@ -17,6 +17,8 @@ from core_mri.models.generator_config import GeneratorConfig
 
 NUM_TIMES = 1000
 """Noise levels that a diffusion model is trained on."""
+_AT_ONCE = 48
+"""Slices that are made together."""
 
 
 class Generator(nn.Module):
@@ -106,7 +108,7 @@ class SpadeGenerator(Generator):
         noise = torch.randn(len(labels), 1, *labels.shape[1:], generator=random).to(labels.device)
         parts = [
             self(own, style.expand(len(own), -1), grain)
-            for own, grain in zip(labels.split(16), noise.split(16), strict=True)
+            for own, grain in zip(labels.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True)
         ]
         return torch.cat(parts)
 
@@ -160,7 +162,7 @@ class DiffusionGenerator(Generator):
         random = torch.Generator().manual_seed(seed)
         start = torch.randn(1, len(self.sequences), *labels.shape[1:], generator=random)
         parts = []
-        for own in labels.split(16):
+        for own in labels.split(_AT_ONCE):
             images = start.expand(len(own), -1, -1, -1).to(labels.device)
             for time in scheduler.timesteps.tolist():
                 times = torch.full((len(own),), time, device=labels.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from core_mri.launch import Workers, launch, preemption_due
 from core_mri.runs import Run
 from core_mri.slice_grid import SliceGrid
 from core_mri.training.loop import fit
-from core_mri.training.parallel import any_worker
+from core_mri.training.parallel import any_worker, sum_numbers
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
 from downstream.cohort import fingerprint
@@ -74,6 +75,13 @@ def worker(payload: Mapping[str, Any]) -> None:
             )
         trainer.restore(state)
 
+    since = time.monotonic()
+
+    def enough() -> bool:
+        """Whether the time is up for any worker."""
+        late = time.monotonic() - since >= config.seconds
+        return bool(config.seconds) and sum_numbers({"late": float(late)})["late"] > 0
+
     with Run.open(config.out, config, main=is_main()) as run:
         fit(
             trainer.step,
@@ -85,6 +93,7 @@ def worker(payload: Mapping[str, Any]) -> None:
             description=f"generator of {task.name}",
             interrupted=any_worker(run),
             urgent=preemption_due,
+            enough=enough,
         )
         if run.main:
             save_model(trainer.finish(), config.out / "weights", card_of(config, task, pairs))
@@ -141,7 +150,7 @@ def card_of(config: TrainConfig, task: Task, pairs: Sequence[Pair]) -> dict[str,
         "data": {"patients": len(patients), "scans": len(pairs)},
         "sources": [{"name": name, "licence": licence} for name, licence in sources],
         "training": {"steps": config.steps, "seed": config.seed, **to_mapping(config.training)},
-        "licence": licence_of(pairs),
+        "licence": licence_of(row for pair in pairs for row in pair.volumes),
         "subjects": patients,
         "anatomy": to_mapping(config.anatomy),
         "structures": list(task.labels),

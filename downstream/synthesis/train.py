@@ -58,7 +58,7 @@ class GeneratorTrainer:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels = images.to(device), labels.to(device)
         self.training, self.seed, self.device = training, seed, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -106,8 +106,8 @@ class GeneratorTrainer:
         turned = rng.random(size) < 0.5 * self.training.mirror
         rows = own_rows(size)
         own, flip = torch.from_numpy(chosen[rows]), torch.from_numpy(turned[rows])
-        images, labels = self.images[own].to(self.device), self.labels[own].to(self.device)
-        flip = flip.to(self.device)
+        own, flip = own.to(self.device), flip.to(self.device)
+        images, labels = self.images[own], self.labels[own]
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
         noise = _Noise(int(rng.integers(2**62)), size, rows, self.device)
