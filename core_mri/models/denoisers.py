@@ -125,9 +125,9 @@ class ComplexResNet(nn.Module):
 def _convolutions(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1),
-        nn.LeakyReLU(SLOPE),
+        nn.LeakyReLU(SLOPE, inplace=True),
         nn.Conv2d(after, after, 3, padding=1),
-        nn.LeakyReLU(SLOPE),
+        nn.LeakyReLU(SLOPE, inplace=True),
     )
 
 
@@ -154,7 +154,11 @@ def _start(network: ComplexUNet | ComplexResNet) -> None:
 
 
 def _channels(image: Tensor) -> Tensor:
-    return torch.stack([image.real, image.imag], 1)
+    parts = torch.stack([image.real, image.imag], 1)
+    if parts.device.type != "cpu":
+        return parts
+    # Convolutions of a CPU would bring each layer into this order and back.
+    return parts.contiguous(memory_format=torch.channels_last)
 
 
 def _complex(channels: Tensor) -> Tensor:
