@@ -79,7 +79,7 @@ class ComplexUNet(nn.Module):
             reversed(self.expand), reversed(self.up), reversed(skipped), strict=True
         ):
             x = block(torch.cat([expand(x), skip], 1))
-        return _complex(self.last(x)[..., :height, :width])
+        return _complex(self.last(x)[..., :height, :width], image)
 
 
 class ComplexResNet(nn.Module):
@@ -119,7 +119,7 @@ class ComplexResNet(nn.Module):
         x = first
         for block in self.blocks:
             x = x + RESIDUAL_SCALE * block(x)
-        return _complex(self.last(self.middle(x) + first))
+        return _complex(self.last(self.middle(x) + first), image)
 
 
 def _convolutions(before: int, after: int) -> nn.Sequential:
@@ -161,5 +161,7 @@ def _channels(image: Tensor) -> Tensor:
     return parts.contiguous(memory_format=torch.channels_last)
 
 
-def _complex(channels: Tensor) -> Tensor:
+def _complex(channels: Tensor, like: Tensor) -> Tensor:
+    """In the precision of an image; convolutions under autocast give less."""
+    channels = channels.to(like.real.dtype)
     return torch.complex(channels[:, 0], channels[:, 1])

@@ -19,7 +19,7 @@ Shape letters: ``S`` slices, ``C`` coils, ``H W`` image, ``K`` channels of the d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,7 +75,11 @@ class Encoded:
 
     def to(self, device: torch.device) -> Encoded:
         """The same on another device."""
-        return Encoded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Encoded:
+        """All tensors changed alike."""
+        return Encoded(**{name: function(tensor) for name, tensor in vars(self).items()})
 
     def of(self, mask: Tensor) -> Encoded:
         """The same with fewer measured points, in the same scale."""

@@ -246,6 +246,17 @@ class TestFast:
         torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-9)
         assert float((rough - expected).abs().max() / expected.abs().max()) < 1e-5
 
+    @pytest.mark.parametrize("denoiser", ["unet", "resnet"])
+    def test_autocast_is_for_convolutions_alone(self, denoiser: str) -> None:
+        net = disturbed(network(replace(MICRO, denoiser=denoiser, num_blocks=2)))
+        encoded = encode(*scan()[:2])
+        exact = net(encoded).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = net(encoded)
+        assert rough.dtype == torch.complex64
+        rough.abs().sum().backward()
+        assert 0 < float((rough.detach() - exact).norm() / exact.norm()) < 0.02
+
     def test_fewer_coils_at_each_readout_position(self) -> None:
         kspace, mask, _ = scan(coils=8)
         encoded = encode(kspace, mask)

@@ -28,8 +28,8 @@ from downstream.reconstruction.training.finetune import (
     finetune_reconstruction,
     reconstruction_worker,
 )
+from downstream.reconstruction.training.groups import Sample
 from downstream.reconstruction.training.networks import load_encoder
-from downstream.reconstruction.training.objective import Sample, encoded_samples
 from downstream.reconstruction.training.sets import load_sets
 from downstream.reconstruction.training.slices import labelled_positions
 from downstream.reconstruction.training.trainer import ReconstructionTrainer
@@ -465,7 +465,7 @@ class TestRawFiles:
         assert trainer.validation is not None
         samples = [trainer.sample(index) for index in range(4)]
         for sample in samples:
-            theta, held = trainer.objective._split([sample], encoded_samples([sample]))
+            theta, held = trainer.objective.prepared([sample])[0].splits[0]
             assert sample.allowed is not None
             assert torch.equal((theta | held)[0], sample.allowed)
             gamma = sample.mask & ~sample.allowed
