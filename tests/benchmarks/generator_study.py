@@ -26,7 +26,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class Study:
     """Pairs of each source in place of the groups' own; 0 keeps those."""
     width: int = 0
     """Of the generators in place of the groups' own, a multiple of 8; 0 keeps those."""
-    suite_steps: int = 600
+    suite_steps: int = 400
     """Of each training of a segmentation."""
     deadline: float = 3600.0
     """Seconds after which everything that still runs is ended, and what there is is packed."""
@@ -176,7 +176,7 @@ def main(study: Study) -> None:
                 kind: trainings.submit(_train, runner, name, kind) for kind in KINDS
             }
             running.append(groups.submit(_group, runner, name, trained))
-        for one in running:
+        for one in as_completed(running):
             one.result()
             _write(runner)
     trainings.shutdown()
