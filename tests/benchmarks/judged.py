@@ -113,7 +113,7 @@ def judge(study: Judged, runs: Mapping[str, Ended]) -> dict[str, Scores]:
         study: How.
         runs: By name; those that did not diverge.
     """
-    _segment(study, runs.values())
+    evaluate_each(study, runs.values(), _on_validation(tasks_of(study)))
     return {name: {**_probed(run), **_dice(study, run)} for name, run in runs.items()}
 
 
@@ -133,39 +133,58 @@ def _probed(run: Ended, *, twin: bool = False) -> Scores:
     return dict(found)
 
 
-def _segment(study: Judged, runs: Iterable[Ended]) -> None:
+def evaluate_each(study: Judged, runs: Iterable[Ended], suite: SuiteConfig) -> list[Path]:
     """Each run in a suite of its own.
 
     The first run of each model trains the random twin too, whose cells the others then reuse.
+
+    Args:
+        study: Where, and in how many processes.
+        runs: Those that did not diverge.
+        suite: What to do with each; folder and weights are replaced.
+
+    Returns:
+        The folders ``out/suite/NAME``, in the order of the runs.
     """
     runs = list(runs)
+    folders = [study.out / "suite" / run.name for run in runs]
     first = {run.model: run for run in reversed(runs)}
     for wave in (True, False):
         suites = [
-            _suite(study, run, () if wave else (study.out / "suite" / first[run.model].name,))
-            for run in runs
+            replace(
+                suite,
+                out=folder,
+                reuse=() if wave else (study.out / "suite" / first[run.model].name,),
+                weights={run.name: str(run.folder / "weights")},
+            )
+            for run, folder in zip(runs, folders, strict=True)
             if (run is first[run.model]) is wave
         ]
         side_by_side(evaluate, suites, study.jobs)
+    return folders
 
 
-def _suite(study: Judged, run: Ended, reuse: tuple[Path, ...]) -> SuiteConfig:
+def tasks_of(study: Judged) -> SuiteConfig:
+    """The chosen tasks of ``core_mri_data``, at the size of the study; no baselines, no tuning."""
     suite = load_config(SuiteConfig, SUITES / "suites" / "core_mri_data.yaml")
-    tasks = [replace(task, test_split="val") for task in suite.tasks if task.name in study.tasks]
     return replace(
         suite,
         registry=study.registry,
-        out=study.out / "suite" / run.name,
-        reuse=reuse,
-        weights={run.name: str(run.folder / "weights")},
-        tasks=tuple(tasks),
+        tasks=tuple(task for task in suite.tasks if task.name in study.tasks),
         baselines=(),
         tuning=(1.0,),
         steps=study.suite_steps,
         draws=study.draws,
-        recipe=replace(
-            suite.recipe, image_size=study.image_size, num_validation=0, shots_unit="patients"
-        ),
+        recipe=replace(suite.recipe, image_size=study.image_size),
+    )
+
+
+def _on_validation(suite: SuiteConfig) -> SuiteConfig:
+    """Scored on validation patients, which then choose no step; shots are patients."""
+    return replace(
+        suite,
+        tasks=tuple(replace(task, test_split="val") for task in suite.tasks),
+        recipe=replace(suite.recipe, num_validation=0, shots_unit="patients"),
     )
 
 
