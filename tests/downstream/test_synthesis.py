@@ -219,6 +219,22 @@ class TestSample:
         assert registry.stats()["synthetic"] == brains.stats()["synthetic"] + 8
         assert len(registry.labels_of(next(row for row in made if row.role == "image"))) == 1
 
+    def test_anatomies_are_bent_before_lesions_are_put_in(
+        self, brains: Registry, sampling: SampleConfig, tmp_path: Path
+    ) -> None:
+        """The volume of a lesion is exact whatever is done to the anatomy around it."""
+        config = replace(sampling, physics=Physics(), count=2)
+        task, pairs = training_pairs(brains, TASK, patients=0, seed=0)
+        for deform in (True, False):
+            out = sample(replace(config, deform=deform, out=tmp_path / str(deform)))
+            for number, folder in enumerate(pair_folders(out)):
+                facts = json.loads((folder / "provenance.json").read_text())
+                labels = read_volume(folder / "labels.nii.gz").array
+                assert int((labels == 4).sum()) == facts["edits"][0]["voxels"]
+                own = read_mask(brains, pairs[number], task)
+                still = float((labels == own)[(own > 0) & (own < 4) & (labels != 4)].mean())
+                assert (still > 0.99) is not deform
+
     def test_several_sequences_share_an_anatomy(self) -> None:
         from downstream.synthesis.makers import PhysicsMaker, on_square
 
