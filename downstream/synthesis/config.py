@@ -9,6 +9,7 @@ from typing import Literal
 from core_mri.errors import ConfigError
 from core_mri.models.generator_config import GeneratorConfig
 from core_mri.physics.label_to_image import Physics
+from data_registry.schema import Codec
 from downstream.config import SuiteConfig, Task
 from downstream.synthesis.edits import Edit
 
@@ -190,6 +191,8 @@ class SampleConfig:
     """Add the pairs to the registry at once."""
     key_file: Path | None = None
     """Project key of the registry; the one beside it when None."""
+    compression: Codec = "bitshuffle-lz4"
+    """How the registry stores the pairs: bitshuffle-lz4, or none, which needs no filter of HDF5."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

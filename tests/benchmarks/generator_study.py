@@ -252,6 +252,7 @@ def _group(runner: Runner, name: str, trained: dict[str, Future[bool]]) -> None:
             patients=group.patients,
             anatomy=Anatomy(tissues=group.tissues),
             key_file=key,
+            compression="none",
         )
         if runner.verb(f"{name}-{kind}", "sample", config):
             made.append(kind)
