@@ -202,7 +202,7 @@ def _train(runner: Runner, name: str, kind: str) -> bool:
         kind=network,
         space=space,
         image_size=group.size,
-        width=study.width or (24 if spade and group.size > 64 else 32),
+        width=study.width or (24 if group.size > 64 else 32),
         depth=4 if spade and group.size > 64 else 3,
         style=16,
     )
