@@ -9,6 +9,7 @@ from typing import Literal
 from core_mri.errors import ConfigError
 from core_mri.models.generator_config import GeneratorConfig
 from core_mri.physics.label_to_image import Physics
+from data_registry.schema import Codec
 from downstream.config import SuiteConfig, Task
 from downstream.synthesis.edits import Edit
 
@@ -52,12 +53,20 @@ class GeneratorTraining:
     """Spade: weight of the divergence of styles from a normal distribution."""
     discriminator_width: int = 32
     """Spade: channels of the first layer of the two patch discriminators."""
+    autoencoder_steps: int = 2000
+    """Latent diffusion: the first steps, which train the autoencoder; the others train the
+    diffusion of its codes, which then stay as they are."""
+    code_divergence: float = 1e-6
+    """Latent diffusion: weight of the divergence of codes from a normal distribution, summed over a
+    code, beside the mean absolute error of pixels."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.learning_rate, self.discriminator_width) <= 0:
             raise ConfigError(
                 "CONFIG-05", "batch_size, learning_rate and discriminator_width must be positive."
             )
+        if self.autoencoder_steps < 1:
+            raise ConfigError("CONFIG-05", "autoencoder_steps must be 1 or more.")
         if not 0 <= self.ema < 1:
             raise ConfigError("CONFIG-05", f"ema must lie in [0, 1), got {self.ema}.")
 
@@ -96,6 +105,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        first = self.training.autoencoder_steps
+        if self.generator.space == "latent" and self.steps <= first:
+            raise ConfigError(
+                "CONFIG-05",
+                f"steps {self.steps} are no more than training.autoencoder_steps {first}: nothing "
+                "is left for the diffusion.",
+            )
         if min(self.steps, self.checkpoint_every) < 1 or min(self.patients, self.seconds) < 0:
             raise ConfigError(
                 "CONFIG-05",
@@ -175,6 +191,8 @@ class SampleConfig:
     """Add the pairs to the registry at once."""
     key_file: Path | None = None
     """Project key of the registry; the one beside it when None."""
+    compression: Codec = "bitshuffle-lz4"
+    """How the registry stores the pairs: bitshuffle-lz4, or none, which needs no filter of HDF5."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 

@@ -15,6 +15,7 @@ from core_mri.config import load_config, to_mapping
 from core_mri.devices import is_main, select_device
 from core_mri.errors import ConfigError, DataError
 from core_mri.launch import Workers, launch, preemption_due
+from core_mri.models.generator_config import GeneratorConfig
 from core_mri.runs import Run
 from core_mri.slice_grid import SliceGrid
 from core_mri.training.loop import fit
@@ -27,7 +28,8 @@ from downstream.segmentation.data import Pair
 from downstream.segmentation.structures import sided
 from downstream.synthesis.cases import Case, class_names, licence_of, read_case, training_pairs
 from downstream.synthesis.config import TrainConfig
-from downstream.synthesis.train import TRAINERS, GeneratorTrainer
+from downstream.synthesis.latent import LatentTrainer
+from downstream.synthesis.train import DiffusionTrainer, GeneratorTrainer, SpadeTrainer
 
 
 def train(config: TrainConfig, *, resume: bool = False, workers: Workers | None = None) -> Path:
@@ -121,7 +123,7 @@ def make_trainer(
         parts.append((images[shown], labels[shown]))
     if not any(len(images) for images, _ in parts):
         raise DataError("DATA-09", f"task {task.name}: no training slice shows anything.")
-    return TRAINERS[config.generator.kind](
+    return trainer_of(config.generator)(
         torch.cat([images for images, _ in parts]),
         torch.cat([labels for _, labels in parts]),
         config=config.generator,
@@ -131,6 +133,13 @@ def make_trainer(
         seed=config.seed,
         device=select_device(config.device),
     )
+
+
+def trainer_of(config: GeneratorConfig) -> type[SpadeTrainer] | type[DiffusionTrainer]:
+    """What trains a generator."""
+    if config.kind == "spade":
+        return SpadeTrainer
+    return LatentTrainer if config.space == "latent" else DiffusionTrainer
 
 
 def on_grid(case: Case, size: int) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,7 @@ def sample(
                 registry=config.registry,
                 sources=load_sources(source),
                 key_file=config.key_file,
+                compression=config.compression,
                 jobs=1,
             )
         )

@@ -121,7 +121,12 @@ class GeneratorTrainer:
         sum_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
-        if optimizer is self.optimizer and self.averaged is not None:
+        if optimizer is self.optimizer:
+            self._average(index)
+
+    def _average(self, index: int) -> None:
+        """Move the averaged weights after step `index`."""
+        if self.averaged is not None:
             momentum = min(self.training.ema, (1 + index) / (10 + index))
             update_ema(self.averaged, self.generator, momentum)
 
@@ -221,7 +226,7 @@ class SpadeTrainer(GeneratorTrainer):
 
 
 class DiffusionTrainer(GeneratorTrainer):
-    """Mean square error of v = sqrt(a) noise - sqrt(1 - a) image at random noise levels."""
+    """Mean square error of v = sqrt(a) noise - sqrt(1 - a) code at random noise levels."""
 
     generator: DiffusionGenerator
 
@@ -234,23 +239,17 @@ class DiffusionTrainer(GeneratorTrainer):
     def step(self, index: int) -> dict[str, float]:
         """As `GeneratorTrainer.step`."""
         images, labels, noise, share = self._batch(index)
-        images = 2 * images - 1
-        drawn = noise.normal(images.shape[1:])
+        with torch.no_grad():
+            codes = self.generator.encode(images)
+        drawn = noise.normal(codes.shape[1:])
         times = noise.integers(NUM_TIMES)
-        noisy = self.scheduler.add_noise(images, drawn, times)
-        wanted = self.scheduler.get_velocity(images, drawn, times)
+        noisy = self.scheduler.add_noise(codes, drawn, times)
+        wanted = self.scheduler.get_velocity(codes, drawn, times)
         loss = functional.mse_loss(self.generator(labels, noisy, times), wanted)
         numbers = sum_numbers({"loss": share * float(loss.detach())})
         if math.isfinite(numbers["loss"]):
             self._update(share * loss, self.optimizer, index)
         return numbers
-
-
-TRAINERS: dict[str, type[SpadeTrainer] | type[DiffusionTrainer]] = {
-    "spade": SpadeTrainer,
-    "diffusion": DiffusionTrainer,
-}
-"""By kind of generator."""
 
 
 class _Noise:

@@ -5,12 +5,12 @@
     python -m tests.benchmarks.generator_study --registry $R --out runs/generators --pack runs/gpu
 
 Four groups of generators of real scans of CORE_MRI_DATA, each a SPADE GAN and a diffusion of
-pixels, trained for the same time on patients of the train split alone: hippocampus from 5 patients
-(the draw that a few-shot run of seed 0 makes), hippocampus from all, hearts from all, and T1 with
-FLAIR of the one patient with lesions. Pairs of the first three, and of physics beside them, go into
-a copy of the registry; `core-mri synthesize evaluate` then measures likeness and privacy, and for
-the hippocampus what segmentation learns from real, synthetic and both, scored on test patients.
-Steps, sizes and shares were fixed beforehand.
+pixels (hearts: of latents too), trained for the same time on patients of the train split alone:
+hippocampus from 5 patients (the draw that a few-shot run of seed 0 makes), hippocampus from all,
+hearts from all, and T1 with FLAIR of the one patient with lesions. Pairs of the first three, and of
+physics beside them, go into a copy of the registry; `core-mri synthesize evaluate` then measures
+likeness and privacy, and for the hippocampus what segmentation learns from real, synthetic and
+both, scored on test patients. Steps, sizes and shares were fixed beforehand.
 
 ``figures.json`` tells what came out and what failed. ``--pack`` is a folder for it and for archives
 of the weights (float16) and some pairs. It runs in minutes of a CPU, with figures that mean
@@ -38,7 +38,7 @@ import core_mri
 from core_mri.config import save_config
 from core_mri.errors import CoreMRIError
 from core_mri.models.generator import Generator
-from core_mri.models.generator_config import GeneratorConfig, GeneratorKind
+from core_mri.models.generator_config import GeneratorConfig, GeneratorKind, Space
 from core_mri.runs import write_atomically
 from data_registry.catalogue import Registry
 from downstream.config import SuiteConfig, Task
@@ -53,7 +53,11 @@ from downstream.synthesis.config import (
     TrainConfig,
 )
 
-KINDS: tuple[GeneratorKind, ...] = ("spade", "diffusion")
+KINDS: dict[str, tuple[GeneratorKind, Space]] = {
+    "spade": ("spade", "pixel"),
+    "diffusion": ("diffusion", "pixel"),
+    "latent": ("diffusion", "latent"),
+}
 PAIRS_SHOWN = 3
 """Of each source, packed for pictures."""
 
@@ -71,6 +75,7 @@ class Group:
     batch_size: int = 32
     count: int = 0
     """Pairs of each source; 0 only trains."""
+    kinds: tuple[str, ...] = ("spade", "diffusion")
     worth: bool = False
     """Train segmentation on them too."""
 
@@ -90,7 +95,9 @@ MS = Task(
 GROUPS = {
     "hippocampus_5": Group(task=HIPPOCAMPUS, size=64, patients=5, count=50, worth=True),
     "hippocampus": Group(task=HIPPOCAMPUS, size=64, count=56, worth=True),
-    "heart": Group(task=HEART, size=128, batch_size=16, count=120),
+    "heart": Group(
+        task=HEART, size=128, batch_size=16, count=120, kinds=("spade", "diffusion", "latent")
+    ),
     "ms": Group(task=MS, size=128, tissues=5, batch_size=16),
 }
 
@@ -173,7 +180,7 @@ def main(study: Study) -> None:
         running = []
         for name in study.groups:
             trained: dict[str, Future[bool]] = {
-                kind: trainings.submit(_train, runner, name, kind) for kind in KINDS
+                kind: trainings.submit(_train, runner, name, kind) for kind in GROUPS[name].kinds
             }
             running.append(groups.submit(_group, runner, name, trained))
         for one in as_completed(running):
@@ -187,13 +194,15 @@ def _folder(study: Study, group: str, kind: str) -> Path:
     return study.out / group / kind
 
 
-def _train(runner: Runner, name: str, kind: GeneratorKind) -> bool:
+def _train(runner: Runner, name: str, kind: str) -> bool:
     study, group = runner.study, GROUPS[name]
-    spade = kind == "spade"
+    network, space = KINDS[kind]
+    spade = network == "spade"
     sizes = GeneratorConfig(
-        kind=kind,
+        kind=network,
+        space=space,
         image_size=group.size,
-        width=study.width or (24 if spade and group.size > 64 else 32),
+        width=study.width or (24 if group.size > 64 else 32),
         depth=4 if spade and group.size > 64 else 3,
         style=16,
     )
@@ -211,6 +220,7 @@ def _train(runner: Runner, name: str, kind: GeneratorKind) -> bool:
             learning_rate=2e-4 if spade else 3e-4,
             ema=0.998,
             discriminator_width=32,
+            autoencoder_steps=min(1500, study.steps - 1),
         ),
         checkpoint_every=study.steps,
     )
@@ -242,10 +252,11 @@ def _group(runner: Runner, name: str, trained: dict[str, Future[bool]]) -> None:
             patients=group.patients,
             anatomy=Anatomy(tissues=group.tissues),
             key_file=key,
+            compression="none",
         )
         if runner.verb(f"{name}-{kind}", "sample", config):
             made.append(kind)
-    with ThreadPoolExecutor(len(KINDS) + 1) as judges:
+    with ThreadPoolExecutor(len(trained) + 1) as judges:
         list(judges.map(lambda kind: _evaluate(runner, name, kind, registry), made))
 
 
@@ -303,7 +314,7 @@ def _write(runner: Runner) -> None:
         "failed": runner.failed,
     }  # fmt: skip
     for name in study.groups:
-        for kind in KINDS:
+        for kind in GROUPS[name].kinds:
             folder = _folder(study, name, kind)
             if (folder / "weights" / "config.json").is_file():
                 figures["trained"][f"{name} {kind}"] = _figures(folder)
@@ -344,7 +355,7 @@ def _figures(folder: Path) -> dict[str, Any]:
 def _pack(study: Study, name: str) -> None:
     """Weights of a group in float16, with the configuration and losses of their training."""
     parts = []
-    for kind in KINDS:
+    for kind in GROUPS[name].kinds:
         folder = _folder(study, name, kind)
         if not (folder / "weights" / "config.json").is_file():
             continue
