@@ -110,6 +110,7 @@ def test_more_workers_than_slices_are_refused(make: training.Make) -> None:
 
 
 @pytest.mark.slow  # minutes of starting processes
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
 def test_launchers(launcher: str, make: training.Make, tmp_path: Path) -> None:
     alone = finetune_reconstruction(make(out=str(tmp_path / "one"), **SHARED))
