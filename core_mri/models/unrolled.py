@@ -100,15 +100,16 @@ def encode(kspace: Tensor, mask: Tensor) -> Encoded:
         DataError: DATA-21 without the fully sampled center that coil maps need.
     """
     points = mask if mask.ndim > 1 else mask[None]
+    kspace = kspace * points
     try:
-        matrix, samples, found = calibrate(kspace * points, mask)
+        matrix, samples, found = calibrate(kspace, mask)
     except ValueError as error:
         raise DataError(
             "DATA-21", f"{error}.", fix="Use zero-filled, or a mask with a larger center."
         ) from None
     scale = Sense(found.maps, points).adjoint(samples).abs().amax((-2, -1), keepdim=True)
     positive = scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    noise = noise_level(kspace * points, points) / positive
+    noise = noise_level(kspace, points) / positive
     return Encoded(
         samples[None] / positive, found.maps[None], points[None], matrix[None], scale[None],
         noise[None],

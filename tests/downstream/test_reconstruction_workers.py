@@ -83,8 +83,14 @@ def test_the_result_is_that_of_one_and_goes_on_exactly(make: training.Make, tmp_
     both = two_workers(config, tmp_path, "first")
     assert numbers(both) == pytest.approx(numbers(alone), rel=1e-4)
     one, other = tensors(alone), tensors(both)
-    for name, tensor in one.items():
-        assert torch.allclose(tensor, other[name], atol=2e-4), name
+    # Adam's first steps make much of a gradient that is rounding alone: the whole way is compared.
+    start = training.weights_of(training.trainer_of(config))
+    way, apart = (
+        torch.cat([(one[name] - those[name]).flatten() for name in one]).norm()
+        for those in (start, other)
+    )
+    assert float(way) > 0
+    assert float(apart / way) < 0.02
 
     halted = replace(config, out=tmp_path / "halted")
     two_workers(halted, tmp_path, "second", stopped_worker)
@@ -104,6 +110,7 @@ def test_more_workers_than_slices_are_refused(make: training.Make) -> None:
 
 
 @pytest.mark.slow  # minutes of starting processes
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("launcher", ["torchrun", "ray"])
 def test_launchers(launcher: str, make: training.Make, tmp_path: Path) -> None:
     alone = finetune_reconstruction(make(out=str(tmp_path / "one"), **SHARED))
