@@ -150,6 +150,8 @@ def create(task: TaskConfig, references: Path, folder: Path) -> Board:
             f"patients: has no reference file {strangers[:3]}, lacks {missing[:3]}.",
             fix="Name the patient of every file, or of none.",
         )
+    if len({task.patients.get(file.name, file.name) for file in files}) < 2:
+        raise LeaderboardError("BOARD-09", f"{references}: one patient alone has no interval.")
     aside = folder.with_name(f".{folder.name}.partial")
     with writing(folder):
         shutil.rmtree(aside, ignore_errors=True)

@@ -21,7 +21,7 @@ _SHOWN = 30
 
 
 def facts(board: Board) -> dict[str, Any]:
-    """The board as JSON: means and intervals, no score of a patient and nothing of a reference."""
+    """The board as JSON: means and intervals alone, no table of patients, nothing of a reference."""
     task = board.task
     return {
         "schema": 1,
@@ -87,7 +87,11 @@ def page(board: Board) -> str:
             "Ranking", _figure(board, rows),
             f"Mean {task.metric} over patients with its 95 % interval. Lines part the ranks.",
         )  # fmt: skip
-        report.add_table("Ranking", [_cells(board, row) for row in rows], note(board))
+        report.add_table("Ranking", [_cells(board, row, rows) for row in rows], note(board))
+        report.add_table(
+            "Ranking", [_all_metrics(board, row) for row in rows],
+            f"All metrics, mean over patients and 95 % interval; {task.metric} alone ranks.",
+        )  # fmt: skip
     report.add_text("Task", task.description.split("\n\n"))
     report.add_facts(
         "Task",
@@ -105,9 +109,11 @@ def page(board: Board) -> str:
             ),
         },
     )  # fmt: skip
-    for row in rows:
-        card = row.entry.card
-        report.add_facts(f"Model card: {row.entry.name}", dict(vars(card)))
+    if rows:
+        cards = [{"submission": row.entry.name, **vars(row.entry.card)} for row in rows]
+        for card in cards:
+            del card["saw_test_patients"]  # a card that says yes is refused
+        report.add_table("Model cards", cards, "As their owners wrote them.")
     return report.html()
 
 
@@ -115,21 +121,31 @@ def _rows(board: Board) -> list[Row]:
     return ranked(Store(board).entries(), board.task)
 
 
-def _cells(board: Board, row: Row) -> dict[str, str | int | float | None]:
-    cells: dict[str, str | int | float | None] = {
+def _cells(board: Board, row: Row, rows: list[Row]) -> dict[str, str | int | float | None]:
+    alike = {other.entry.name for other in rows if other.rank == row.rank}
+    return {
         "rank": row.rank,
         "submission": row.entry.name,
         "owner": row.entry.owner,
+        _titled(board, board.task.metric): _interval(row, board.task.metric),
+        "surely behind, in its rank": ", ".join(n for n in row.behind if n in alike) or None,
+        "day": _day(row.entry.created),
     }
-    units = METRICS[board.task.kind]
-    for metric in sorted(units, key=lambda name: name != board.task.metric):
-        unit = "" if units[metric][1] == "1" else f" ({units[metric][1]})"
-        interval = row.means[metric]
-        cells[f"{metric}{unit}"] = _digits(interval.mean)
-        cells[f"{metric} 95 %"] = f"{_digits(interval.low):g} to {_digits(interval.high):g}"
-    cells["surely behind"] = ", ".join(row.behind)
-    cells["day"] = _day(row.entry.created)
-    return cells
+
+
+def _all_metrics(board: Board, row: Row) -> dict[str, str | int | float | None]:
+    metrics = {_titled(board, name): _interval(row, name) for name in row.means}
+    return {"rank": row.rank, "submission": row.entry.name, **metrics}
+
+
+def _titled(board: Board, metric: str) -> str:
+    unit = METRICS[board.task.kind][metric][1]
+    return metric if unit == "1" else f"{metric} ({unit})"
+
+
+def _interval(row: Row, metric: str) -> str:
+    interval = row.means[metric]
+    return f"{interval.mean:#.4g} ({interval.low:#.4g} to {interval.high:#.4g})"
 
 
 def _figure(board: Board, rows: list[Row]) -> Figure:

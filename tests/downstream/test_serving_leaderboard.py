@@ -100,7 +100,7 @@ def test_submissions_from_upload_to_page(contest: Contest) -> None:
 
     answer = contest.alice.ask("GET", f"{PLACE}/page")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert b"Model card: good" in answer.body
+    assert b"Model cards" in answer.body
     assert contest.alice.ask("GET", f"{PLACE}/page").body == answer.body
     out = contest.folder / "page.html"
     assert main(["leaderboard", "export", str(contest.board.folder), "--out", str(out)]) == 0
