@@ -118,7 +118,9 @@ class Board:
         """One submission at a time, in all processes: two equal ones cannot pass each other."""
         import fcntl
 
-        with writing(self.folder), (self.folder / ".turn").open("w") as file:
+        with writing(self.folder):
+            file = (self.folder / ".turn").open("w")
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -21,7 +21,7 @@ _SHOWN = 30
 
 
 def facts(board: Board) -> dict[str, Any]:
-    """The board as JSON: means and intervals alone, no table of patients, nothing of a reference."""
+    """The board as JSON: means and intervals, no table of patients, nothing of a reference."""
     task = board.task
     return {
         "schema": 1,

@@ -91,7 +91,8 @@ class Store:
             ).fetchone()
             if before is not None and before[0] == "scored":
                 return None
-            db.execute("DELETE FROM submissions WHERE ticket = ? AND state = 'lost'", (ticket,))
+            # A job that was killed after its refusal, before it could say so, is refused again.
+            db.execute("DELETE FROM submissions WHERE ticket = ?", (ticket,))
             _check(self._board, db, owner, name, ticket, now)
             row = db.execute(
                 "INSERT INTO submissions (ticket, owner, name, card, state, created) "

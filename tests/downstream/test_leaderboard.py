@@ -30,6 +30,7 @@ from core_mri.config import load_config
 from core_mri.errors import ConfigError, CoreMRIError, LeaderboardError
 from core_mri.metrics import bootstrap_interval
 from core_mri.volume import Volume
+from downstream.leaderboard import submitting
 from downstream.leaderboard.board import Board, create
 from downstream.leaderboard.fingerprints import are_copies, distance, judged, sketch
 from downstream.leaderboard.ranking import ranked
@@ -680,6 +681,20 @@ class TestKill:
         assert knees.submit(sent, name="first", ticket="t") == "first"  # nothing happens again
         assert as_json(knees.board) == before
         assert len(facts(knees.board)["submissions"]) == 1
+
+    def test_killed_after_a_refusal(self, knees: Hall) -> None:
+        bad = zipped(write_images(knees.place(), {}))
+        assert [knees.refused(bad, ticket="t").code for _ in range(2)] == ["BOARD-02"] * 2
+
+    def test_one_that_fails_lets_the_next_have_its_turn(
+        self, knees: Hall, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent = zipped(write_images(knees.place(), degraded(knees.references, 0.1, 1)))
+        with monkeypatch.context() as broken:
+            broken.setattr(submitting, "by_patient", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                knees.submit(sent)
+        assert knees.submit(sent) == f"method {knees.number}"
 
 
 class _Page(HTMLParser):
