@@ -11,16 +11,19 @@ all share rank 1.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from core_mri.metrics import Interval, bootstrap_interval
+from core_mri.metrics import Interval, bootstrap_statistic
+from core_mri.metrics.intervals import expanded_tail
 from downstream.evaluation.summary import MIN_PATIENTS
 from downstream.leaderboard.store import Entry
 from downstream.leaderboard.task import METRICS, TaskConfig
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +45,54 @@ def ranked(entries: Sequence[Entry], task: TaskConfig) -> list[Row]:
         entries: Scored submissions.
         task: With the metric that ranks.
     """
-    patients = sorted(next(iter(entries[0].scores.values()))) if entries else []
-    values = [tuple(e.scores[task.metric][p] * task.sign for p in patients) for e in entries]
-    order = sorted(
-        range(len(entries)), key=lambda i: (-float(np.mean(values[i])), entries[i].created)
-    )
-    entries, values = [entries[i] for i in order], [values[i] for i in order]
-    number = len(entries)
-    claims = len(patients) >= MIN_PATIENTS
-    surely = np.zeros((number, number), bool)  # [better, worse]
-    for above in range(number):
-        for below in range(above + 1, number):
-            surely[above, below] = claims and _is_better(values[above], values[below])
+    if not entries:
+        return []
+    patients = sorted(entries[0].scores[task.metric])
+    values = {
+        metric: np.array([[e.scores[metric][p] for e in entries] for p in patients])
+        for metric in METRICS[task.kind]
+    }  # [patients, entries] each
+    best = values[task.metric].mean(0) * task.sign
+    order = sorted(range(len(entries)), key=lambda i: (-best[i], entries[i].created))
+    entries = [entries[i] for i in order]
+    resampled = {metric: _resampled_means(table[:, order]) for metric, table in values.items()}
+    tail = expanded_tail(len(patients))
+    surely = np.zeros((len(entries), len(entries)), bool)  # [better, worse]
+    if len(patients) >= MIN_PATIENTS:
+        means = resampled[task.metric] * task.sign
+        for above in range(len(entries) - 1):
+            differences = means[:, above, None] - means[:, above + 1 :]
+            surely[above, above + 1 :] = np.quantile(differences, tail, axis=0) > 0
     rows, rank = [], 1
     for place, entry in enumerate(entries):
         if place and surely[:place, place:].all():
             rank = place + 1
-        means = {
-            metric: bootstrap_interval([entry.scores[metric][p] for p in patients])
-            for metric in METRICS[task.kind]
-        }
+        intervals = {}
+        for metric, table in values.items():
+            low, high = np.quantile(resampled[metric][:, place], [tail, 1 - tail])
+            mean = float(table[:, order[place]].mean())
+            intervals[metric] = Interval(mean, float(low), float(high), len(patients))
         behind = tuple(entries[i].name for i in range(place) if surely[i, place])
-        rows.append(Row(rank=rank, entry=entry, means=means, behind=behind))
+        rows.append(Row(rank=rank, entry=entry, means=intervals, behind=behind))
     return rows
 
 
-@functools.lru_cache(maxsize=100_000)
-def _is_better(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether the interval of the paired difference lies above 0."""
-    return bootstrap_interval(np.subtract(one, other)).low > 0
+def _resampled_means(values: Array) -> Array:
+    """Means of all columns over the same resampled patients, those of `bootstrap_interval`.
+
+    One resampling serves every mean and every paired difference of the board.
+
+    Args:
+        values: ``[patients, entries]``.
+
+    Returns:
+        ``[resamples, entries]``.
+    """
+    parts: list[Array] = []
+
+    def means(weights: Array) -> Array:
+        parts.append(weights @ values / len(values))
+        return weights[:, 0]
+
+    bootstrap_statistic(means, len(values))
+    return np.concatenate(parts[1:])  # the first one is of the patients as they are
