@@ -33,6 +33,7 @@ from data_registry.governance.agreements import accept, agreement_of, set_agreem
 from data_registry.governance.downloads import Downloads, Fetched, fetched
 from data_registry.governance.links import Link, parse, sign
 from data_registry.governance.ranges import Part, may_be_partial, precondition, wanted
+from data_registry.governance.share_answer import OpenFile, Withheld
 from data_registry.governance.share_ledger import read, register
 from data_registry.governance.sharing import Shared, Sharing
 from data_registry.governance.withdrawal import WithdrawConfig, withdraw
@@ -497,6 +498,35 @@ class TestChanges:
         link = own.issue().link
         (own.out / "manifest.csv").write_text("other")
         assert own.code(link, "big.bin") == (403, "DATA-24")
+
+
+class TestOpenFile:
+    def test_a_file_that_changes_is_withheld(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.write_bytes(b"0123456789")
+        file = OpenFile(path)
+        assert file.read(3, 4) == b"3456"
+        with path.open("ab") as more:
+            more.write(b"x")
+        with pytest.raises(Withheld):
+            file.read(3, 4)
+        file.close()
+        path.write_bytes(b"0123456789")
+        replaced = OpenFile(path)
+        (tmp_path / "b").write_bytes(b"abcdefghij")
+        (tmp_path / "b").replace(path)  # the open one stays what it was
+        assert replaced.read(0, 10) == b"0123456789"
+        new = OpenFile(path)
+        assert new.identity != replaced.identity
+        for one in (new, replaced):
+            one.close()
+
+    def test_links_and_folders_are_not_opened(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        (tmp_path / "a").write_bytes(b"")
+        for name in ("link", ".", "none"):
+            with pytest.raises(OSError, match=r"."):
+                OpenFile(tmp_path / name)
 
 
 class TestCounts:
