@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from core_mri.errors import CoreMRIError
 from core_mri.files.nifti import write_nifti
 from core_mri.physics.phantoms import phantom_volume
 from core_mri.volume import Volume
 from downstream.leaderboard.board import Board, create
-from downstream.leaderboard.task import TaskConfig
+from downstream.leaderboard.submitting import submit
+from downstream.leaderboard.task import TaskConfig, load_card
 
 CARD = {
     "method": "A network", "training_data": "100 patients", "saw_test_patients": False,
@@ -119,3 +123,33 @@ def tissue_board(folder: Path, **changes: Any) -> tuple[Board, dict[str, Volume]
     references = masks()
     source = write_masks(folder / "references", references)
     return create(tissue_task(**changes), source, folder / "board"), references
+
+
+class Hall:
+    """A board, its references as the test knows them, and a place for submissions."""
+
+    def __init__(self, folder: Path, board: Board, references: Any) -> None:
+        self.folder, self.board, self.references = folder, board, references
+        self.number = 0
+
+    def place(self) -> Path:
+        self.number += 1
+        return self.folder / f"s{self.number}"
+
+    def submit(self, source: Path, **changes: Any) -> str:
+        options: dict[str, Any] = {
+            "owner": "ada", "name": f"method {self.number}", "card": load_card(CARD),
+            "ticket": uuid.uuid4().hex, "scratch": self.folder,
+        }  # fmt: skip
+        return submit(self.board, source, **{**options, **changes})
+
+    def images(self, arrays: Arrays, **changes: Any) -> str:
+        return self.submit(zipped(write_images(self.place(), arrays)), **changes)
+
+    def masks(self, volumes: dict[str, Volume], **changes: Any) -> str:
+        return self.submit(zipped(write_masks(self.place(), volumes)), **changes)
+
+    def refused(self, source: Path, **changes: Any) -> CoreMRIError:
+        with pytest.raises(CoreMRIError) as caught:
+            self.submit(source, **changes)
+        return caught.value
