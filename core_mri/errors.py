@@ -55,6 +55,10 @@ CODES: dict[str, str] = {
     "DATA-40": "a network gave an image that is not finite",
     "DATA-42": "raw data without the fully sampled reference that training by references needs",
     "DATA-43": "a patient's raw data is in two of the lists to train, validate and test on",
+    "DATA-46": "an agreement whose acceptance has ended",
+    "DATA-47": "more downloads at once than a link may have",
+    "DATA-48": "a range outside of a shared file, or a condition on it that does not hold",
+    "DATA-49": "a request that the server of shared data does not know",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",
@@ -90,6 +94,16 @@ CODES: dict[str, str] = {
     "SERVE-08": "a file of a kind that the service does not take",
     "SERVE-09": "a request that the interface does not know",
     "SERVE-10": "a stored upload is damaged",
+    "SERVE-50": "no leaderboard of that name in this service",
+    "BOARD-01": "no leaderboard, or a damaged one",
+    "BOARD-02": "a submission with missing, further or doubled files, or with links",
+    "BOARD-03": "a file of a submission of another shape, grid or type, or with values of none",
+    "BOARD-04": "a model card that is missing or incomplete, or says that test patients were seen",
+    "BOARD-05": "too many submissions of one owner",
+    "BOARD-06": "a submission that is equal, or nearly, to an earlier one",
+    "BOARD-07": "a submission that repeats hidden references",
+    "BOARD-08": "a name that is taken or not allowed",
+    "BOARD-09": "references that cannot make a task",
     "SYNTH-01": "a label map holds values that nobody named",
     "SYNTH-02": "a lesion is larger than the tissue it may lie in",
     "SYNTH-03": "no healthy tissue at the place asked for, or nowhere room enough",
@@ -154,6 +168,10 @@ class RunError(CoreMRIError):
 
 class ServingError(CoreMRIError):
     """A request that the service refuses, or a job that it could not do."""
+
+
+class LeaderboardError(CoreMRIError):
+    """A submission that a leaderboard refuses, or a leaderboard that cannot be used."""
 
 
 class Interrupted(CoreMRIError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ class JobWork:
         sources: What is served.
         key: Of the pseudonyms.
         device: Where networks run.
+        boards: Folders of the leaderboards by name.
     """
 
     job: str
@@ -37,6 +39,7 @@ class JobWork:
     sources: tuple[Served, ...]
     key: bytes
     device: str
+    boards: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core_mri.errors import CoreMRIError, WeightsError
+from core_mri.errors import ConfigError, CoreMRIError, WeightsError
 from data_registry.deidentify.identifiers import load_key
+from downstream.leaderboard.board import Board
 from downstream.serving.app import make_app
 from downstream.serving.child import call, preload
 from downstream.serving.observing import JsonLines, Metrics
@@ -42,11 +44,14 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     Raises:
         ServingError: SERVE-01 for a wrong token file, SERVE-02 for a data folder in use.
         WeightsError: For weights that cannot be served.
+        LeaderboardError: BOARD-01 for a folder that is no leaderboard.
+        ConfigError: CONFIG-05 for two leaderboards of one name.
         DataError: DATA-07 when the data folder cannot be written.
     """
     os.umask(0o077)
     _log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
+    boards = _boards(config.leaderboards)
     places, lock = Places.open(config.data_dir)
     preload(networks=not all(map(is_solver, config.sources)))
     sources = tuple(_described(source, config.device) for source in config.sources)
@@ -57,9 +62,11 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     workers = Workers(
         store, spool, places, sources, load_key(places.key, create=True), config.limits,
         number=config.workers, device=config.device, ended=metrics.job_ended,
+        boards={name: board.folder.resolve() for name, board in boards.items()},
     )  # fmt: skip
     prompting = Prompting(places, config.limits, config.device)
-    service = Service(store, spool, workers, prompting, metrics, places, sources, config.limits)
+    service = Service(store, spool, workers, prompting, metrics, places, sources, config.limits,
+                      boards)  # fmt: skip
     body_s = config.limits.body_s
 
     class Protocol(H11Protocol):
@@ -126,6 +133,16 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
             lock.close()
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
             signal.signal(number, handler)
+
+
+def _boards(folders: Sequence[Path]) -> dict[str, Board]:
+    boards = [Board.open(folder) for folder in folders]
+    names = [board.task.name for board in boards]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            "CONFIG-05", f"--leaderboards: two have the same name: {', '.join(names)}."
+        )
+    return dict(zip(names, boards, strict=True))
 
 
 def _described(source: str, device: str) -> Served:

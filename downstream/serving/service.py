@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core_mri.errors import ServingError
+from downstream.leaderboard.board import Board
 from downstream.serving.limits import Limits
 from downstream.serving.observing import Metrics
 from downstream.serving.prompting import Prompting
@@ -53,6 +54,7 @@ class Service:
         places: Folders.
         sources: What is served.
         limits: What users may ask.
+        boards: Leaderboards by name.
     """
 
     store: Store
@@ -63,6 +65,7 @@ class Service:
     places: Places
     sources: tuple[Served, ...]
     limits: Limits
+    boards: Mapping[str, Board] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stopping = False

@@ -41,6 +41,8 @@ class ServeConfig:
     """Lines NAME:TOKEN, mode 600; each name sees its own jobs only."""
     data_dir: Path = Path("core-mri-serve")
     """Queue, sealed uploads, results, and the key of the pseudonyms; mode 700."""
+    leaderboards: tuple[Path, ...] = ()
+    """Folders of `core-mri leaderboard create`."""
     workers: int = 1
     """Jobs at once; each uses all cores for slices of raw data."""
     device: str = "auto"
@@ -49,8 +51,10 @@ class ServeConfig:
     """What a user may ask."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("CONFIG-01", "SOURCE: give at least one, such as wavelet.")
+        if not (self.sources or self.leaderboards):
+            raise ConfigError(
+                "CONFIG-01", "SOURCE: give at least one, such as wavelet, or --leaderboards."
+            )
         for source in self.sources:
             if not (is_solver(source) or names_weights(source)):
                 raise ConfigError(

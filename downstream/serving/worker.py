@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from core_mri.errors import CoreMRIError
@@ -39,6 +39,7 @@ class Workers:
         number: Jobs at once.
         device: Where networks run.
         ended: Told each job that ended, its state and its seconds.
+        boards: Folders of the leaderboards by name.
     """
 
     def __init__(
@@ -53,10 +54,11 @@ class Workers:
         number: int,
         device: str,
         ended: Callable[[str, float], None],
+        boards: Mapping[str, Path],
     ) -> None:
         self._store, self._spool, self._places = store, spool, places
         self._sources, self._key, self._limits, self._device = sources, key, limits, device
-        self._ended = ended
+        self._ended, self._boards = ended, boards
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._stop_by = float("inf")
@@ -133,7 +135,7 @@ class Workers:
             folder.mkdir(mode=0o700)
         work = JobWork(
             job.id, job.size, dict(job.request), self._spool.folder, scratch, out, self._sources,
-            self._key, self._device,
+            self._key, self._device, self._boards,
         )  # fmt: skip
         memory = self._limits.job_gb
         child = Child("do_job", work, scratch, memory_gb=memory, file_gb=2 * memory)

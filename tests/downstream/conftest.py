@@ -23,6 +23,7 @@ from downstream.recipe import Recipe
 from downstream.reconstruction.suite import ReconstructionSuite
 from downstream.reconstruction.training.config import ReconstructionConfig
 from downstream.reconstruction.training.study_config import ReconstructionStudy
+from tests.downstream.leaderboard_files import Hall, knee_board, tissue_board
 from tests.downstream.serving_client import Client, ServerProcess
 
 SIZE = 32
@@ -293,3 +294,15 @@ def networks(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     yield process
     process.stop()
+
+
+@pytest.fixture
+def knees(tmp_path: Path) -> Hall:
+    (tmp_path / "knees").mkdir()
+    return Hall(tmp_path / "knees", *knee_board(tmp_path / "knees"))
+
+
+@pytest.fixture
+def tissue(tmp_path: Path) -> Hall:
+    (tmp_path / "tissue").mkdir()
+    return Hall(tmp_path / "tissue", *tissue_board(tmp_path / "tissue"))
