@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from downstream.serving.sources import Served
 
-Work = Literal["do_job", "do_prompts", "do_describe"]
+Work = Literal["do_job", "do_prompts", "do_describe", "do_mrd"]
 """Functions of `downstream.serving.work`, by name: the service itself never loads torch."""
 
 
@@ -53,4 +54,23 @@ class PromptWork:
     results: Path
     served: Served
     scratch: Path
+    device: str
+
+
+@dataclass(frozen=True)
+class MrdWork:
+    """An MRD stream of one client.
+
+    Args:
+        client: The connection, with its time limit.
+        limit: Bytes that the client may send.
+        scratch: Empty folder for what nobody keeps.
+        sources: Those that reconstruct, the first by default.
+        device: Where networks run.
+    """
+
+    client: socket.socket
+    limit: int
+    scratch: Path
+    sources: tuple[Served, ...]
     device: str

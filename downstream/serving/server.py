@@ -15,10 +15,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core_mri.errors import CoreMRIError, WeightsError
+from core_mri.errors import ConfigError, CoreMRIError, WeightsError
 from data_registry.deidentify.identifiers import load_key
 from downstream.serving.app import make_app
 from downstream.serving.child import call, preload
+from downstream.serving.mrd.listener import MrdListener
 from downstream.serving.observing import JsonLines, Metrics
 from downstream.serving.prompting import Prompting
 from downstream.serving.service import Service
@@ -51,6 +52,7 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     preload(networks=not all(map(is_solver, config.sources)))
     sources = tuple(_described(source, config.device) for source in config.sources)
     check_names(sources)
+    listeners = _listeners(config, sources, places)
     store = Store(places.database)
     metrics = Metrics(store)
     spool = Spool(places.spool)
@@ -109,15 +111,22 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
             await super().startup(sockets)
             if self.started:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
-                started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                name = f"[{host}]" if ":" in host else host
+                started(f"http://{name}:{port}")
+                for scheme, listener in listeners.items():
+                    started(f"{scheme}://{name}:{listener.port}")
 
     workers.start()
+    for listener in listeners.values():
+        listener.start()
     try:
         Server(settings).run()
     except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
         pass
     finally:
         previous = [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]
+        for listener in listeners.values():
+            listener.stop()
         workers.stop()
         prompting.forget()
         store.close()
@@ -136,6 +145,29 @@ def _described(source: str, device: str) -> Served:
     except CoreMRIError as error:
         raise WeightsError(error.code, error.message, fix=error.fix) from None
     return Served(**{**facts, "labels": {int(k): v for k, v in facts["labels"]}})
+
+
+def _listeners(
+    config: ServeConfig, sources: tuple[Served, ...], places: Places
+) -> dict[str, MrdListener]:
+    """Doors beside HTTP, by the scheme of their addresses.
+
+    Raises:
+        ConfigError: CONFIG-05 when there is nothing to do behind one.
+    """
+    if not config.neighbors.mrd:
+        return {}
+    taking = tuple(served for served in sources if served.role == "reconstruct")
+    if not taking:
+        raise ConfigError(
+            "CONFIG-05", "--mrd: no SOURCE reconstructs raw data.",
+            fix="Serve wavelet, or weights of a reconstruction network.",
+        )  # fmt: skip
+    return {
+        "mrd": MrdListener(
+            config.neighbors, config.host, taking, config.limits, places.scratch, config.device
+        )
+    }
 
 
 def _log_to_stderr() -> None:

@@ -58,7 +58,7 @@ def describe(source: str, device: str) -> Served:
     from downstream.reconstruction.network import weights_hash
 
     model = load_model(source, device=device)
-    name = _name(source)
+    name = name_of(source)
     digest = weights_hash(source)
     if isinstance(model, Reconstructor):
         return Served(name, source, "reconstruct", {}, digest)
@@ -92,7 +92,8 @@ def check_names(sources: Sequence[Served]) -> None:
         )
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
+    """What weights are called: the name of their folder or file, with the family in front."""
     family, _, file = source.rpartition(":")
     stem = Path(file).resolve().name
     if stem == "weights":  # of a run folder

@@ -13,12 +13,15 @@ import torch
 from core_mri.errors import CoreMRIError, ServingError
 from core_mri.runs import write_atomically
 from downstream.serving.intake import kind_of, take_in
+from downstream.serving.mrd.connection import do_mrd
 from downstream.serving.orders import JobWork, PromptWork
 from downstream.serving.reconstruction_job import reconstruct_job
 from downstream.serving.results import as_json
 from downstream.serving.segmentation_job import PromptedScan, segment_job
 from downstream.serving.sources import Served, describe, find
 from downstream.serving.spool import Spool
+
+__all__ = ["do_describe", "do_job", "do_mrd", "do_prompts"]
 
 for _name in (
     "h5py", "ismrmrd", "matplotlib.backends.backend_agg", "nibabel", "pydicom", "scipy.ndimage",
