@@ -62,7 +62,8 @@ class MrdWork:
     """An MRD stream of one client.
 
     Args:
-        client: The connection, with its time limit.
+        client: The connection.
+        idle_s: Seconds that the client may send or take nothing.
         limit: Bytes that the client may send.
         scratch: Empty folder for what nobody keeps.
         sources: Those that reconstruct, the first by default.
@@ -70,6 +71,7 @@ class MrdWork:
     """
 
     client: socket.socket
+    idle_s: float
     limit: int
     scratch: Path
     sources: tuple[Served, ...]

@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core_mri.errors import ConfigError, CoreMRIError, WeightsError
+from core_mri.errors import CoreMRIError, WeightsError
 from data_registry.deidentify.identifiers import load_key
 from downstream.serving.app import make_app
 from downstream.serving.child import call, preload
@@ -24,7 +24,7 @@ from downstream.serving.observing import JsonLines, Metrics
 from downstream.serving.prompting import Prompting
 from downstream.serving.service import Service
 from downstream.serving.settings import Places, ServeConfig
-from downstream.serving.sources import Served, check_names, is_solver, solver
+from downstream.serving.sources import Served, check_names, is_solver, reconstructing, solver
 from downstream.serving.spool import Spool
 from downstream.serving.store import Store
 from downstream.serving.tokens import Tokens, load_tokens
@@ -49,10 +49,11 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     _log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
     places, lock = Places.open(config.data_dir)
+    mrd = MrdListener(config, places.scratch) if config.neighbors.mrd else None
     preload(networks=not all(map(is_solver, config.sources)))
     sources = tuple(_described(source, config.device) for source in config.sources)
     check_names(sources)
-    listeners = _listeners(config, sources, places)
+    streamed = reconstructing(sources) if mrd is not None else ()
     store = Store(places.database)
     metrics = Metrics(store)
     spool = Spool(places.spool)
@@ -113,20 +114,20 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 name = f"[{host}]" if ":" in host else host
                 started(f"http://{name}:{port}")
-                for scheme, listener in listeners.items():
-                    started(f"{scheme}://{name}:{listener.port}")
+                if mrd is not None:
+                    started(f"mrd://{name}:{mrd.port}")
 
     workers.start()
-    for listener in listeners.values():
-        listener.start()
+    if mrd is not None:
+        mrd.start(streamed)
     try:
         Server(settings).run()
     except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
         pass
     finally:
         previous = [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]
-        for listener in listeners.values():
-            listener.stop()
+        if mrd is not None:
+            mrd.stop()
         workers.stop()
         prompting.forget()
         store.close()
@@ -145,29 +146,6 @@ def _described(source: str, device: str) -> Served:
     except CoreMRIError as error:
         raise WeightsError(error.code, error.message, fix=error.fix) from None
     return Served(**{**facts, "labels": {int(k): v for k, v in facts["labels"]}})
-
-
-def _listeners(
-    config: ServeConfig, sources: tuple[Served, ...], places: Places
-) -> dict[str, MrdListener]:
-    """Doors beside HTTP, by the scheme of their addresses.
-
-    Raises:
-        ConfigError: CONFIG-05 when there is nothing to do behind one.
-    """
-    if not config.neighbors.mrd:
-        return {}
-    taking = tuple(served for served in sources if served.role == "reconstruct")
-    if not taking:
-        raise ConfigError(
-            "CONFIG-05", "--mrd: no SOURCE reconstructs raw data.",
-            fix="Serve wavelet, or weights of a reconstruction network.",
-        )  # fmt: skip
-    return {
-        "mrd": MrdListener(
-            config.neighbors, config.host, taking, config.limits, places.scratch, config.device
-        )
-    }
 
 
 def _log_to_stderr() -> None:

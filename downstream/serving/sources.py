@@ -79,6 +79,22 @@ def find(sources: Sequence[Served], name: str, role: Role) -> Served | None:
     return next((served for served in fitting if name in ("", served.name)), None)
 
 
+def reconstructing(sources: Sequence[Served]) -> tuple[Served, ...]:
+    """Those that take raw data.
+
+    Raises:
+        ConfigError: CONFIG-05 when none does.
+    """
+    found = tuple(served for served in sources if served.role == "reconstruct")
+    if not found:
+        names = ", ".join(served.name for served in sources)
+        raise ConfigError(
+            "CONFIG-05", f"SOURCE {names}: reconstructs no raw data, which MRD streams bring.",
+            fix="Give wavelet, or weights of a reconstruction network.",
+        )  # fmt: skip
+    return found
+
+
 def check_names(sources: Sequence[Served]) -> None:
     """Refuse two sources of one name.
 

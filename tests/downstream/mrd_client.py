@@ -1,8 +1,9 @@
 """An MRD client of its own: the `ismrmrd` package alone, nothing of core-mri.
 
-    python mrd_client.py FILE.h5 HOST:PORT|- OUT.npz [--config NAME | --text JSON] [--waveforms]
+    python mrd_client.py FILE HOST:PORT|-|decode OUT.npz [--config NAME] [--text JSON] [--waveforms]
 
-`-` speaks on standard input and output. OUT holds pixels ``[images, y, x]``, headers and attributes.
+`-` writes the stream to standard output, `decode` reads one from FILE. OUT holds pixels
+``[images, y, x]``, headers, attributes and texts.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ import sys
 import threading
 from typing import Any, BinaryIO
 
-import ismrmrd
+import ismrmrd  # noqa: TID253
 import numpy as np
-from ismrmrd.serialization import ConfigFile, ConfigText, ProtocolDeserializer, ProtocolSerializer
+from ismrmrd.serialization import (  # noqa: TID253
+    ConfigFile,
+    ConfigText,
+    ProtocolDeserializer,
+    ProtocolSerializer,
+)
 
 
 def send(stream: BinaryIO, path: str, config: str | None, text: str | None, waves: bool) -> None:
@@ -63,14 +69,13 @@ def main() -> int:
             images, texts = receive(file)
     else:
         host, _, port = words.address.rpartition(":")
-        connection = socket.create_connection((host, int(port)), timeout=120)
-        stream = connection.makefile("rwb")
-        sender = threading.Thread(
-            target=send, args=(stream, words.file, words.config, words.text, words.waveforms)
-        )
-        sender.start()
-        images, texts = receive(stream)
-        sender.join()
+        with socket.create_connection((host, int(port)), timeout=120) as connection:
+            stream = connection.makefile("rwb")
+            sent = (stream, words.file, words.config, words.text, words.waveforms)
+            sender = threading.Thread(target=send, args=sent)
+            sender.start()
+            images, texts = receive(stream)
+            sender.join()
     heads = np.frombuffer(
         b"".join(bytes(image.getHead()) for image in images), ismrmrd.hdf5.image_header_dtype
     )

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import ismrmrd
+import ismrmrd  # noqa: TID253
 import numpy as np
 import pytest
-from ismrmrd.hdf5 import image_header_dtype
+from ismrmrd.hdf5 import image_header_dtype  # noqa: TID253
 
 from core_mri.__main__ import main
 from core_mri.errors import ConfigError
@@ -28,11 +28,13 @@ from core_mri.files import KSpace, write_kspace
 from downstream.serving.mrd.open_recon import KEY, check_label, make_label
 from downstream.serving.neighbors import Neighbors, is_allowed
 from downstream.serving.settings import ServeConfig
+from downstream.serving.sources import Served, reconstructing, solver
 from tests.downstream.serving_client import ROOT, Client, ServerProcess, processes_below
 from tests.downstream.test_reconstruct import LPS_AFFINE, line_mask, make_samples, make_scan
 
 CLIENT = Path(__file__).with_name("mrd_client.py")
 IDLE_S = 3
+OURS = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class MrdServer(ServerProcess):
@@ -71,12 +73,16 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def foreign() -> dict[str, str]:
+    """Variables of a process that cannot import core-mri; the package opens files for writing."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return kept | {"HDF5_USE_FILE_LOCKING": "FALSE"}
+
+
 def run_client(*words: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    """In a process that cannot import core-mri."""
-    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, str(CLIENT), *map(str, words)],
-        capture_output=True, input=stdin, env=variables, timeout=120, check=True, cwd="/",
+        capture_output=True, input=stdin, env=foreign(), timeout=120, check=True, cwd="/",
     )  # fmt: skip
 
 
@@ -112,9 +118,9 @@ def heads_of(path: Path) -> Any:
 class TestStreams:
     @pytest.mark.data
     def test_the_real_file_gives_the_image_of_the_command(
-        self, server: MrdServer, data_folder: Path, tmp_path: Path
+        self, server: MrdServer, shared_data: Path, tmp_path: Path
     ) -> None:
-        path = data_folder / "kspace" / "phantom_14ch_R3_ismrmrd.h5"
+        path = shared_data / "kspace" / "phantom_14ch_R3_ismrmrd.h5"
         got = stream(path, server, tmp_path, "--config", "wavelet", "--waveforms")
         assert got.texts == []
         np.testing.assert_array_equal(
@@ -184,7 +190,7 @@ class TestStreams:
         command = subprocess.run(
             [sys.executable, "-m", "core_mri", "mrd", "wavelet", "zero-filled"],
             input=sent, capture_output=True, timeout=120, check=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=OURS,
         )  # fmt: skip
         (tmp_path / "answer.bin").write_bytes(command.stdout)
         run_client(tmp_path / "answer.bin", "decode", tmp_path / "answer.npz")
@@ -193,9 +199,9 @@ class TestStreams:
             got.pixels[3:].transpose(0, 2, 1), from_file("zero-filled", scan, tmp_path, 1)
         )
         cut = subprocess.run(
-            [sys.executable, "-m", "core_mri", "mrd", "wavelet"],
+            [sys.executable, "-m", "core_mri", "mrd", "zero-filled"],
             input=sent[:-5000], capture_output=True, timeout=120, check=False,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=OURS,
         )  # fmt: skip
         assert cut.returncode == 1
         assert b"SERVE-31" in cut.stderr
@@ -398,27 +404,17 @@ class TestRefusals:
         alive(server, scan, tmp_path)
 
     def test_several_clients_at_once(self, server: MrdServer, scan: Path, tmp_path: Path) -> None:
-        variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        names = ("wavelet", "zero-filled", "zero-filled")
+        outs = [tmp_path / f"{number}.npz" for number in range(3)]
         clients = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    str(CLIENT),
-                    str(scan),
-                    server.address,
-                    str(tmp_path / f"{name}{n}.npz"),
-                    "--config",
-                    name,
-                ],
-                env=variables,
-            )  # fmt: skip
-            for n, name in enumerate(("wavelet", "zero-filled", "zero-filled"))
+                [sys.executable, CLIENT, scan, server.address, out, "--config", name],
+                env=foreign(),
+            )
+            for name, out in zip(names, outs, strict=True)
         ]
         assert [client.wait(120) for client in clients] == [0, 0, 0]
-        first, second, third = (
-            Answer(tmp_path / f"{name}{n}.npz").pixels
-            for n, name in enumerate(("wavelet", "zero-filled", "zero-filled"))
-        )
+        first, second, third = (Answer(out).pixels for out in outs)
         np.testing.assert_array_equal(second, third)
         assert np.abs(first - second).max() > 0
 
@@ -462,7 +458,7 @@ class TestWhoMayCome:
 
     def test_other_hosts_need_names(self, tmp_path: Path) -> None:
         words = {"sources": ("wavelet",), "host": "0.0.0.0", "token_file": tmp_path / "tokens"}
-        with pytest.raises(ConfigError, match="SERVE-01.*--allow"):
+        with pytest.raises(ConfigError, match=r"SERVE-01.*--allow"):
             ServeConfig(**words, neighbors=Neighbors(mrd=True))
         ServeConfig(**words, neighbors=Neighbors(mrd=True, allow=("10.1.0.0/16",)))
 
@@ -477,18 +473,16 @@ class TestWhoMayCome:
         done = subprocess.run(
             [sys.executable, "-m", "core_mri", "serve", "wavelet", "--port", "0", "--mrd",
              "--mrd-port", server.address.rpartition(":")[2], "--data-dir", str(tmp_path / "d")],
-            capture_output=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True, timeout=60, check=False, env=OURS,
         )  # fmt: skip
         assert done.returncode == 1
         assert b"SERVE-02" in done.stderr
 
-    def test_segmenters_take_no_streams(self, tmp_path: Path) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "core_mri", "mrd", str(tmp_path)], input=b"",
-            capture_output=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert done.returncode in (1, 2)
-        assert b"WEIGHTS-01" in done.stderr
+    def test_only_what_reconstructs_takes_streams(self) -> None:
+        wavelet, organs = solver("wavelet"), Served("organs", "organs", "segment")
+        assert reconstructing((organs, wavelet)) == (wavelet,)
+        with pytest.raises(ConfigError, match=r"CONFIG-05.*organs"):
+            reconstructing((organs,))
 
 
 class TestOpenRecon:
@@ -528,7 +522,7 @@ class TestOpenRecon:
         for name in place[:-1]:
             inside = inside[name]
         inside[place[-1]] = value
-        with pytest.raises(ConfigError, match="CONFIG-05.*Open Recon label"):
+        with pytest.raises(ConfigError, match=r"CONFIG-05.*Open Recon label"):
             check_label(label)
 
     def test_a_label_without_a_part(self) -> None:

@@ -73,18 +73,14 @@ def main(arguments: Sequence[str]) -> int:
     os.dup2(2, 1)
     from downstream.serving.mrd.conversation import converse
     from downstream.serving.mrd.protocol import MessageReader, error_message
-    from downstream.serving.sources import check_names, describe, solver
+    from downstream.serving.sources import check_names, describe, reconstructing, solver
 
     sources = tuple(
         solver(source) if is_solver(source) else describe(source, config.device)
         for source in config.sources
     )
     check_names(sources)
-    if wrong := [served.name for served in sources if served.role != "reconstruct"]:
-        raise ConfigError(
-            "CONFIG-05", f"SOURCE {', '.join(wrong)}: does not reconstruct raw data.",
-            fix="Give weights of a reconstruction network, or wavelet.",
-        )  # fmt: skip
+    sources = reconstructing(sources)
     logging.getLogger("downstream.serving").setLevel(logging.INFO)
     scratch = Path(tempfile.mkdtemp(prefix="core-mri-mrd-"))
     with out:

@@ -27,6 +27,7 @@ def do_mrd(
     """
     torch.set_num_threads(1)
     client = work.client
+    client.settimeout(work.idle_s)  # it did not come along
 
     def write(content: bytes) -> None:
         # In pieces, so that the time limit is one of pauses, not of the whole.
@@ -42,7 +43,7 @@ def do_mrd(
     except TimeoutError:
         raise ServingError(
             "SERVE-04",
-            f"nothing was sent or taken within {client.gettimeout():g} s.",
+            f"nothing was sent or taken within {work.idle_s:g} s.",
             fix="Send without pauses, or ask whoever runs the service for more --mrd-idle-s.",
         ) from None
     except ConnectionError:

@@ -18,10 +18,10 @@ from typing import Any
 
 from core_mri.errors import CoreMRIError, ServingError
 from downstream.serving.child import Child
-from downstream.serving.limits import Limits
 from downstream.serving.mrd.protocol import error_message
-from downstream.serving.neighbors import Neighbors, is_allowed, listening
+from downstream.serving.neighbors import is_allowed, listening
 from downstream.serving.orders import MrdWork
+from downstream.serving.settings import ServeConfig
 from downstream.serving.sources import Served
 
 log = logging.getLogger(__name__)
@@ -35,29 +35,21 @@ class MrdListener:
     """Answers streams until it is stopped.
 
     Args:
-        neighbors: Port, number of clients, who may come.
-        host: Address to listen at.
-        sources: Those that reconstruct, the first by default.
-        limits: Of one stream: bytes, memory, seconds.
+        config: Address, port, who may come, and what one stream may take.
         scratch: Folder for what is thrown away.
-        device: Where networks run.
+
+    Raises:
+        ServingError: SERVE-02 when the port is taken.
     """
 
-    def __init__(
-        self,
-        neighbors: Neighbors,
-        host: str,
-        sources: tuple[Served, ...],
-        limits: Limits,
-        scratch: Path,
-        device: str,
-    ) -> None:
-        self._neighbors, self._sources, self._limits = neighbors, sources, limits
-        self._scratch, self._device = scratch, device
+    def __init__(self, config: ServeConfig, scratch: Path) -> None:
+        self._neighbors, self._limits = config.neighbors, config.limits
+        self._scratch, self._device = scratch, config.device
+        self._sources: tuple[Served, ...] = ()
         self._stopping = threading.Event()
         self._stop_by = float("inf")
-        self._room = threading.BoundedSemaphore(neighbors.mrd_clients)
-        self._socket = listening(host, neighbors.mrd_port, "--mrd-port")
+        self._room = threading.BoundedSemaphore(self._neighbors.mrd_clients)
+        self._socket = listening(config.host, self._neighbors.mrd_port, "--mrd-port")
         self._clients: set[threading.Thread] = set()
         self._door = threading.Thread(target=self._accept, name="mrd", daemon=True)
 
@@ -66,8 +58,9 @@ class MrdListener:
         """Where it listens."""
         return int(self._socket.getsockname()[1])
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, sources: tuple[Served, ...]) -> None:
+        """Begin, with sources that reconstruct, the first by default."""
+        self._sources = sources
         self._door.start()
 
     def stop(self) -> None:
@@ -97,7 +90,6 @@ class MrdListener:
 
     def _meet(self, client: socket.socket, address: str) -> None:
         start, facts = time.monotonic(), {}
-        client.settimeout(self._neighbors.mrd_idle_s)
         try:
             if not is_allowed(self._neighbors, address):
                 return
@@ -126,7 +118,10 @@ class MrdListener:
         scratch = self._scratch / f"mrd-{uuid.uuid4().hex}"
         scratch.mkdir(mode=0o700)
         memory = self._limits.job_gb
-        work = MrdWork(client, self._limits.upload_bytes, scratch, self._sources, self._device)
+        work = MrdWork(
+            client, self._neighbors.mrd_idle_s, self._limits.upload_bytes, scratch, self._sources,
+            self._device,
+        )  # fmt: skip
         child = None
         try:
             child = Child("do_mrd", work, scratch, memory_gb=memory, file_gb=2 * memory)
