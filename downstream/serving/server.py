@@ -15,10 +15,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core_mri.errors import CoreMRIError, WeightsError
+from core_mri.errors import ConfigError, CoreMRIError, WeightsError
 from data_registry.deidentify.identifiers import load_key
 from downstream.serving.app import make_app
 from downstream.serving.child import call, preload
+from downstream.serving.dicom.dimse import Dimse
 from downstream.serving.mrd.listener import MrdListener
 from downstream.serving.observing import JsonLines, Metrics
 from downstream.serving.prompting import Prompting
@@ -48,6 +49,12 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     os.umask(0o077)
     _log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
+    if config.neighbors.dimse and config.neighbors.dimse_user not in tokens.users:
+        raise ConfigError(
+            "CONFIG-05",
+            f"--dimse-user {config.neighbors.dimse_user}: must be one of "
+            f"{', '.join(sorted(tokens.users))}.",
+        )
     places, lock = Places.open(config.data_dir)
     mrd = MrdListener(config, places.scratch) if config.neighbors.mrd else None
     preload(networks=not all(map(is_solver, config.sources)))
@@ -116,7 +123,10 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
                 started(f"http://{name}:{port}")
                 if mrd is not None:
                     started(f"mrd://{name}:{mrd.port}")
+                if dimse is not None:
+                    started(f"dicom://{config.neighbors.dimse_title}@{name}:{dimse.port}")
 
+    dimse = Dimse(service, config.neighbors, config.host) if config.neighbors.dimse else None
     workers.start()
     if mrd is not None:
         mrd.start(streamed)
@@ -126,6 +136,8 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
         pass
     finally:
         previous = [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]
+        if dimse is not None:
+            dimse.stop()
         if mrd is not None:
             mrd.stop()
         workers.stop()

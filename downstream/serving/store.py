@@ -79,6 +79,18 @@ class Store:
         with self._lock:
             self._db.close()
 
+    def create_queued(
+        self, identity: str, owner: str, request: Mapping[str, Any], size: int
+    ) -> None:
+        """A new job whose upload has arrived already."""
+        now = time.time()
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO jobs (id, owner, request, size, received, state, created, updated)"
+                " VALUES (?, ?, ?, ?, ?, 'queued', ?, ?)",
+                (identity, owner, json.dumps(request), size, size, now, now),
+            )
+
     def create(
         self, owner: str, request: Mapping[str, Any], size: int, idempotency: str | None
     ) -> tuple[Job, bool]:

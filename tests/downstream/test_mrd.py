@@ -29,12 +29,11 @@ from downstream.serving.mrd.open_recon import KEY, check_label, make_label
 from downstream.serving.neighbors import Neighbors, is_allowed
 from downstream.serving.settings import ServeConfig
 from downstream.serving.sources import Served, reconstructing, solver
-from tests.downstream.serving_client import ROOT, Client, ServerProcess, processes_below
+from tests.downstream.serving_client import OURS, Client, ServerProcess, processes_below
 from tests.downstream.test_reconstruct import LPS_AFFINE, line_mask, make_samples, make_scan
 
 CLIENT = Path(__file__).with_name("mrd_client.py")
 IDLE_S = 3
-OURS = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class MrdServer(ServerProcess):
