@@ -226,6 +226,11 @@ class Service:
         job = self.get(user, identity)
         if job.state != "done":
             raise Refused(409, "SERVE-07", f"the job is {job.state}, not done.")
+        if not {"image.nii.gz", "reconstruction.nii.gz"} & {n for n, _ in self.results(identity)}:
+            raise Refused(
+                409, "SERVE-07", "the job holds no single image.",
+                fix="Store one series at a time.",
+            )  # fmt: skip
         served = find(self.sources, source, "prompt")
         if served is None:
             raise Refused(

@@ -197,15 +197,18 @@ class TestStreams:
         np.testing.assert_array_equal(
             got.pixels[3:].transpose(0, 2, 1), from_file("zero-filled", scan, tmp_path, 1)
         )
+
+    @pytest.mark.slow
+    def test_a_cut_stream_on_standard_input(self, scan: Path) -> None:
+        sent = run_client(scan, "-", "unused").stdout
         cut = subprocess.run(
             [sys.executable, "-m", "core_mri", "mrd", "zero-filled"],
-            input=sent[:-5000], capture_output=True, timeout=120, check=False,
-            env=OURS,
+            input=sent[:-5000], capture_output=True, timeout=120, check=False, env=OURS,
         )  # fmt: skip
         assert cut.returncode == 1
         assert b"SERVE-31" in cut.stderr
         assert b"SERVE-31" in cut.stdout
-        assert cut.stdout.endswith(struct.pack("<H", 4))
+        assert cut.stdout.endswith(CLOSE)
 
     @pytest.mark.skipif(
         shutil.which("ismrmrd_recon_cartesian_2d") is None,

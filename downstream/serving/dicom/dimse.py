@@ -36,6 +36,7 @@ _CLASSES = (
 _LEVELS: dict[str, Level] = {"STUDY": "study", "SERIES": "series", "IMAGE": "instance"}
 _MOST = 1000
 _ASSOCIATIONS = 8
+_COMMANDS_BYTES = 1 << 20
 _IDLE_S = 60.0
 _NEVER_MATCHED = ("00080052", "00080005", "00080054")
 """QueryRetrieveLevel, SpecificCharacterSet, RetrieveAETitle."""
@@ -63,6 +64,7 @@ class Dimse:
             ) from None
         self._service, self._neighbors = service, neighbors
         self._open: dict[object, tuple[Incoming, bytes]] = {}
+        self._arriving: dict[object, int] = {}
         self._lock = threading.Lock()
         entity = AE(ae_title=neighbors.dimse_title)
         entity.require_called_aet = True
@@ -75,6 +77,7 @@ class Dimse:
         handlers: Any = [
             (evt.EVT_C_STORE, self._store), (evt.EVT_C_FIND, self._find),
             (evt.EVT_C_ECHO, self._echo), (evt.EVT_CONN_CLOSE, self._ended),
+            (evt.EVT_DATA_RECV, self._arrived),
         ]  # fmt: skip
         logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs identifiers
         try:
@@ -103,7 +106,19 @@ class Dimse:
     def _echo(self, event: Any) -> int:
         return _SUCCESS if self._may(event) else _NOT_ALLOWED
 
+    def _arrived(self, event: Any) -> None:
+        """Cut a peer off whose message grows beyond what an upload may have.
+
+        The library keeps a whole message in memory before it asks what to do with it.
+        """
+        size = self._arriving.get(event.assoc, 0) + len(event.data)
+        self._arriving[event.assoc] = size
+        if size > self._service.limits.upload_bytes + _COMMANDS_BYTES:
+            log.warning("dimse", extra={"facts": {"code": "SERVE-04"}})
+            event.assoc.dul.socket.close()
+
     def _store(self, event: Any) -> int:
+        self._arriving[event.assoc] = 0
         if not self._may(event):
             return _NOT_ALLOWED
         try:
@@ -128,6 +143,7 @@ class Dimse:
 
     def _ended(self, event: Any) -> None:
         """Released or aborted: what was told to be stored is stored."""
+        self._arriving.pop(event.assoc, None)
         with self._lock:
             upload, boundary = self._open.pop(event.assoc, (None, b""))
         if upload is None:

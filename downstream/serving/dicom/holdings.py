@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,6 +27,7 @@ UID = r"^[0-9]+(\.[0-9]+)*$"
 STUDY, SERIES, INSTANCE, CLASS = "0020000D", "0020000E", "00080018", "00080016"
 _MAX_BYTES = 1 << 28
 """Of an index, unpacked: our own jobs write them, but one may have been taken over."""
+_MAX_OBJECT = 1 << 31
 _MODALITY, _MODALITIES = "00080060", "00080061"
 _RETURNED: dict[Level, tuple[str, ...]] = {
     "study": (
@@ -51,7 +53,8 @@ class Instance:
     member: str
     """Its name in there; empty where the result is the object itself."""
     syntax: str
-    frames: tuple[tuple[int, int], ...]
+    frames: tuple[tuple[tuple[int, int], ...], ...]
+    """Offsets and lengths of the fragments of each frame."""
     tags: Tags = field(repr=False)
 
     def uid(self, tag: str) -> str:
@@ -63,10 +66,13 @@ class Instance:
 
         Raises:
             OSError: It was erased meanwhile.
+            ServingError: SERVE-04 for one of 2 GB or more.
         """
         if not self.member:
             return self.file.read_bytes()
         with zipfile.ZipFile(self.file) as archive:
+            if archive.getinfo(self.member).file_size > _MAX_OBJECT:
+                raise ServingError("SERVE-04", "an object that is too large to be sent.")
             return archive.read(self.member)
 
 
@@ -105,8 +111,8 @@ def _indexed(result: Path) -> tuple[Instance, ...]:
     path = result.with_name(index_name(result.name))
     try:
         return _read(result, path.stat().st_mtime_ns)
-    except FileNotFoundError:
-        return ()
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+        return ()  # erased meanwhile, or by a job that was taken over
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +124,8 @@ def _read(result: Path, _mtime: int) -> tuple[Instance, ...]:
     found = (
         Instance(
             result, str(one["member"]), str(one["syntax"]),
-            tuple((int(a), int(b)) for a, b in one["frames"]), dict(one["tags"]),
+            tuple(tuple((int(a), int(b)) for a, b in frame) for frame in one["frames"]),
+            dict(one["tags"]),
         )
         for one in json.loads(content)
     )  # fmt: skip

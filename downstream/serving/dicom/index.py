@@ -72,30 +72,54 @@ def _described(member: str, content: bytes) -> dict[str, Any]:
     }
 
 
-def _frames(dataset: FileDataset, content: bytes) -> list[tuple[int, int]]:
-    """Offset and length of each frame in the file.
+def _frames(dataset: FileDataset, content: bytes) -> list[list[tuple[int, int]]]:
+    """Where each frame lies: offsets and lengths of its fragments in the file.
 
-    None where frames do not begin on a byte, or have more than one fragment.
+    None where frames do not begin on a byte, or cannot be told apart.
     """
-    from pydicom.encaps import parse_basic_offsets, parse_fragments
-
     element = dataset.get_item("PixelData") if "PixelData" in dataset else None
     start = getattr(element, "value_tell", 0)
     number = int(dataset.get("NumberOfFrames", 1) or 1)
-    if not start or dataset.file_meta.TransferSyntaxUID.is_deflated:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not start or syntax.is_deflated:
         return []
-    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
-        if bits % 8:
-            return []
-        return [(start + n * bits // 8, bits // 8) for n in range(number)]
+    if syntax.is_encapsulated:
+        return _fragments(content, start, number)
+    bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
+    if bits % 8:
+        return []
+    return [[(start + n * bits // 8, bits // 8)] for n in range(number)]
+
+
+def _fragments(content: bytes, start: int, number: int) -> list[list[tuple[int, int]]]:
+    """Of encapsulated pixels (PS3.5 A.4).
+
+    A fragment for each frame, all fragments for one frame, else as the table of offsets says.
+    """
+    from pydicom.encaps import parse_basic_offsets, parse_fragments
+
     stream = io.BytesIO(content)
     stream.seek(start)
     try:
-        parse_basic_offsets(stream)
-        count, items = parse_fragments(stream)
+        offsets = parse_basic_offsets(stream)
+        first = stream.tell()
+        _, items = parse_fragments(stream)
     except (ValueError, struct.error):  # encapsulated in a way that only its decoder knows
         return []
-    if count != number:
+    if len(items) == number:
+        begins = items
+    elif number == 1:
+        begins = items[:1]
+    elif len(offsets) == number:
+        begins = [first + offset for offset in offsets]
+    else:
         return []
-    return [(item + 8, int.from_bytes(content[item + 4 : item + 8], "little")) for item in items]
+    ends = [*begins[1:], len(content)]
+    return [
+        [
+            (item + 8, int.from_bytes(content[item + 4 : item + 8], "little"))
+            for item in items
+            if begin <= item < end
+        ]
+        for begin, end in zip(begins, ends, strict=True)
+    ]

@@ -60,10 +60,10 @@ def split(path: Path, boundary: str, folder: Path) -> None:
 def _parts(body: mmap.mmap, boundary: bytes) -> Iterator[tuple[int, int]]:
     """Beginning and end of the content of each part."""
     dash = b"--" + boundary
-    place = 0 if body[: len(dash)] == dash else body.find(b"\r\n" + dash)
-    if place < 0:
+    place = 0 if body[: len(dash)] == dash else body.find(b"\r\n" + dash) + 2
+    if body[place : place + len(dash)] != dash:
         raise _damaged("does not hold its boundary")
-    place += len(dash) + (0 if place == 0 else 2)
+    place += len(dash)
     while body[place : place + 2] != b"--":
         head = body.find(b"\r\n\r\n", place, place + _MAX_HEAD)
         line = body.find(b"\r\n", place, place + _MAX_HEAD)

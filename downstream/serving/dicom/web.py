@@ -282,8 +282,10 @@ def _add_fetching(app: FastAPI, service: Service) -> None:
                 fix="Fetch the instance itself.",
             )  # fmt: skip
         content = one.content()
-        places = [one.frames[number - 1] for number in numbers]
-        parts = ((one.syntax, content[start : start + size]) for start, size in places)
+        parts = (
+            (one.syntax, b"".join(content[a : a + size] for a, size in one.frames[number - 1]))
+            for number in numbers
+        )
         return _answered(Multipart(_BYTES), parts)
 
 
