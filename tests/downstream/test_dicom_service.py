@@ -22,12 +22,15 @@ import pytest
 from pydicom.encaps import encapsulate, generate_frames
 
 import core_mri
+from core_mri.errors import ServingError
 from core_mri.files import write_kspace
 from core_mri.files.dicom_write import write_dicom_series
 from core_mri.physics.phantoms import phantom_volume
 from data_registry.deidentify.identifiers import keyed_uid, load_key
 from downstream.serving.dicom.holdings import matches
 from downstream.serving.dicom.index import index_name, write_indexes
+from downstream.serving.dicom.media import Acceptable, parse_accept
+from downstream.serving.dicom.multipart import split
 from tests.downstream.conftest import ALICE, BOB
 from tests.downstream.serving_client import OURS, Client, Reply, ServerProcess
 from tests.downstream.test_reconstruct import LPS_AFFINE, make_samples, make_scan
@@ -278,6 +281,32 @@ class TestDicomWeb:
             ("00080050", "*", True), ("00080050", "1", False),
         ):  # fmt: skip
             assert matches(known, tag, wanted) is expected, (tag, wanted)
+
+
+class TestMultipart:
+    def test_parts_are_what_was_put_in(self, tmp_path: Path) -> None:
+        parts = [b"", b"\r\n", b"--b", bytes(range(256)) * 50]
+        for number, body in enumerate((multipart(parts), b"\r\n" + multipart(parts))):
+            (tmp_path / "body").write_bytes(body)
+            (out := tmp_path / str(number)).mkdir()
+            split(tmp_path / "body", "b0", out)
+            assert [path.read_bytes() for path in sorted(out.iterdir())] == parts
+
+    def test_every_cut_is_seen(self, tmp_path: Path) -> None:
+        body = multipart([b"first", b"second"])
+        whole = len(body) - len(b"\r\n")
+        for end in range(1, whole):
+            (tmp_path / "body").write_bytes(body[:end])
+            (out := tmp_path / str(end)).mkdir()
+            with pytest.raises(ServingError, match="SERVE-37"):
+                split(tmp_path / "body", "b0", out)
+
+    def test_accept_headers(self) -> None:
+        found = parse_accept('multipart/related; type="application/dicom"; transfer-syntax=*, a/b')
+        assert found == [
+            Acceptable("multipart/related", "application/dicom", "*"), Acceptable("a/b", "", ""),
+        ]  # fmt: skip
+        assert parse_accept("")[0].media == "*/*"
 
 
 def test_frames_of_several_fragments(tmp_path: Path) -> None:

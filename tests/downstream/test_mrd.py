@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -23,9 +24,10 @@ import pytest
 from ismrmrd.hdf5 import image_header_dtype  # noqa: TID253
 
 from core_mri.__main__ import main
-from core_mri.errors import ConfigError
+from core_mri.errors import ConfigError, ServingError
 from core_mri.files import KSpace, write_kspace
 from downstream.serving.mrd.open_recon import KEY, check_label, make_label
+from downstream.serving.mrd.protocol import Message, MessageReader
 from downstream.serving.neighbors import Neighbors, is_allowed
 from downstream.serving.settings import ServeConfig
 from downstream.serving.sources import Served, reconstructing, solver
@@ -444,6 +446,45 @@ def wait_for_room(server: MrdServer) -> None:
     deadline = time.monotonic() + 20
     while streams_open(server) and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+class TestReader:
+    def messages(self, content: bytes, piece: int, limit: int = 1 << 20) -> list[Message]:
+        source = io.BytesIO(content)
+        reader = MessageReader(lambda most: source.read(min(most, piece)), limit)
+        return list(iter(reader.next, None))
+
+    def test_pieces_of_any_size_give_the_same_messages(self, header: bytes) -> None:
+        content = config("wavelet") + header + acquisition(LINE, scan_counter=7) + CLOSE
+        for piece in (1, 3, 1000, 1 << 20):
+            found = self.messages(content, piece)
+            assert [message.kind for message in found] == [1, 3, 1008, 4]
+            one = found[2].acquisition
+            assert one is not None
+            assert one.head["scan_counter"] == 7
+            np.testing.assert_array_equal(one.samples.view(np.complex64), 1)
+
+    def test_noise_is_refused_in_our_words(self, header: bytes) -> None:
+        good = config("wavelet") + header + acquisition(LINE) * 3 + CLOSE
+        rng = np.random.default_rng(0)
+        refused = 0
+        for _ in range(300):
+            content = bytearray(good)
+            for place in rng.integers(0, len(content), rng.integers(1, 6)):
+                content[place] = rng.integers(256)
+            cut = bytes(content[: rng.integers(1, len(content))])
+            try:
+                self.messages(cut, 1000)
+            except ServingError as error:
+                assert error.code in ("SERVE-04", "SERVE-30", "SERVE-31")  # noqa: PT017
+                refused += 1
+        assert refused > 200
+
+    def test_the_limit_is_that_of_the_whole_stream(self) -> None:
+        line = acquisition(LINE)
+        assert len(self.messages(line * 3, 1000, 3 * len(line))) == 3
+        with pytest.raises(ServingError, match=r"SERVE-04.*are allowed"):
+            self.messages(line * 3, 1000, 3 * len(line) - 1)
 
 
 class TestWhoMayCome:
