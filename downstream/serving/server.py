@@ -129,7 +129,7 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     dimse = Dimse(service, config.neighbors, config.host) if config.neighbors.dimse else None
     workers.start()
     if mrd is not None:
-        mrd.start(streamed)
+        mrd.start(streamed, metrics.stream_ended)
     try:
         Server(settings).run()
     except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed

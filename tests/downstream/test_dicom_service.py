@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,12 @@ from core_mri.files import write_kspace
 from core_mri.files.dicom_write import write_dicom_series
 from core_mri.physics.phantoms import phantom_volume
 from data_registry.deidentify.identifiers import keyed_uid, load_key
+from downstream.serving.dicom.dimse import Dimse
 from downstream.serving.dicom.holdings import matches
 from downstream.serving.dicom.index import index_name, write_indexes
 from downstream.serving.dicom.media import Acceptable, parse_accept
 from downstream.serving.dicom.multipart import split
+from downstream.serving.neighbors import Neighbors
 from tests.downstream.conftest import ALICE, BOB
 from tests.downstream.serving_client import OURS, Client, Reply, ServerProcess
 from tests.downstream.test_reconstruct import LPS_AFFINE, make_samples, make_scan
@@ -526,6 +529,17 @@ class TestRefusals:
         url = one["00081190"]["Value"][0].partition("/dicomweb")[2]
         for frames, status in (("2", 404), ("0", 404), ("1,x", 422), ("-1", 422)):
             assert get(alice, f"{url}/frames/{frames}").status == status, frames
+
+
+def test_peers_that_nobody_named_do_nothing_over_dimse() -> None:
+    door = object.__new__(Dimse)  # what it decides before it looks at anything else
+    door._neighbors = Neighbors(dimse=True, allow=("10.1.0.0/16",))
+    stranger = SimpleNamespace(requestor=SimpleNamespace(address="10.2.0.1"))
+    event = SimpleNamespace(assoc=stranger)
+    assert door._echo(event) == door._store(event) == 0x0124
+    assert list(door._find(event)) == [(0x0124, None)]
+    stranger.requestor.address = "10.1.0.1"
+    assert door._echo(event) == 0
 
 
 @needs_dimse

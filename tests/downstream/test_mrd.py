@@ -185,6 +185,8 @@ class TestStreams:
             time.sleep(0.1)
         assert not streams_open(server)
         assert '"acquisitions"' in server.log.read_text()
+        metrics = Client(server.url).ask("GET", "/metrics").body.decode()
+        assert 'core_mri_mrd_streams_total{code=""}' in metrics
 
     def test_standard_input_and_output(self, scan: Path, tmp_path: Path) -> None:
         sent = run_client(scan, "-", "unused", "--config", "zero-filled").stdout
@@ -326,6 +328,7 @@ class TestRefusals:
             (["header", "far line"], "DATA-14", "line 200"),
             (["header", "acquisition", "other coils"], "DATA-14", "4 coils, after some of 6"),
             (["header", "nan", "close"], "DATA-04", "not finite"),
+            (["huge header", "acquisition"], "DATA-14", "60000 x 60000 x 1, more than any"),
             (["header", "10 GB"], "SERVE-04", "claims 10"),
             (["4 GB header"], "SERVE-04", "claims 4294967295"),
             (["4 GB config"], "SERVE-04", "claims 4294967295"),
@@ -346,6 +349,12 @@ class TestRefusals:
             "json": text(2, b'{"a": 1}'),
             "datatype": text(2, b'{"parameters": {"datatype": "int8"}}'),
             "header": header,
+            "huge header": text(
+                3,
+                header[6:]
+                .replace(b"<y>56</y>", b"<y>60000</y>")
+                .replace(b"<x>64</x>", b"<x>60000</x>"),
+            ),
             "no xml": text(3, b"<ismrmrd"),
             "entities": text(3, b'<!DOCTYPE a [<!ENTITY b "c">]><a/>'),
             "no matrix": text(3, b"<ismrmrdHeader/>"),

@@ -118,9 +118,9 @@ class Dimse:
             event.assoc.dul.socket.close()
 
     def _store(self, event: Any) -> int:
-        self._arriving[event.assoc] = 0
         if not self._may(event):
             return _NOT_ALLOWED
+        self._arriving[event.assoc] = 0
         try:
             with self._lock:
                 incoming = self._open.get(event.assoc)

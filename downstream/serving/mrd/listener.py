@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class MrdListener:
         self._neighbors, self._limits = config.neighbors, config.limits
         self._scratch, self._device = scratch, config.device
         self._sources: tuple[Served, ...] = ()
+        self._ended: Callable[[str], object] = str
         self._stopping = threading.Event()
         self._stop_by = float("inf")
         self._room = threading.BoundedSemaphore(self._neighbors.mrd_clients)
@@ -58,9 +60,14 @@ class MrdListener:
         """Where it listens."""
         return int(self._socket.getsockname()[1])
 
-    def start(self, sources: tuple[Served, ...]) -> None:
-        """Begin, with sources that reconstruct, the first by default."""
-        self._sources = sources
+    def start(self, sources: tuple[Served, ...], ended: Callable[[str], object]) -> None:
+        """Begin.
+
+        Args:
+            sources: Those that reconstruct, the first by default.
+            ended: Told the code of each stream that ended, empty for one that went well.
+        """
+        self._sources, self._ended = sources, ended
         self._door.start()
 
     def stop(self) -> None:
@@ -92,6 +99,7 @@ class MrdListener:
         start, facts = time.monotonic(), {}
         try:
             if not is_allowed(self._neighbors, address):
+                facts = {"code": "SERVE-01"}
                 return
             if not self._room.acquire(blocking=False):
                 raise ServingError(
@@ -108,10 +116,12 @@ class MrdListener:
             facts = {"code": error.code}
             _send_away(client, error)
         except Exception:  # a fault of ours, which the others must not feel
+            facts = {"code": "SERVE-06"}
             log.exception("mrd")
         finally:
             client.close()
             seconds = round(time.monotonic() - start, 2)
+            self._ended(str(facts.get("code", "")))
             log.info("mrd", extra={"facts": {**facts, "seconds": seconds}})
 
     def _serve(self, client: socket.socket) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,8 @@ from core_mri.runs import writing
 from downstream.serving.mrd.protocol import Acquisition
 
 _BATCH_BYTES = 1 << 24
+_MAX_POINTS = 1 << 28
+"""Of one encoding; four times 512 x 512 x 256."""
 
 Volume = tuple[int, ...]
 
@@ -36,6 +39,11 @@ class ScanFile:
 
         self.path = path
         self._header: MrdXml = parse_xml(path, xml)
+        if math.prod(self._header.encoded_matrix) > _MAX_POINTS:
+            size = " x ".join(map(str, self._header.encoded_matrix))
+            raise DataError(
+                "DATA-14", f"{path}: its header states a matrix of {size}, more than any scan has."
+            )
         self._dtype = hdf5.acquisition_dtype
         with writing(path):
             self._file = h5py.File(path, "w")
