@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ class Incoming:
         self._service, self._user = service, user
         self._identity = uuid.uuid4().hex
         self._waiting = bytearray()
+        self._digest = hashlib.sha256()
         self.size = 0
         service.spool.open(self._identity)
 
@@ -44,12 +46,16 @@ class Incoming:
                 413, "SERVE-04", f"more than {limits.upload_bytes} bytes in one upload.",
                 fix="Send fewer objects at once.",
             )  # fmt: skip
+        self._digest.update(content)
         self._waiting += content
         while len(self._waiting) >= limits.chunk_bytes:
             self._seal(limits.chunk_bytes)
 
     def finish(self, request: Mapping[str, Any]) -> Job:
         """All has come: the job is queued.
+
+        The same bytes again, as clients send them that lost patience, give the job that has them
+        already, unless that one failed.
 
         Raises:
             Refused: 422 for an empty upload, 429 when there is no room.
@@ -59,8 +65,14 @@ class Incoming:
             self._seal(len(self._waiting))
         if not self.size:
             raise Refused(422, "SERVE-03", "an empty upload.")
+        store, key = self._service.store, f"content {self._digest.hexdigest()}"
+        before = store.of_key(self._user, key)
+        same = before is not None and dict(before.request) == dict(request)
+        if before is not None and same and before.state not in ("failed", "cancelled"):
+            self.discard()
+            return before
         self._service.check_room(self._user, self.size)
-        self._service.store.create_queued(self._identity, self._user, request, self.size)
+        store.create_queued(self._identity, self._user, request, self.size, key)
         self._service.metrics.received(self.size)
         self._service.workers.wake()
         return self._service.get(self._user, self._identity)

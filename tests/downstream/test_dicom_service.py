@@ -270,6 +270,19 @@ class TestDicomWeb:
             pydicom.dcmread(io.BytesIO(parts_of(fetch(alice, url))[0])).SOPInstanceUID == instance
         )
 
+    def test_the_same_upload_again_is_the_same_job(
+        self, alice: Client, study: str, series: list[Path]
+    ) -> None:
+        """Clients that lose patience while objects are looked at send them again."""
+        number = len(alice.ask("GET", "/v1/jobs").json()["jobs"])
+        again = post(alice, [path.read_bytes() for path in series])
+        assert again.status == 200
+        assert study in again.json()["00081190"]["Value"][0]
+        assert len(alice.ask("GET", "/v1/jobs").json()["jobs"]) == number
+        for _ in range(2):  # what failed is tried again
+            assert post(alice, [b"no DICOM"]).code == "DATA-03"
+        assert len(alice.ask("GET", "/v1/jobs").json()["jobs"]) == number + 2
+
     def test_matching(self) -> None:
         known = {
             "00080020": {"vr": "DA", "Value": ["20200102"]},
