@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,11 @@ from ismrmrd.hdf5 import image_header_dtype  # noqa: TID253
 from core_mri.__main__ import main
 from core_mri.errors import ConfigError, ServingError
 from core_mri.files import KSpace, write_kspace
+from downstream.serving.mrd.connection import do_mrd
 from downstream.serving.mrd.open_recon import KEY, check_label, make_label
 from downstream.serving.mrd.protocol import Message, MessageReader
 from downstream.serving.neighbors import Neighbors, is_allowed
+from downstream.serving.orders import MrdWork
 from downstream.serving.settings import ServeConfig
 from downstream.serving.sources import Served, reconstructing, solver
 from tests.downstream.serving_client import OURS, Client, ServerProcess, processes_below
@@ -494,6 +497,42 @@ class TestReader:
         assert len(self.messages(line * 3, 1000, 3 * len(line))) == 3
         with pytest.raises(ServingError, match=r"SERVE-04.*are allowed"):
             self.messages(line * 3, 1000, 3 * len(line) - 1)
+
+
+def test_a_client_that_takes_no_images(scan: Path, tmp_path: Path) -> None:
+    """In this process: the limit is one of pauses, whichever way bytes go."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent = run_client(scan, "-", "unused", "--config", "zero-filled").stdout
+    sender = threading.Thread(target=theirs.sendall, args=(sent,))
+    work = MrdWork(ours, 0.5, 1 << 30, tmp_path, (solver("zero-filled"),), "cpu")
+    said: list[dict[str, Any]] = []
+    with ours, theirs:
+        sender.start()
+        with pytest.raises(ServingError, match=r"SERVE-04.*within 0.5 s"):
+            do_mrd(work, said.append, dict)
+        sender.join()
+    assert said[-1] == {"sending": True}  # so that no words are put among pixels
+
+
+@pytest.mark.slow
+def test_weights_give_the_images_of_the_command(scan: Path, released: Path, tmp_path: Path) -> None:
+    sent = run_client(scan, "-", "unused", "--config", "network").stdout
+    weights = str(released / "network")
+    done = subprocess.run(
+        [sys.executable, "-m", "core_mri", "mrd", weights, "--device", "cpu"],
+        input=sent, capture_output=True, timeout=200, check=True, env=OURS,
+    )  # fmt: skip
+    (tmp_path / "answer.bin").write_bytes(done.stdout)
+    run_client(tmp_path / "answer.bin", "decode", tmp_path / "answer.npz")
+    got = Answer(tmp_path / "answer.npz")
+    target = tmp_path / "o.h5"
+    assert main(["reconstruct", weights, str(scan), "--out", str(target), "--device", "cpu"]) == 0
+    with h5py.File(target) as file:
+        expected = file["reconstruction"][()]
+    np.testing.assert_allclose(
+        got.pixels[:3].transpose(0, 2, 1), expected, rtol=1e-4, atol=1e-6 * expected.max()
+    )
 
 
 class TestWhoMayCome:
