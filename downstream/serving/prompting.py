@@ -12,6 +12,7 @@ from typing import Any
 
 from core_mri.errors import CoreMRIError, ServingError
 from downstream.serving.child import Child
+from downstream.serving.dicom.index import index_name
 from downstream.serving.limits import Limits
 from downstream.serving.orders import PromptWork
 from downstream.serving.settings import Places
@@ -56,7 +57,7 @@ class Prompting:
                 reply = self._reply(session)
                 if "refused" in reply:
                     raise CoreMRIError(**reply["refused"])
-                for name in ("mask.nii.gz", "mask.dcm"):
+                for name in ("mask.nii.gz", index_name("mask.dcm"), "mask.dcm"):
                     target = self._places.results / job / name
                     target.unlink(missing_ok=True)
                     if (out / name).exists():

@@ -21,11 +21,13 @@ from data_registry.deidentify.identifiers import load_key
 from downstream.leaderboard.board import Board
 from downstream.serving.app import make_app
 from downstream.serving.child import call, preload
+from downstream.serving.dicom.dimse import Dimse
+from downstream.serving.mrd.listener import MrdListener
 from downstream.serving.observing import JsonLines, Metrics
 from downstream.serving.prompting import Prompting
 from downstream.serving.service import Service
 from downstream.serving.settings import Places, ServeConfig
-from downstream.serving.sources import Served, check_names, is_solver, solver
+from downstream.serving.sources import Served, check_names, is_solver, reconstructing, solver
 from downstream.serving.spool import Spool
 from downstream.serving.store import Store
 from downstream.serving.tokens import Tokens, load_tokens
@@ -52,10 +54,18 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     _log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
     boards = _boards(config.leaderboards)
+    if config.neighbors.dimse and config.neighbors.dimse_user not in tokens.users:
+        raise ConfigError(
+            "CONFIG-05",
+            f"--dimse-user {config.neighbors.dimse_user}: must be one of "
+            f"{', '.join(sorted(tokens.users))}.",
+        )
     places, lock = Places.open(config.data_dir)
+    mrd = MrdListener(config, places.scratch) if config.neighbors.mrd else None
     preload(networks=not all(map(is_solver, config.sources)))
     sources = tuple(_described(source, config.device) for source in config.sources)
     check_names(sources)
+    streamed = reconstructing(sources) if mrd is not None else ()
     store = Store(places.database)
     metrics = Metrics(store)
     spool = Spool(places.spool)
@@ -116,15 +126,27 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
             await super().startup(sockets)
             if self.started:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
-                started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+                name = f"[{host}]" if ":" in host else host
+                started(f"http://{name}:{port}")
+                if mrd is not None:
+                    started(f"mrd://{name}:{mrd.port}")
+                if dimse is not None:
+                    started(f"dicom://{config.neighbors.dimse_title}@{name}:{dimse.port}")
 
+    dimse = Dimse(service, config.neighbors, config.host) if config.neighbors.dimse else None
     workers.start()
+    if mrd is not None:
+        mrd.start(streamed, metrics.stream_ended)
     try:
         Server(settings).run()
     except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
         pass
     finally:
         previous = [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]
+        if dimse is not None:
+            dimse.stop()
+        if mrd is not None:
+            mrd.stop()
         workers.stop()
         prompting.forget()
         store.close()

@@ -15,6 +15,7 @@ from core_mri.errors import ConfigError, RunError, ServingError
 from core_mri.runs import locked, writing
 from downstream.reconstruction.config import names_weights
 from downstream.serving.limits import Limits
+from downstream.serving.neighbors import Neighbors, check_reach
 from downstream.serving.sources import SOLVERS, is_solver
 from downstream.serving.tokens import is_loopback
 
@@ -47,6 +48,8 @@ class ServeConfig:
     """Jobs at once; each uses all cores for slices of raw data."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
+    neighbors: Annotated[Neighbors, tyro.conf.arg(name="")] = field(default_factory=Neighbors)
+    """MRD and DIMSE."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     """What a user may ask."""
 
@@ -73,6 +76,7 @@ class ServeConfig:
                 fix="Give --token-file FILE with lines NAME:TOKEN, and put a proxy with TLS before "
                 "it.",
             )
+        check_reach(self.neighbors, self.host)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    "OMP_NUM_THREADS": "1",
+}
+"""Variables of a process that runs this checkout."""
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -34,7 +39,7 @@ class ServerProcess:
                 [sys.executable, "-m", "core_mri", "serve", *words, "--port", "0",
                  "--data-dir", str(self.data)],
                 stdout=subprocess.PIPE, stderr=log, text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                env=OURS,
             )  # fmt: skip
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
