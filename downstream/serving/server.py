@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -15,21 +14,14 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core_mri.errors import CoreMRIError, WeightsError
-from data_registry.deidentify.identifiers import load_key
 from downstream.serving.app import make_app
-from downstream.serving.child import call, preload
-from downstream.serving.observing import JsonLines, Metrics
-from downstream.serving.prompting import Prompting
-from downstream.serving.service import Service
+from downstream.serving.assembly import assemble, described, has_networks
+from downstream.serving.child import preload
+from downstream.serving.observing import JsonLines
+from downstream.serving.prompting import Sessions
 from downstream.serving.settings import Places, ServeConfig
-from downstream.serving.sources import Served, check_names, is_solver, solver
-from downstream.serving.spool import Spool
-from downstream.serving.store import Store
 from downstream.serving.tokens import Tokens, load_tokens
-from downstream.serving.worker import Workers
-
-_DESCRIBE_S = 300.0
+from downstream.serving.worker import start_here
 
 
 def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
@@ -45,21 +37,13 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
         DataError: DATA-07 when the data folder cannot be written.
     """
     os.umask(0o077)
-    _log_to_stderr()
+    log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
     places, lock = Places.open(config.data_dir)
-    preload(networks=not all(map(is_solver, config.sources)))
-    sources = tuple(_described(source, config.device) for source in config.sources)
-    check_names(sources)
-    store = Store(places.database)
-    metrics = Metrics(store)
-    spool = Spool(places.spool)
-    workers = Workers(
-        store, spool, places, sources, load_key(places.key, create=True), config.limits,
-        number=config.workers, device=config.device, ended=metrics.job_ended,
-    )  # fmt: skip
-    prompting = Prompting(places, config.limits, config.device)
-    service = Service(store, spool, workers, prompting, metrics, places, sources, config.limits)
+    preload(networks=has_networks(config))
+    sources = described(config)
+    sessions = Sessions(places.results, places.scratch, config.limits, config.device)
+    service = assemble(config, places, sources, start_here(config.limits), sessions)
     body_s = config.limits.body_s
 
     class Protocol(H11Protocol):
@@ -111,34 +95,23 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
-    workers.start()
+    service.workers.start()
     try:
         Server(settings).run()
     except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
         pass
     finally:
         previous = [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]
-        workers.stop()
-        prompting.forget()
-        store.close()
-        shutil.rmtree(places.scratch, ignore_errors=True)
+        service.stop()
+        service.store.close()
         if lock is not None:
             lock.close()
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
             signal.signal(number, handler)
 
 
-def _described(source: str, device: str) -> Served:
-    if is_solver(source):
-        return solver(source)
-    try:
-        facts = call("do_describe", (source, device), timeout_s=_DESCRIBE_S, memory_gb=64)
-    except CoreMRIError as error:
-        raise WeightsError(error.code, error.message, fix=error.fix) from None
-    return Served(**{**facts, "labels": {int(k): v for k, v in facts["labels"]}})
-
-
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """A line of JSON an event; libraries only warn."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

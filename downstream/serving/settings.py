@@ -42,9 +42,13 @@ class ServeConfig:
     data_dir: Path = Path("core-mri-serve")
     """Queue, sealed uploads, results, and the key of the pseudonyms; mode 700."""
     workers: int = 1
-    """Jobs at once; each uses all cores for slices of raw data."""
+    """Jobs at once; each uses all cores of its machine for slices of raw data."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
+    ray: str | None = None
+    """Run on a Ray cluster (extra `serve-ray`): auto, HOST:PORT, ray://HOST:PORT, or local, which
+    starts one on this machine. --workers is then the largest number of replicas; --data-dir must be
+    one file system, under the same path, for this command and all nodes."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     """What a user may ask."""
 
@@ -91,20 +95,9 @@ class Places:
             ServingError: SERVE-02 when another service uses them.
             DataError: DATA-07 when they cannot be written.
         """
-        with writing(root):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            root.chmod(0o700)
-        try:
-            lock = locked(root)
-        except RunError:
-            raise ServingError(
-                "SERVE-02",
-                f"{root}: another service uses this folder.",
-                fix="Stop it, or choose another --data-dir.",
-            ) from None
+        lock = _locked(root)
         root = root.absolute()
-        memory = _MEMORY if _MEMORY.is_dir() else root
-        prefix = f"core-mri-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-"
+        memory, prefix = scratch_of(root)
         # Nothing runs now: what lies here was left by a service that was killed.
         for folder in (root / "work", *memory.glob(f"{prefix}*")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -113,6 +106,19 @@ class Places:
             for folder in (places.work, places.results):
                 folder.mkdir(mode=0o700, exist_ok=True)
         return places, lock
+
+    @classmethod
+    def unused(cls, root: Path) -> Path:
+        """Make the data folder, where no service uses it yet; its absolute path.
+
+        Raises:
+            ServingError: SERVE-02 when one does.
+            DataError: DATA-07 when it cannot be written.
+        """
+        lock = _locked(root)
+        if lock is not None:
+            lock.close()
+        return root.absolute()
 
     @property
     def database(self) -> Path:
@@ -138,3 +144,23 @@ class Places:
     def key(self) -> Path:
         """Of the pseudonyms."""
         return self.root / "deidentification.key"
+
+
+def scratch_of(root: Path) -> tuple[Path, str]:
+    """Where unsealed files of a service lie on this machine, and how their folders begin."""
+    key = hashlib.sha256(str(root).encode()).hexdigest()[:16]
+    return (_MEMORY if _MEMORY.is_dir() else root), f"core-mri-{key}-"
+
+
+def _locked(root: Path) -> IO[str] | None:
+    with writing(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.chmod(0o700)
+    try:
+        return locked(root)
+    except RunError:
+        raise ServingError(
+            "SERVE-02",
+            f"{root}: another service uses this folder.",
+            fix="Stop it, or choose another --data-dir.",
+        ) from None

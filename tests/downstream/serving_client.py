@@ -29,12 +29,13 @@ class ServerProcess:
     def __init__(self, folder: Path, *words: str) -> None:
         self.data = folder / "data"
         self.log = folder / "log.jsonl"
+        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "core_mri", "serve", *words, "--port", "0",
                  "--data-dir", str(self.data)],
                 stdout=subprocess.PIPE, stderr=log, text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
