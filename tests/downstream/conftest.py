@@ -177,6 +177,26 @@ def suite_config(registry, weights, organs, sequences, recipe, tmp_path, few_res
 
 
 @pytest.fixture(scope="session")
+def reconstructor(registry: Registry, weights: Path, tmp_path_factory) -> Path:
+    """The run of an unrolled network with the micro encoder inside: two steps, no test patients."""
+    from downstream.reconstruction.training.finetune import finetune_reconstruction
+
+    values = {
+        "registry": str(registry.path),
+        "out": str(tmp_path_factory.mktemp("reconstructor") / "run"),
+        "where": "sequence = 'T1' AND split <> 'test'",
+        "steps": 2,
+        "device": "cpu",
+        "network": {"steps": 2, "channels": 4, "pools": 2},
+        "encoder": {"weights": str(weights), "num_levels": 2},
+        "simulation": {"size": SIZE, "coils": 4},
+        "undersampling": {"accelerations": [2, 3], "center_fractions": [0.3, 0.25]},
+        "fitting": {"validate_every": 2, "num_validation": 3},
+    }
+    return finetune_reconstruction(load_config(ReconstructionConfig, values))
+
+
+@pytest.fixture(scope="session")
 def packaged():
     """Every packaged configuration with its class."""
     from downstream.cli import CONFIGS
