@@ -6,54 +6,16 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 import core_mri
 from core_mri.__main__ import main
-from core_mri.files import read_kspace, write_kspace
+from core_mri.files import read_kspace
 from core_mri.physics.phantoms import phantom_volume
 from core_mri.training_statistics import STATISTICS, load_statistics
 from core_mri.weights.folder import read_config
-from data_registry.catalogue import Registry
-from downstream.reconstruction.training.config import Simulation
-from downstream.reconstruction.training.slices import SimulatedSlices
 from tests.downstream.conftest import SIZE
-from tests.downstream.test_reconstruct import make_scan
 
 DRAWN = ("--mask", "equispaced", "--acceleration", "2", "--center-fraction", "0.3", "--device",
          "cpu", "--seed", "0")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def held_out(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Raw data of patients whom neither training nor threshold saw."""
-    slices = SimulatedSlices(registry, "test", "sequence = 'T1'", Simulation(size=SIZE, coils=4))
-    folder = tmp_path_factory.mktemp("scans")
-    paths = []
-    for name in dict.fromkeys(slices.volumes):
-        own = [i for i, volume in enumerate(slices.volumes) if volume == name]
-        samples = [slices.read(i, np.random.default_rng(i)).kspace.numpy() for i in own]
-        paths.append(folder / f"{name}.h5")
-        write_kspace(make_scan(np.stack(samples)), paths[-1])
-    return paths
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw data of a knee with strong noise."""
-    import torch
-
-    from core_mri.physics.fourier import fft2c
-
-    knee = phantom_volume("knee", 3, size=SIZE, num_slices=6)[0].array
-    images = knee.transpose(2, 0, 1)[:, None] / knee.max()
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(2, len(images), 4, *images.shape[2:])) * 0.5
-    coils = torch.from_numpy(images + noise[0] + 1j * noise[1])
-    path = tmp_path_factory.mktemp("stranger") / "knee.h5"
-    write_kspace(make_scan(fft2c(coils).numpy().astype(np.complex64)), path)
-    return path
 
 
 def reconstruct(weights: Path, scan: Path, out: Path) -> int:
@@ -80,11 +42,11 @@ class TestStatistics:
 
 class TestWarning:
     def test_new_patients_of_the_same_kind(
-        self, reconstructor: Path, held_out: list[Path], tmp_path: Path, capsys, caplog
+        self, reconstructor: Path, like_scans: list[Path], tmp_path: Path, capsys, caplog
     ) -> None:
         """7 people at a rate of 1 in 15: two alarms would be a chance of 8 %."""
         alarms = []
-        for number, scan in enumerate(held_out):
+        for number, scan in enumerate(like_scans):
             assert reconstruct(reconstructor, scan, tmp_path / f"{number}.h5") == 0
             likeness = json.loads(capsys.readouterr().out)["likeness"]
             warned = "do not rely on the images" in caplog.text
@@ -95,23 +57,25 @@ class TestWarning:
         assert sum(alarms) <= 1
 
     def test_another_anatomy(
-        self, reconstructor: Path, stranger: Path, tmp_path: Path, caplog
+        self, reconstructor: Path, unlike_scan: Path, tmp_path: Path, caplog
     ) -> None:
         with caplog.at_level(logging.WARNING):
-            assert reconstruct(reconstructor, stranger, tmp_path / "o.h5") == 0
+            assert reconstruct(reconstructor, unlike_scan, tmp_path / "o.h5") == 0
         assert "a scan unlike the scans these weights saw" in caplog.text
 
-    def test_predictor_too(self, reconstructor: Path, stranger: Path, held_out: list[Path]) -> None:
+    def test_predictor_too(
+        self, reconstructor: Path, unlike_scan: Path, like_scans: list[Path]
+    ) -> None:
         predictor = core_mri.Predictor(core_mri.load_model(reconstructor, device="cpu"))
-        for path, unlike in ((stranger, True), (held_out[0], False)):
+        for path, unlike in ((unlike_scan, True), (like_scans[0], False)):
             with read_kspace(path) as scan:
                 predictor.reconstruct(scan)
             assert predictor.judgement is not None
             assert predictor.judgement.unlike is unlike
 
     def test_classical_methods_know_nothing(
-        self, held_out: list[Path], tmp_path: Path, capsys
+        self, like_scans: list[Path], tmp_path: Path, capsys
     ) -> None:
-        words = ["reconstruct", "zero-filled", str(held_out[0]), "--out", str(tmp_path / "o.h5")]
+        words = ["reconstruct", "zero-filled", str(like_scans[0]), "--out", str(tmp_path / "o.h5")]
         assert main([*words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["likeness"] is None
