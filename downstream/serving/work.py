@@ -21,8 +21,9 @@ from downstream.serving.sources import Served, describe, find
 from downstream.serving.spool import Spool
 
 for _name in (
-    "h5py", "ismrmrd", "matplotlib.backends.backend_agg", "nibabel", "pydicom", "scipy.ndimage",
-    "skimage.metrics", "core_mri.metrics", "data_registry.deidentify.raw_data",
+    "cryptography.hazmat.primitives.ciphers.aead", "h5py", "ismrmrd",
+    "matplotlib.backends.backend_agg", "nibabel", "pydicom", "scipy.ndimage", "skimage.metrics",
+    "core_mri.metrics", "data_registry.deidentify.raw_data",
 ):  # fmt: skip
     importlib.import_module(_name)  # once, before the fork: every job would do it again
 

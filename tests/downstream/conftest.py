@@ -290,7 +290,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     tokens = folder / "tokens"
     tokens.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
     tokens.chmod(0o600)
-    process = ServerProcess(folder, "wavelet", "zero-filled", "--token-file", str(tokens))
+    process = ServerProcess(
+        folder, "wavelet", "zero-filled", "--token-file", str(tokens), "--job-gb", "1"
+    )
     yield process
     process.stop()
 
@@ -324,6 +326,17 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     path = tmp_path_factory.mktemp("raw") / "raw.h5"
     write_kspace(make_scan(make_samples(), line_mask()), path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def long_raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A fastMRI file that keeps a worker busy for a minute."""
+    from core_mri.files import write_kspace
+    from tests.downstream.test_reconstruct import line_mask, make_samples, make_scan
+
+    path = tmp_path_factory.mktemp("raw") / "long.h5"
+    write_kspace(make_scan(np.tile(make_samples(), (100, 1, 1, 1)), line_mask()), path)
     return path.read_bytes()
 
 

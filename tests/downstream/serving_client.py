@@ -151,6 +151,17 @@ class Client:
             time.sleep(0.1)
         raise AssertionError(f"still {self.job(job)}")
 
+    def until(self, job: str, phase: str, timeout_s: float = 60) -> Any:
+        """Its state, once what goes on begins with `phase`."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            found = self.job(job)
+            if found["phase"].startswith(phase):
+                return found
+            assert found["state"] not in ENDED, found
+            time.sleep(0.05)
+        raise AssertionError(f"still {self.job(job)}")
+
     def run(self, content: bytes, **asked: object) -> Any:
         """Upload and wait."""
         return self.wait(self.upload(content, **asked))
