@@ -24,7 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     extra = "serve-ray" if config.ray else "serve"
     try:
         if config.ray:
+            from downstream.serving.ray_app import load_ray_serve
             from downstream.serving.ray_app import serve_on_ray as serve
+
+            load_ray_serve()
         else:
             from downstream.serving.server import serve
     except ModuleNotFoundError as error:

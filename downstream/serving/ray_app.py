@@ -55,6 +55,15 @@ _TOLD = ("sha256", "source", "mask")
 """Of a request; its name may name a patient and goes nowhere."""
 
 
+def load_ray_serve() -> None:
+    """Load what the extra `serve-ray` brings.
+
+    Raises:
+        ModuleNotFoundError: Where it is not installed.
+    """
+    import ray.serve  # noqa: F401
+
+
 def serve_on_ray(config: ServeConfig, *, started: Callable[[str], None]) -> None:
     """Run until a signal stops it; an older service of ours on the cluster makes room.
 

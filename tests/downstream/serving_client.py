@@ -24,15 +24,16 @@ class ServerProcess:
     Args:
         folder: For data and logs.
         words: Sources and flags.
+        port: A free one by default.
     """
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, port: int = 0) -> None:
         self.data = folder / "data"
         self.log = folder / "log.jsonl"
         path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "core_mri", "serve", *words, "--port", "0",
+                [sys.executable, "-m", "core_mri", "serve", *words, "--port", str(port),
                  "--data-dir", str(self.data)],
                 stdout=subprocess.PIPE, stderr=log, text=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
@@ -60,6 +61,18 @@ def processes_below(parent: int, depth: int) -> list[int]:
             if int(_stat(stat).rpartition(")")[2].split()[1]) in level
         ]
     return level
+
+
+def processes_called(name: str) -> list[int]:
+    """Processes whose title begins so, as replicas of Ray Serve have one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(name.encode()):
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+    return found
 
 
 def _stat(path: Path) -> str:
