@@ -19,12 +19,10 @@ import logging
 import os
 import queue
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +30,13 @@ from typing import Any
 from core_mri.errors import CoreMRIError, ServingError
 from core_mri.launch import ray_cluster
 from core_mri.runs import write_atomically, writing
-from data_registry.deidentify.identifiers import load_key
 from downstream.serving.app import make_app
 from downstream.serving.assembly import assemble, described, has_networks
-from downstream.serving.child import Child, preload
 from downstream.serving.limits import Limits
 from downstream.serving.orders import JobWork
-from downstream.serving.prompting import Sessions
+from downstream.serving.replicas import MARK, Answerer, JobRunner, check_shared
 from downstream.serving.server import log_to_stderr
-from downstream.serving.settings import Places, ServeConfig, scratch_of
+from downstream.serving.settings import Places, ServeConfig
 from downstream.serving.sources import Served, is_solver
 from downstream.serving.tokens import Tokens, load_tokens
 from downstream.serving.worker import FAULT, Lost
@@ -48,9 +44,6 @@ from downstream.serving.worker import FAULT, Lost
 log = logging.getLogger(__name__)
 
 APP, HTTP, JOBS, PROMPTS = "core-mri", "http", "jobs", "prompts"
-MARK = "cluster"
-"""File of the data folder that tells nodes that they see the same one."""
-_LOOK_S, _SWEEP_S = 0.2, 1.0
 _TOLD = ("sha256", "source", "mask")
 """Of a request; its name may name a patient and goes nowhere."""
 
@@ -259,104 +252,6 @@ class RemoteScans:
         """Nothing to do: replicas see that the results of a job are gone."""
 
 
-class JobRunner:
-    """A replica of `jobs`: one at a time.
-
-    Args:
-        root: The data folder.
-        mark: Content of its `MARK`.
-        networks: Weights are served.
-    """
-
-    def __init__(self, root: Path, mark: str, *, networks: bool) -> None:
-        os.umask(0o077)
-        check_shared(root, mark)
-        _sweep_scratch(root)
-        preload(networks=networks)
-        self._root = root
-
-    async def run(self, work: JobWork, memory_gb: float) -> AsyncIterator[bytes]:
-        """Messages of the job as JSON, until it ends or its folder goes."""
-        scratch = _scratch(self._root)
-        key = load_key(Places(self._root, scratch).key, create=False)
-        work = replace(work, scratch=scratch, key=key)
-        child = Child("do_job", work, scratch, memory_gb=memory_gb, file_gb=2 * memory_gb)
-        try:
-            while work.out.is_dir():
-                message = await asyncio.to_thread(child.listen, _LOOK_S)
-                if message is None:
-                    continue
-                yield json.dumps(message).encode()
-                if "done" in message or "failed" in message:
-                    return
-        except CoreMRIError as error:  # the process died: its file's doing, not ours
-            facts = {"code": error.code, "message": error.message, "fix": error.fix}
-            yield json.dumps({"failed": facts}).encode()
-        finally:
-            child.kill()
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-class Answerer:
-    """A replica of `prompts`: scans of done jobs, kept ready in processes of their own.
-
-    Args:
-        root, mark: As `JobRunner`.
-        limits, device: As `Sessions`.
-    """
-
-    def __init__(self, root: Path, mark: str, limits: Limits, device: str) -> None:
-        os.umask(0o077)
-        check_shared(root, mark)
-        _sweep_scratch(root)
-        preload(networks=True)
-        places = Places(root, _scratch(root))
-        self._sessions = Sessions(places.results, places.scratch, limits, device)
-        self._results = places.results
-        threading.Thread(target=self._sweep, daemon=True).start()
-
-    async def ask(
-        self, job: str, served: Served, prompts: dict[str, Any], out: Path
-    ) -> dict[str, Any]:
-        """``answer`` as of `Sessions.ask`, or what was ``refused``."""
-        await self.keep(f"{job} {served.name}")
-        try:
-            answer = await asyncio.to_thread(self._sessions.ask, job, served, prompts, out)
-            return {"answer": answer}
-        except CoreMRIError as error:
-            facts = {"code": error.code, "message": error.message, "fix": error.fix}
-            return {"refused": facts}
-
-    async def keep(self, key: str) -> str:
-        """Ray Serve learns from this which scans are here; `Sessions` holds them."""
-        return key
-
-    def _sweep(self) -> None:
-        stopped = threading.Event()
-        while not stopped.wait(_SWEEP_S):
-            for job in self._sessions.jobs:
-                if not (self._results / job).is_dir():
-                    self._sessions.forget(job)
-
-
-def check_shared(root: Path, mark: str) -> None:
-    """Refuse to work on a node that sees another folder.
-
-    Raises:
-        ServingError: SERVE-71.
-    """
-    try:
-        found = (root / MARK).read_text(encoding="utf-8")
-    except OSError:
-        found = ""
-    if found != mark:
-        raise ServingError(
-            "SERVE-71",
-            f"{root}: {socket.gethostname()} does not see the data folder of this service.",
-            fix="Put --data-dir on a file system that all nodes share under the same path.",
-        )
-
-
 def _application(
     config: ServeConfig,
     root: Path,
@@ -471,21 +366,6 @@ def _mark(root: Path) -> str:
     with writing(root):
         write_atomically(root / MARK, mark.encode())
     return mark
-
-
-def _scratch(root: Path) -> Path:
-    """A folder of this process for unsealed files."""
-    memory, prefix = scratch_of(root)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=memory))
-
-
-def _sweep_scratch(root: Path) -> None:
-    """Throw away what killed replicas left on this machine."""
-    memory, prefix = scratch_of(root)
-    for folder in memory.glob(f"{prefix}*-*"):
-        process = folder.name.removeprefix(prefix).split("-")[0]
-        if process.isdigit() and not Path("/proc", process).exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _absolute(source: str) -> str:

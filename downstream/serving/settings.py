@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from typing import IO, Annotated
 
 import tyro
 
-from core_mri.errors import ConfigError, RunError, ServingError
+from core_mri.errors import ConfigError, CoreMRIError, RunError, ServingError
 from core_mri.runs import locked, writing
 from downstream.reconstruction.config import names_weights
 from downstream.serving.limits import Limits
@@ -20,6 +21,8 @@ from downstream.serving.tokens import is_loopback
 
 _MEMORY = Path("/dev/shm")
 """A file system in memory, on Linux."""
+_held: list[IO[str] | None] = []
+"""Locks of this process, open as long as it lives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +100,9 @@ class Places:
         """
         lock = _locked(root)
         root = root.absolute()
-        memory, prefix = scratch_of(root)
-        # Nothing runs now: what lies here was left by a service that was killed.
-        for folder in (root / "work", *memory.glob(f"{prefix}*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(root / "work", ignore_errors=True)  # of a service that was killed
         with writing(root):
-            places = cls(root, Path(tempfile.mkdtemp(prefix=prefix, dir=memory)))
+            places = cls(root, own_scratch(root))
             for folder in (places.work, places.results):
                 folder.mkdir(mode=0o700, exist_ok=True)
         return places, lock
@@ -146,10 +146,21 @@ class Places:
         return self.root / "deidentification.key"
 
 
-def scratch_of(root: Path) -> tuple[Path, str]:
-    """Where unsealed files of a service lie on this machine, and how their folders begin."""
-    key = hashlib.sha256(str(root).encode()).hexdigest()[:16]
-    return (_MEMORY if _MEMORY.is_dir() else root), f"core-mri-{key}-"
+def own_scratch(root: Path) -> Path:
+    """A folder for unsealed files of this process, until it ends; those of killed ones go.
+
+    Args:
+        root: The data folder.
+    """
+    memory = _MEMORY if _MEMORY.is_dir() else root
+    prefix = f"core-mri-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-"
+    for folder in memory.glob(f"{prefix}*"):
+        # Whoever lives holds its lock; another process may be throwing it away just now.
+        with contextlib.suppress(CoreMRIError), locked(folder) or contextlib.nullcontext():
+            shutil.rmtree(folder, ignore_errors=True)
+    own = Path(tempfile.mkdtemp(prefix=prefix, dir=memory))
+    _held.append(locked(own))
+    return own
 
 
 def _locked(root: Path) -> IO[str] | None:

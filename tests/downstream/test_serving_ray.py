@@ -29,7 +29,7 @@ import core_mri
 from core_mri.__main__ import main
 from core_mri.errors import ServingError
 from core_mri.physics.phantoms import phantom_volume
-from downstream.serving.ray_app import MARK, check_shared
+from downstream.serving.replicas import MARK, check_shared
 from tests.downstream.conftest import ALICE, BOB
 from tests.downstream.serving_client import (
     ENDED,
@@ -182,7 +182,7 @@ class TestService:
         until(lambda: not {p for r in replicas for p in processes_below(r, depth=2)}, 20)
         until(lambda: not (on_ray.data / "spool" / job).exists(), 20)
         digest = hashlib.sha256(str(on_ray.data).encode()).hexdigest()[:16]
-        pattern = f"core-mri-{digest}-*/sent"
+        pattern = f"core-mri-{digest}-*/*/sent"
         until(lambda: not list(Path("/dev/shm").glob(pattern)), 20)
         assert not list((on_ray.data / "work").glob(f"{job}*"))
 
@@ -196,6 +196,7 @@ class TestService:
         pattern = f"core-mri-{digest}-*/prompts-*"
         box = {"boxes": [[5, 5, 2, scan.shape[0] - 5, scan.shape[1] - 5, 3]]}
         answers = [alice.ask("POST", f"/v1/jobs/{job}/prompts", box).json() for _ in range(3)]
+        assert all("report" in answer for answer in answers), answers
         assert len({json.dumps(answer["report"]["structures"]) for answer in answers}) == 1
         assert len(list(Path("/dev/shm").glob(pattern))) == 1  # the scan is ready once
         (tmp_path / "mask.nii.gz").write_bytes(alice.result(job, "mask.nii.gz"))
@@ -230,7 +231,7 @@ class TestService:
         until(lambda: not list((on_ray.data / "work").iterdir()), 20)
         assert not list((on_ray.data / "spool").iterdir())
         digest = hashlib.sha256(str(on_ray.data).encode()).hexdigest()[:16]
-        pattern = f"core-mri-{digest}-*/sent"
+        pattern = f"core-mri-{digest}-*/*/sent"
         until(lambda: not list(Path("/dev/shm").glob(pattern)), 20)
 
 
