@@ -83,11 +83,14 @@ def serve_on_ray(config: ServeConfig, *, started: Callable[[str], None]) -> None
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        was_running = _make_room(config)
-        places = Places(Places.unused(config.data_dir), Path())
+        was_running = _is_running(config)
         sources = described(config)
-        mark = _mark(places.root)
-        _check_cluster(places.root, mark, sources)
+        _check_processors(sources)
+        if was_running:
+            _make_room(config)
+        root = Places.unused(config.data_dir)
+        mark = _mark(root)
+        _check_nodes(root, mark)
         quiet = {"enable_access_log": False}  # ours names routes, not paths
         port = config.port or _free_port(config.host)
         try:
@@ -97,14 +100,15 @@ def serve_on_ray(config: ServeConfig, *, started: Callable[[str], None]) -> None
                 logging_config=quiet,
             )
             gpus = float(ray.cluster_resources().get("GPU", 0))
-            app = _application(config, places.root, mark, sources, tokens, has_gpu=gpus > 0)
+            app = _application(config, root, mark, sources, tokens, has_gpu=gpus > 0)
             handle = serve.run(app, name=APP, route_prefix="/", logging_config=quiet)
         except Exception as error:  # Ray Serve raises many kinds
             if not was_running:
                 serve.shutdown()
+            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ServingError(
                 "SERVE-70",
-                f"Ray Serve did not start the service: {str(error).strip().splitlines()[-1]}",
+                f"Ray Serve did not start the service: {said}",
                 fix="See the logs of Ray (on its head /tmp/ray/session_latest/logs/serve).",
             ) from error
         host = f"[{config.host}]" if ":" in config.host else config.host
@@ -294,8 +298,8 @@ def _application(
     return front.bind(config, sources, tokens, jobs, prompts)
 
 
-def _make_room(config: ServeConfig) -> bool:
-    """End a service of ours on the cluster; whether Ray Serve runs there.
+def _is_running(config: ServeConfig) -> bool:
+    """Whether Ray Serve runs on the cluster.
 
     Raises:
         ServingError: SERVE-70 where it listens at another address.
@@ -304,7 +308,6 @@ def _make_room(config: ServeConfig) -> bool:
     from ray.serve.exceptions import RayServeException
 
     try:
-        running = serve.status().applications
         found = serve.context._get_global_client().http_config
     except RayServeException:
         return False
@@ -315,17 +318,22 @@ def _make_room(config: ServeConfig) -> bool:
             f"{config.host}:{config.port}.",
             fix="Give these as --host and --port, or end it with `serve shutdown`.",
         )
-    if APP in running:
+    return True
+
+
+def _make_room(config: ServeConfig) -> None:
+    """End a service of ours on the cluster."""
+    from ray import serve
+
+    if APP in serve.status().applications:
         with contextlib.suppress(Exception):  # it may be broken
             old = serve.get_app_handle(APP)
             old.stop.remote().result(timeout_s=config.limits.shutdown_s + 30)
         serve.delete(APP)
-    return True
 
 
-def _check_cluster(root: Path, mark: str, sources: tuple[Served, ...]) -> None:
+def _check_processors(sources: tuple[Served, ...]) -> None:
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     needed = 2 if _prompted(sources) else 1
     found = ray.cluster_resources().get("CPU", 0)
@@ -335,6 +343,12 @@ def _check_cluster(root: Path, mark: str, sources: tuple[Served, ...]) -> None:
             f"the cluster has {found:g} processors; the service needs {needed}.",
             fix="Add a node.",
         )
+
+
+def _check_nodes(root: Path, mark: str) -> None:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     check = ray.remote(num_cpus=0, max_retries=0)(check_shared)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     asked = [

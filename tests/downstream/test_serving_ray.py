@@ -291,6 +291,7 @@ class TestClusterOfOthers:
                 )  # fmt: skip
                 assert done.returncode == 1
                 assert code in done.stderr
+            assert client.ask("GET", "/ready").status == 200  # refusals end nobody else's service
         finally:
             second.stop()
 
