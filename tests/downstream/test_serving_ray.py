@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from core_mri.__main__ import main
 from core_mri.errors import ServingError
 from core_mri.physics.phantoms import phantom_volume
 from downstream.serving.replicas import MARK, check_shared
+from downstream.serving.settings import own_scratch
 from tests.downstream.conftest import ALICE, BOB
 from tests.downstream.serving_client import (
     ENDED,
@@ -59,6 +61,32 @@ def image(client: Client, job: str) -> np.ndarray:
     with h5py.File(io.BytesIO(client.result(job, "reconstruction.h5"))) as file:
         found: np.ndarray = file["reconstruction"][()]
         return found
+
+
+class TestScratch:
+    def test_only_killed_processes_lose_theirs(self, tmp_path: Path) -> None:
+        """Replicas of one machine share the place for unsealed files."""
+        code = (
+            "import sys, time; from pathlib import Path; "
+            "from downstream.serving.settings import own_scratch; "
+            "print(own_scratch(Path(sys.argv[1])), flush=True); time.sleep(600)"
+        )
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        assert other.stdout is not None
+        theirs = Path(other.stdout.readline().strip())
+        (theirs / "sent").write_text("unsealed")
+        ours = [own_scratch(tmp_path)]
+        assert (theirs / "sent").exists()
+        other.kill()
+        other.communicate()
+        ours.append(own_scratch(tmp_path))
+        assert not theirs.exists()
+        assert all(folder.is_dir() for folder in ours)  # a process does not take its own for dead
+        for folder in ours:
+            shutil.rmtree(folder)
 
 
 class TestRefusals:
