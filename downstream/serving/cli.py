@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import tyro
@@ -34,5 +35,6 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "CONFIG-06", f"{error.name} is not installed.", fix=f"pip install 'core-mri[{extra}]'."
         ) from None
-    serve(config, started=lambda url: print(url, flush=True))
+    out = sys.stdout  # the address alone: Ray prints to it too, and is sent elsewhere
+    serve(config, started=lambda url: print(url, file=out, flush=True))
     return 0

@@ -21,6 +21,7 @@ import queue
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,7 +79,10 @@ def serve_on_ray(config: ServeConfig, *, started: Callable[[str], None]) -> None
     config = replace(config, sources=tuple(map(_absolute, config.sources)))
     stop = threading.Event()
     address = None if config.ray == "local" else config.ray
-    with ray_cluster(address, 2 * config.workers + 1):
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        ray_cluster(address, 2 * config.workers + 1),
+    ):
         import ray
 
         for number in (signal.SIGINT, signal.SIGTERM):
