@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 APP, HTTP, JOBS, PROMPTS = "core-mri", "http", "jobs", "prompts"
 _TOLD = ("sha256", "source", "mask")
 """Of a request; its name may name a patient and goes nowhere."""
+_NODE_S = 240.0
+"""Until every node has answered; a busy one takes a minute to start a worker."""
 
 
 def load_ray_serve() -> None:
@@ -363,7 +365,7 @@ def _check_nodes(root: Path, mark: str) -> None:
     ]
     for answer in asked:
         try:
-            ray.get(answer, timeout=60)
+            ray.get(answer, timeout=_NODE_S)
         except Exception as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, ServingError):
