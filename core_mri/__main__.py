@@ -29,6 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "synthesize": ("downstream.synthesis.cli:synthesize_main", "synthetic scans, lesions at will"),
     "reconstruct": ("downstream.reconstruction.cli:reconstruct_main", "slices from raw data"),
     "serve": ("downstream.serving.cli:main", "take uploads over HTTP, give results back"),
+    "leaderboard": ("downstream.leaderboard.cli:main", "tasks with hidden references, ranked"),
+    "mrd": ("downstream.serving.mrd.cli:main", "reconstruct an MRD stream from stdin to stdout"),
     "export": ("core_mri.weights.cli:export_main", "weights for SAM's code, TorchScript or ONNX"),
     "push": ("core_mri.weights.cli:push_main", "publish a weights folder on a model hub"),
     "pull": ("core_mri.weights.cli:pull_main", "fetch a weights folder from a model hub"),

@@ -55,6 +55,10 @@ CODES: dict[str, str] = {
     "DATA-40": "a network gave an image that is not finite",
     "DATA-42": "raw data without the fully sampled reference that training by references needs",
     "DATA-43": "a patient's raw data is in two of the lists to train, validate and test on",
+    "DATA-46": "an agreement whose acceptance has ended",
+    "DATA-47": "more downloads at once than a link may have",
+    "DATA-48": "a range outside of a shared file, or a condition on it that does not hold",
+    "DATA-49": "a request that the server of shared data does not know",
     "GEOMETRY-01": "voxel spacing is zero, negative or not finite",
     "GEOMETRY-02": "the slices of a series do not form one regular volume",
     "GEOMETRY-03": "two volumes that must share a grid do not",
@@ -90,6 +94,24 @@ CODES: dict[str, str] = {
     "SERVE-08": "a file of a kind that the service does not take",
     "SERVE-09": "a request that the interface does not know",
     "SERVE-10": "a stored upload is damaged",
+    "SERVE-50": "no leaderboard of that name in this service",
+    "BOARD-01": "no leaderboard, or a damaged one",
+    "BOARD-02": "a submission with missing, further or doubled files, or with links",
+    "BOARD-03": "a file of a submission of another shape, grid or type, or with values of none",
+    "BOARD-04": "a model card that is missing or incomplete, or says that test patients were seen",
+    "BOARD-05": "too many submissions of one owner",
+    "BOARD-06": "a submission that is equal, or nearly, to an earlier one",
+    "BOARD-07": "a submission that repeats hidden references",
+    "BOARD-08": "a name that is taken or not allowed",
+    "BOARD-09": "references that cannot make a task",
+    "SERVE-30": "an MRD message that is out of order, or of a kind that is not taken",
+    "SERVE-31": "an MRD stream that ends before it should",
+    "SERVE-32": "an MRD configuration that is not known",
+    "SERVE-33": "a media type that DICOMweb does not take or give",
+    "SERVE-34": "a transfer syntax that is not taken or given",
+    "SERVE-35": "DICOM objects of another study than the request names",
+    "SERVE-36": "a query for DICOM objects that cannot be understood",
+    "SERVE-37": "a multipart body that is damaged",
     "SERVE-70": "Ray Serve did not start the service, or listens at another address already",
     "SERVE-71": "a node of the Ray cluster does not see the data folder, or lacks core-mri",
     "SERVE-72": "the Ray cluster has fewer processors than the service needs",
@@ -157,6 +179,10 @@ class RunError(CoreMRIError):
 
 class ServingError(CoreMRIError):
     """A request that the service refuses, or a job that it could not do."""
+
+
+class LeaderboardError(CoreMRIError):
+    """A submission that a leaderboard refuses, or a leaderboard that cannot be used."""
 
 
 class Interrupted(CoreMRIError):

@@ -7,7 +7,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def finetune_main(arguments: Sequence[str]) -> int:
     config, options = parse_command(
         FinetuneConfig, FinetuneOptions, arguments, program="core-mri finetune", folder=CONFIGS
     )
-    return _main("finetune", config, options)
+    return carry_out(_task("finetune", config, options), options)
 
 
 def evaluate_main(arguments: Sequence[str]) -> int:
@@ -95,7 +95,7 @@ def evaluate_main(arguments: Sequence[str]) -> int:
     config, options = parse_command(
         SuiteConfig, SuiteOptions, given, program="core-mri evaluate", folder=folder
     )
-    return _main("evaluate", config, options)
+    return carry_out(_task("evaluate", config, options), options)
 
 
 def _names_key(key: str, arguments: Sequence[str], folder: Path) -> bool:
@@ -107,42 +107,82 @@ def _names_key(key: str, arguments: Sequence[str], folder: Path) -> bool:
     return re.search(rf"^{key}\s*:", text, re.M) is not None
 
 
-def _main(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a verb does with a configuration, and what it says."""
+
+    heading: str
+    """A line that names it."""
+    out: Path
+    """The output folder."""
+    rehearse: Callable[[], Sequence[str]]
+    """Checks everything, writes nothing, tells what was found."""
+    run: Callable[[], Path]
+    """Does it; gives the folder that holds ``results.json``."""
+    told: Callable[[Mapping[str, Any], Path], Sequence[str]]
+    """Lines below the table, of the results and the folder."""
+    hidden: Collection[str] = ()
+    """Metrics that the table leaves out."""
+
+
+def carry_out(task: Task, options: Options) -> int:
+    """Rehearse or run a task: heading and log on stderr, results on stdout.
+
+    Returns:
+        Exit code: 1 when cells of the results failed.
+    """
+    logging.getLogger("downstream").setLevel(logging.INFO)
+    print(f"{task.heading}\noutput: {task.out}", file=sys.stderr)
+    if options.dry_run:
+        print("\n".join(task.rehearse()))
+        return 0
+    out = task.run()
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    print(table([row for row in results["summary"] if row["metric"] not in task.hidden]))
+    print("\n".join(task.told(results, out)))
+    return 1 if results.get("failed") else 0
+
+
+def _task(verb: str, config: FinetuneConfig | SuiteConfig, options: Options) -> Task:
+    from downstream.evaluation.calibration_report import CALIBRATION
     from downstream.evaluation.suite import evaluate, finetune, rehearse
 
-    logging.getLogger("downstream").setLevel(logging.INFO)
     tasks = [config.task] if isinstance(config, FinetuneConfig) else list(config.tasks)
     weights = config.weights if isinstance(config, FinetuneConfig) else ", ".join(config.weights)
-    print(
-        f"{verb}: {weights} on {', '.join(task.name for task in tasks)}; {config.adaptation}, "
-        f"{config.steps} steps, seed {config.seed}, device {config.device}\noutput: {config.out}",
-        file=sys.stderr,
-    )
-    if options.dry_run:
-        print("\n".join(rehearse(config)))
-        return 0
-    if isinstance(config, FinetuneConfig):
-        assert isinstance(options, FinetuneOptions)
-        out = finetune(config, resume=options.resume, workers=options.workers)
-    else:
-        assert isinstance(options, SuiteOptions)
-        out = evaluate(config, resume=options.resume, running=options)
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    from downstream.evaluation.calibration_report import CALIBRATION
 
-    print(table([row for row in results["summary"] if row["metric"] not in CALIBRATION]))
-    for cell in results["empty"]:
-        print(f"empty: {cell['cell']}: {cell['why']}")
+    def run() -> Path:
+        if isinstance(config, FinetuneConfig):
+            assert isinstance(options, FinetuneOptions)
+            return finetune(config, resume=options.resume, workers=options.workers)
+        assert isinstance(options, SuiteOptions)
+        return evaluate(config, resume=options.resume, running=options)
+
+    return Task(
+        heading=f"{verb}: {weights} on {', '.join(task.name for task in tasks)}; "
+        f"{config.adaptation}, {config.steps} steps, seed {config.seed}, device {config.device}",
+        out=config.out,
+        rehearse=lambda: rehearse(config),
+        run=run,
+        told=lambda results, out: _told(config, results, out),
+        hidden=CALIBRATION,
+    )
+
+
+def _told(config: FinetuneConfig | SuiteConfig, results: Mapping[str, Any], out: Path) -> list[str]:
+    lines = [f"empty: {cell['cell']}: {cell['why']}" for cell in results["empty"]]
     num_failed = len(results["failed"])
     if num_failed:
         cells = "cell" if num_failed == 1 else "cells"
-        print(f"{num_failed} {cells} failed: see {out / 'report.html'}; run again to retry them.")
-    print(
-        f"\nreport: {out / 'report.html'}\nresults: {out / 'results.json'}, results.csv, "
-        "summary.csv, summary.tex"
-    )
-    print("next:\n" + "\n".join(f"  {line}" for line in _next(config, out)))
-    return 1 if num_failed else 0
+        lines.append(
+            f"{num_failed} {cells} failed: see {out / 'report.html'}; run again to retry them."
+        )
+    return [
+        *lines,
+        f"\nreport: {out / 'report.html'}",
+        f"results: {out / 'results.json'}, results.csv, summary.csv, summary.tex",
+        "next:",
+        *(f"  {line}" for line in _next(config, out)),
+    ]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

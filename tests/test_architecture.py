@@ -27,7 +27,7 @@ RAY_FILES = {
 }
 MAY_PRINT = {"core_mri/__main__.py", "core_mri/demo.py", "core_mri/info.py"}
 BANNED_NAMES = ("utils", "helpers", "common", "misc")
-CODE_FAMILIES = {"CONFIG", "DATA", "GEOMETRY", "WEIGHTS", "RUN", "SERVE", "SYNTH"}
+CODE_FAMILIES = {"CONFIG", "DATA", "GEOMETRY", "WEIGHTS", "RUN", "SERVE", "SYNTH", "BOARD"}
 MAX_LINES = 500
 HEAVY = ("torch", "timm", "monai", "ray", "matplotlib", "pydicom", "duckdb")
 

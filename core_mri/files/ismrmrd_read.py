@@ -36,7 +36,8 @@ _APART = (19, 23, 24, 26, 27, 28, 29, 30, 31)
 """Flags (1-based bits) of readouts that are no image: noise, navigation, phase correction,
 feedback, dummy scans, surface coil correction, phase stabilization."""
 _CHUNK = 256
-_VOLUME_COUNTERS = ("set", "contrast", "phase", "repetition")
+VOLUME_COUNTERS = ("set", "contrast", "phase", "repetition")
+"""Counters of a readout that number volumes, the first one slowest."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Samples = npt.NDArray[np.complex64]
@@ -53,6 +54,11 @@ def find_dataset(file: h5py.File) -> h5py.Group | None:
         if isinstance(item, h5py.Group) and "xml" in item and "data" in item
     ]
     return next((g for g in groups if g.name == "/dataset"), groups[0] if groups else None)
+
+
+def is_image(head: Any) -> bool:
+    """Whether a readout is part of the image of the first encoding."""
+    return int(head["encoding_space_ref"]) == 0 and not any(_has(head, flag) for flag in _APART)
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,7 @@ def _open(
         )
     if not len(heads):
         raise DataError("DATA-10", f"{path}: holds no readouts.")
-    image = np.array([not any(_has(head, flag) for flag in _APART) for head in heads])
-    image &= heads["encoding_space_ref"] == 0
-    numbers = np.flatnonzero(image)
+    numbers = np.flatnonzero([is_image(head) for head in heads])
     if not len(numbers):
         raise DataError("DATA-10", f"{path}: holds no readout of an image.")
     coils = np.unique(heads["active_channels"][numbers])
@@ -169,7 +173,7 @@ def _sorted(
     path: Path, file: h5py.File, plan: _Plan, numbers: npt.NDArray[np.int64], xml: MrdXml
 ) -> KSpace:
     idx = plan.heads["idx"][numbers]
-    keys = np.stack([idx[name] for name in _VOLUME_COUNTERS], axis=1)
+    keys = np.stack([idx[name] for name in VOLUME_COUNTERS], axis=1)
     volumes, volume_of = np.unique(keys, axis=0, return_inverse=True)
     order = _slice_order(plan.heads[numbers])
     groups: dict[tuple[int, int], npt.NDArray[np.int64]] = defaultdict(lambda: numbers[:0])

@@ -79,7 +79,7 @@ class ComplexUNet(nn.Module):
             reversed(self.expand), reversed(self.up), reversed(skipped), strict=True
         ):
             x = block(torch.cat([expand(x), skip], 1))
-        return _complex(self.last(x)[..., :height, :width])
+        return _complex(self.last(x)[..., :height, :width], image)
 
 
 class ComplexResNet(nn.Module):
@@ -119,15 +119,15 @@ class ComplexResNet(nn.Module):
         x = first
         for block in self.blocks:
             x = x + RESIDUAL_SCALE * block(x)
-        return _complex(self.last(self.middle(x) + first))
+        return _complex(self.last(self.middle(x) + first), image)
 
 
 def _convolutions(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1),
-        nn.LeakyReLU(SLOPE),
+        nn.LeakyReLU(SLOPE, inplace=True),
         nn.Conv2d(after, after, 3, padding=1),
-        nn.LeakyReLU(SLOPE),
+        nn.LeakyReLU(SLOPE, inplace=True),
     )
 
 
@@ -154,8 +154,14 @@ def _start(network: ComplexUNet | ComplexResNet) -> None:
 
 
 def _channels(image: Tensor) -> Tensor:
-    return torch.stack([image.real, image.imag], 1)
+    parts = torch.stack([image.real, image.imag], 1)
+    if parts.device.type != "cpu":
+        return parts
+    # Convolutions of a CPU would bring each layer into this order and back.
+    return parts.contiguous(memory_format=torch.channels_last)
 
 
-def _complex(channels: Tensor) -> Tensor:
+def _complex(channels: Tensor, like: Tensor) -> Tensor:
+    """In the precision of an image; convolutions under autocast give less."""
+    channels = channels.to(like.real.dtype)
     return torch.complex(channels[:, 0], channels[:, 1])

@@ -17,6 +17,8 @@ from core_mri.models.generator_config import GeneratorConfig
 
 NUM_TIMES = 1000
 """Noise levels that a diffusion model is trained on."""
+_AT_ONCE = 48
+"""Slices that are made together."""
 
 
 class Generator(nn.Module):
@@ -106,16 +108,17 @@ class SpadeGenerator(Generator):
         noise = torch.randn(len(labels), 1, *labels.shape[1:], generator=random).to(labels.device)
         parts = [
             self(own, style.expand(len(own), -1), grain)
-            for own, grain in zip(labels.split(16), noise.split(16), strict=True)
+            for own, grain in zip(labels.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True)
         ]
         return torch.cat(parts)
 
 
 class DiffusionGenerator(Generator):
-    """Diffusion of pixels that a ControlNet steers by the label map, trained together.
+    """Diffusion that a ControlNet steers by the label map, trained together.
 
     Ho et al. (arXiv:2006.11239), Salimans and Ho (v-prediction, arXiv:2202.00512), Song et al.
-    (DDIM, arXiv:2010.02502), Zhang et al. (ControlNet, arXiv:2302.05543), in MONAI's networks.
+    (DDIM, arXiv:2010.02502), Zhang et al. (ControlNet, arXiv:2302.05543), in MONAI's networks. What
+    is denoised, a code, is the image in [-1, 1] itself.
     """
 
     def __init__(
@@ -124,24 +127,46 @@ class DiffusionGenerator(Generator):
         super().__init__(config, labels=labels, sequences=sequences)
         from monai.networks.nets import ControlNet, DiffusionModelUNet
 
+        channels = self._set_up_codes()
         shared = {
             "spatial_dims": 2,
-            "in_channels": len(sequences),
+            "in_channels": channels,
             "num_res_blocks": 1,
             "channels": config.channels,
             "attention_levels": [level == config.depth - 1 for level in range(config.depth)],
             "num_head_channels": config.width,
             "norm_num_groups": 8,
         }
-        self.denoiser = DiffusionModelUNet(out_channels=len(sequences), **shared)
+        self.denoiser = DiffusionModelUNet(out_channels=channels, **shared)
         self.control = ControlNet(
             conditioning_embedding_in_channels=len(labels) + 1,
-            conditioning_embedding_num_channels=(config.width,),
+            conditioning_embedding_num_channels=self._label_channels,
             **shared,
         )
 
+    def _set_up_codes(self) -> int:
+        """Whatever else a space needs; gives the channels of a code."""
+        return len(self.sequences)
+
+    @property
+    def _label_channels(self) -> tuple[int, ...]:
+        """Layers between labels and codes; each but the first halves rows and columns."""
+        return (self.config.width,)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes of images [N, Q, S, S] in [0, 1]."""
+        return 2 * images - 1
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images [N, Q, S, S] in [0, 1] of codes."""
+        return (codes / 2 + 0.5).clamp(0, 1)
+
+    def code_shape(self, size: int) -> tuple[int, int, int]:
+        """Channels, rows and columns of the code of an image of `size` pixels."""
+        return len(self.sequences), size, size
+
     def forward(self, labels: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
-        """V [N, Q, S, S] of noisy images in about [-1, 1] at noise levels ``times`` [N]."""
+        """V of noisy codes of about unit size at noise levels ``times`` [N]."""
         down, middle = self.control(noisy, times, self.one_hot(labels))
         return self.denoiser(
             noisy,
@@ -158,15 +183,66 @@ class DiffusionGenerator(Generator):
         scheduler = DDIMScheduler(NUM_TIMES, **noise_schedule())
         scheduler.set_timesteps(self.config.sampling_steps)
         random = torch.Generator().manual_seed(seed)
-        start = torch.randn(1, len(self.sequences), *labels.shape[1:], generator=random)
+        start = torch.randn(1, *self.code_shape(labels.shape[-1]), generator=random)
         parts = []
-        for own in labels.split(16):
-            images = start.expand(len(own), -1, -1, -1).to(labels.device)
+        for own in labels.split(_AT_ONCE):
+            codes = start.expand(len(own), -1, -1, -1).to(labels.device)
             for time in scheduler.timesteps.tolist():
                 times = torch.full((len(own),), time, device=labels.device)
-                images, _ = scheduler.step(self(own, images, times), time, images)
-            parts.append((images / 2 + 0.5).clamp(0, 1))
+                codes, _ = scheduler.step(self(own, codes, times), time, codes)
+            parts.append(self.decode(codes))
         return torch.cat(parts)
+
+
+class LatentDiffusionGenerator(DiffusionGenerator):
+    """Diffusion of the latent image of an autoencoder.
+
+    Rombach et al., High-resolution image synthesis with latent diffusion models, CVPR 2022
+    (arXiv:2112.10752). The autoencoder is MONAI's, small; its codes are brought to mean 0 and
+    standard deviation 1 by channel, which a training measures.
+    """
+
+    code_mean: Tensor
+    code_std: Tensor
+
+    def _set_up_codes(self) -> int:
+        from monai.networks.nets import AutoencoderKL
+
+        levels = self.config.latent_levels + 1
+        self.autoencoder = AutoencoderKL(
+            spatial_dims=2,
+            in_channels=len(self.sequences),
+            out_channels=len(self.sequences),
+            num_res_blocks=1,
+            channels=[self.config.width * min(2**level, 4) for level in range(levels)],
+            attention_levels=[False] * levels,
+            latent_channels=self.config.latent_channels,
+            norm_num_groups=8,
+            with_encoder_nonlocal_attn=False,
+            with_decoder_nonlocal_attn=False,
+        )
+        for name, value in (("code_mean", 0.0), ("code_std", 1.0)):
+            self.register_buffer(name, torch.full((1, self.config.latent_channels, 1, 1), value))
+        return self.config.latent_channels
+
+    @property
+    def _label_channels(self) -> tuple[int, ...]:
+        return (self.config.width,) * (self.config.latent_levels + 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """As `DiffusionGenerator.encode`; the mean of what the encoder says."""
+        mean, _ = self.autoencoder.encode(2 * images - 1)
+        return (mean - self.code_mean) / self.code_std
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """As `DiffusionGenerator.decode`."""
+        images = self.autoencoder.decode(codes * self.code_std + self.code_mean)
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def code_shape(self, size: int) -> tuple[int, int, int]:
+        """As `DiffusionGenerator.code_shape`."""
+        side = size >> self.config.latent_levels
+        return self.config.latent_channels, side, side
 
 
 def noise_schedule() -> dict[str, str]:
@@ -174,15 +250,11 @@ def noise_schedule() -> dict[str, str]:
     return {"schedule": "scaled_linear_beta", "prediction_type": "v_prediction"}
 
 
-GENERATORS: dict[str, type[SpadeGenerator] | type[DiffusionGenerator]] = {
-    "spade": SpadeGenerator,
-    "diffusion": DiffusionGenerator,
-}
-"""By kind."""
-
-
 def build_generator(
     config: GeneratorConfig, *, labels: Mapping[int, str], sequences: Sequence[str]
 ) -> SpadeGenerator | DiffusionGenerator:
     """A generator with random weights (seed torch first for reproducible ones)."""
-    return GENERATORS[config.kind](config, labels=labels, sequences=sequences)
+    if config.kind == "spade":
+        return SpadeGenerator(config, labels=labels, sequences=sequences)
+    kind = LatentDiffusionGenerator if config.space == "latent" else DiffusionGenerator
+    return kind(config, labels=labels, sequences=sequences)

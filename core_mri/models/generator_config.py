@@ -8,6 +8,7 @@ from typing import Literal
 from core_mri.errors import ConfigError
 
 GeneratorKind = Literal["spade", "diffusion"]
+Space = Literal["pixel", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class GeneratorConfig:
     """spade: a conditional GAN whose layers are modulated by the label map; diffusion: denoising of
     pixels, steered by a ControlNet that reads the label map."""
     image_size: int = 128
-    """Side of a slice, pixels; a multiple of ``2^depth`` (spade) or ``2^(depth - 1)``."""
+    """Side of a slice, pixels; a multiple of ``2^depth`` (spade) or ``2^(depth - 1)`` (diffusion),
+    times ``2^latent_levels`` in latent space."""
     width: int = 32
     """Channels at full resolution; they double with each level, up to eight times as many; a
     multiple of 8 for diffusion."""
@@ -28,14 +30,23 @@ class GeneratorConfig:
     """Spade: numbers that say what a scan looks like (contrast, coils), one set for all slices."""
     sampling_steps: int = 25
     """Diffusion: denoising steps of a sample (DDIM)."""
+    space: Space = "pixel"
+    """Diffusion: what is denoised, pixels or the latent image of an autoencoder trained before."""
+    latent_channels: int = 4
+    """Latent: channels of the latent image."""
+    latent_levels: int = 2
+    """Latent: how often the autoencoder halves rows and columns."""
 
     def __post_init__(self) -> None:
+        if self.space == "latent" and self.kind != "diffusion":
+            raise ConfigError("CONFIG-05", f"space latent belongs to diffusion, not {self.kind}.")
         halvings = self.depth if self.kind == "spade" else self.depth - 1
+        halvings += self.latent_levels * (self.space == "latent")
         if self.depth < 2 or self.image_size % 2**halvings:
             raise ConfigError(
                 "CONFIG-05",
-                f"image_size {self.image_size} is no multiple of 2^{halvings} = {2**halvings}, or "
-                f"depth {self.depth} is under 2.",
+                f"image_size {self.image_size} is no multiple of 2^{halvings} = {2**halvings} (by "
+                f"depth {self.depth} and latent_levels), or depth is under 2.",
             )
         if self.kind == "diffusion" and self.width % 8:
             raise ConfigError(
@@ -43,6 +54,8 @@ class GeneratorConfig:
             )
         if min(self.width, self.style, self.sampling_steps) < 1:
             raise ConfigError("CONFIG-05", "width, style and sampling_steps must be 1 or more.")
+        if min(self.latent_channels, self.latent_levels) < 1:
+            raise ConfigError("CONFIG-05", "latent_channels and latent_levels must be 1 or more.")
 
     @property
     def channels(self) -> list[int]:

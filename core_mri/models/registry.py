@@ -204,6 +204,9 @@ class UnrolledConfig:
     """Iterations of the warm start."""
     data_steps: int = 4
     """Conjugate gradients towards the data in each step; 0 is one gradient step, the cheap mode."""
+    readout_coils: int = 0
+    """Combinations of coils in ``A^H A`` at each readout position, where the mask is one of whole
+    lines; 0 is all of them, which is exact."""
     encoder: EncoderConfig | None = None
     """A ViT that sees the warm start (`core_mri.models.conditioned`); None leaves it out."""
     encoder_depths: tuple[int, ...] = ()
@@ -215,7 +218,7 @@ class UnrolledConfig:
         low = {
             name: value
             for name, value in vars(self).items()
-            if isinstance(value, int) and value < (0 if name == "data_steps" else 1)
+            if isinstance(value, int) and value < (name not in ("data_steps", "readout_coils"))
         }
         if low:
             raise ConfigError("CONFIG-05", f"sizes of an unrolled network are too small: {low}.")

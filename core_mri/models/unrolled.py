@@ -19,7 +19,7 @@ Shape letters: ``S`` slices, ``C`` coils, ``H W`` image, ``K`` channels of the d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +34,7 @@ from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.registry import UnrolledConfig
 from core_mri.physics.classical import calibrate, penalty
 from core_mri.physics.coils import coil_combine
-from core_mri.physics.compression import combine_coils
+from core_mri.physics.compression import combine_coils, combine_readouts, readout_matrices
 from core_mri.physics.fourier import ifft2c
 from core_mri.physics.noise import noise_level
 from core_mri.physics.operators import Sense
@@ -67,7 +67,7 @@ class Encoded:
     @property
     def acceleration(self) -> Tensor:
         """Points over measured points, ``[S]``."""
-        return 1 / self.mask.float().mean((-2, -1)).clamp_min(1e-6)
+        return 1 / self.mask.to(self.scale.dtype).mean((-2, -1)).clamp_min(1e-6)
 
     def sense(self, mask: Tensor | None = None) -> Sense:
         """A with the own mask, or with another of its points, ``[S, H or 1, W]``."""
@@ -75,7 +75,11 @@ class Encoded:
 
     def to(self, device: torch.device) -> Encoded:
         """The same on another device."""
-        return Encoded(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Encoded:
+        """All tensors changed alike."""
+        return Encoded(**{name: function(tensor) for name, tensor in vars(self).items()})
 
     def of(self, mask: Tensor) -> Encoded:
         """The same with fewer measured points, in the same scale."""
@@ -96,15 +100,16 @@ def encode(kspace: Tensor, mask: Tensor) -> Encoded:
         DataError: DATA-21 without the fully sampled center that coil maps need.
     """
     points = mask if mask.ndim > 1 else mask[None]
+    kspace = kspace * points
     try:
-        matrix, samples, found = calibrate(kspace * points, mask)
+        matrix, samples, found = calibrate(kspace, mask)
     except ValueError as error:
         raise DataError(
             "DATA-21", f"{error}.", fix="Use zero-filled, or a mask with a larger center."
         ) from None
     scale = Sense(found.maps, points).adjoint(samples).abs().amax((-2, -1), keepdim=True)
     positive = scale.clamp_min(torch.finfo(scale.dtype).tiny)
-    noise = noise_level(kspace * points, points) / positive
+    noise = noise_level(kspace, points) / positive
     return Encoded(
         samples[None] / positive, found.maps[None], points[None], matrix[None], scale[None],
         noise[None],
@@ -169,38 +174,32 @@ class Unrolled(Reconstructor):
     @torch.no_grad()
     def warm_start(self, encoded: Encoded) -> Tensor:
         """The classical image, complex ``[S, H, W]``."""
-        sense = encoded.sense()
-        weight = penalty(self.config.start, encoded.noise)
-        solve = fista_haar if self.config.start == "wavelet" else _cg_sense
-        return solve(
-            sense.normal,
-            sense.adjoint(encoded.kspace),
-            weight,
-            num_iterations=self.config.start_steps,
-        )
+        right = encoded.sense().adjoint(encoded.kspace)
+        return self._warm_start(self._normal(encoded, right), right, encoded.noise)
 
     def forward(self, encoded: Encoded) -> Tensor:
         """Images in the scale of ``encoded.kspace``, complex ``[S, H, W]``."""
-        x = self.warm_start(encoded)
-        sense = encoded.sense()
-        explained = sense.normal(x)
-        unexplained = sense.adjoint(encoded.kspace) - explained
+        right = encoded.sense().adjoint(encoded.kspace)
+        normal = self._normal(encoded, right)
+        x = self._warm_start(normal, right, encoded.noise)
+        explained = normal(x)
+        unexplained = right - explained
         weights = functional.softplus(self.weights)
         modulations = self._modulations(encoded, x)
         for step in range(self.config.num_steps):
             own = step // self.config.steps_per_denoiser
             z = x - self.denoisers[own](x, modulations[own])
-            right = explained + GATE_SPEED * self.gates[own] * unexplained
+            trusted = explained + GATE_SPEED * self.gates[own] * unexplained
             if self.config.data_steps:
                 x = conjugate_gradient(
-                    sense.normal,
-                    right + weights[own] * z,
+                    normal,
+                    trusted + weights[own] * z,
                     ridge=weights[own],
                     start=z,
                     num_iterations=self.config.data_steps,
                 )
             else:
-                x = z - weights[own] * (sense.normal(z) - right)
+                x = z - weights[own] * (normal(z) - trusted)
         return x
 
     def images(
@@ -224,6 +223,23 @@ class Unrolled(Reconstructor):
             encoded = encode(own, lines[0] if lines.shape[0] == 1 else lines)
             images.append(center_crop(self(encoded).abs() * encoded.scale, size))
         return torch.cat(images)
+
+    @torch.no_grad()
+    def _warm_start(self, normal: Normal, right: Tensor, noise: Tensor) -> Tensor:
+        weight = penalty(self.config.start, noise)
+        solve = fista_haar if self.config.start == "wavelet" else _cg_sense
+        return solve(normal, right, weight, num_iterations=self.config.start_steps)
+
+    @torch.no_grad()
+    def _normal(self, encoded: Encoded, right: Tensor) -> Normal:
+        """``A^H A``, of fewer coils where that was asked for and readout positions are apart."""
+        count = self.config.readout_coils
+        if not 0 < count < encoded.maps.shape[-3] or encoded.mask.shape[-2] > 1:
+            return encoded.sense().normal
+        energy = right.real**2 + right.imag**2
+        weight = energy + 1e-3 * energy.amax((-2, -1), keepdim=True)
+        matrix = readout_matrices(encoded.maps, weight, count)
+        return Sense(combine_readouts(matrix, encoded.maps), encoded.mask).normal
 
     def _modulations(self, encoded: Encoded, start: Tensor) -> list[Modulation]:
         """One a denoiser: by the acceleration, and by what the encoder sees."""

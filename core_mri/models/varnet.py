@@ -145,8 +145,9 @@ def _center(mask: Tensor, num_low: int) -> Tensor:
     width = mask.shape[-1]
     lines = torch.arange(width, device=mask.device)
     centers = []
-    for one in mask.all(-2).reshape(-1, width).cpu():
-        number = num_low or center_lines(one)
+    whole = mask.all(-2).reshape(-1, width)
+    numbers = [num_low] * len(whole) if num_low else [center_lines(one) for one in whole.cpu()]
+    for number in numbers:
         if number < MIN_LINES:
             raise DataError(
                 "DATA-21",

@@ -59,8 +59,17 @@ def compress_readouts(
     Returns:
         Data and maps of virtual coils, ``[..., V, H, W]`` each.
     """
+    matrix = readout_matrices(maps, weight, num_coils)
+    return combine_readouts(matrix, hybrid), combine_readouts(matrix, maps)
+
+
+def readout_matrices(maps: Tensor, weight: Tensor, num_coils: int) -> Tensor:
+    """The combinations of `compress_readouts`, orthonormal rows ``[..., H, V, C]``."""
     rows = maps.movedim(-3, -2)  # [..., H, C, W]
     vectors = torch.linalg.eigh((rows * weight.unsqueeze(-2)) @ rows.mH)[1]
-    matrix = vectors[..., -num_coils:].mH
-    data = matrix @ hybrid.movedim(-3, -2)
-    return data.movedim(-2, -3).contiguous(), (matrix @ rows).movedim(-2, -3).contiguous()
+    return vectors[..., -num_coils:].mH
+
+
+def combine_readouts(matrix: Tensor, x: Tensor) -> Tensor:
+    """``[..., C, H, W]`` to ``[..., V, H, W]`` by `readout_matrices`."""
+    return (matrix @ x.movedim(-3, -2)).movedim(-2, -3).contiguous()

@@ -8,7 +8,7 @@ a scan: what comes out is synthetic. Shapes: N slices of one scan, S side in pix
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +124,12 @@ def deformed(labels: Tensor, seed: int, physics: Physics) -> Tensor:
 
 
 def scan_of(
-    labels: Tensor, seed: int, physics: Physics, *, groups: Sequence[Sequence[int]] = ()
+    labels: Tensor,
+    seed: int,
+    physics: Physics,
+    *,
+    groups: Sequence[Sequence[int]] = (),
+    means: Mapping[int, Range] | None = None,
 ) -> Tensor:
     """A scan [N, S, S] in [0, 1] of an anatomy as it lies; another seed is another sequence of it.
 
@@ -133,9 +138,10 @@ def scan_of(
         seed: Determines contrast, coils, resolution, artefacts and noise.
         physics: How far these may vary.
         groups: Values that share one signal.
+        means: Range of the mean signal of some values, in place of ``physics.mean``.
     """
     rng = np.random.default_rng((seed, 1))
-    images = _painted(labels, rng, physics, groups)
+    images = _painted(labels, rng, physics, groups, means or {})
     images = gaussian_blur(
         images,
         images.new_full((len(images), 1, 1), rng.uniform(*physics.blur_px)),
@@ -177,11 +183,16 @@ def _deformed(labels: Tensor, rng: np.random.Generator, physics: Physics) -> Ten
 
 
 def _painted(
-    labels: Tensor, rng: np.random.Generator, physics: Physics, groups: Sequence[Sequence[int]]
+    labels: Tensor,
+    rng: np.random.Generator,
+    physics: Physics,
+    groups: Sequence[Sequence[int]],
+    ranges: Mapping[int, Range],
 ) -> Tensor:
     """``m_k + s_k n`` in tissue k, n standard normal."""
     values, index = torch.unique(labels, return_inverse=True)
-    means = rng.uniform(*physics.mean, len(values)).astype(np.float32)
+    within = np.array([ranges.get(value, physics.mean) for value in values.tolist()]).T
+    means = rng.uniform(*within).astype(np.float32)
     spreads = rng.uniform(*physics.spread, len(values)).astype(np.float32)
     known = {int(value): place for place, value in enumerate(values)}
     if 0 in known and rng.random() < physics.background_chance:

@@ -10,13 +10,16 @@ Shape letters: ``C`` coils, ``H`` readout, ``W`` phase encoding; ``...`` any bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from core_mri.physics.coils import coil_combine, coil_expand
 from core_mri.physics.fourier import fftnc, ifftnc
+
+IN_CACHE = 2**17
+"""Complex numbers that a CPU works on at a time: 1 MiB, about what the cache of a core holds."""
 
 
 class Sense:
@@ -45,6 +48,7 @@ class Sense:
                 f"encoded along {tuple(axes)}"
             )
         self.maps = maps
+        self._conjugate = maps.conj().resolve_conj()
         self.axes = tuple(axes)
         self.mask = None if mask is None else mask.unsqueeze(-3)
         # F^H M F is a circular convolution, which commutes with the two shifts of the centered
@@ -52,9 +56,7 @@ class Sense:
         self._normal_axes: tuple[int, ...] = ()
         if self.mask is not None:
             self._normal_axes = (-2, -1) if self.mask.shape[-2] > 1 else (-1,)
-            self._corner_mask = torch.fft.ifftshift(
-                self.mask.to(maps.real.dtype), dim=self._normal_axes
-            )
+            self._corner_mask = torch.fft.ifftshift(self.mask.to(maps.dtype), dim=self._normal_axes)
 
     def forward(self, image: Tensor) -> Tensor:
         """``A x``.
@@ -89,11 +91,24 @@ class Sense:
         Returns:
             ``[..., H, W]``.
         """
-        coils = coil_expand(image, self.maps)
-        if self._normal_axes:
-            spectrum = torch.fft.fftn(coils, dim=self._normal_axes) * self._corner_mask
-            coils = torch.fft.ifftn(spectrum, dim=self._normal_axes)
-        return coil_combine(coils, self.maps)
+        total: Tensor | None = None
+        for maps, conjugate in self._in_cache():
+            coils = coil_expand(image, maps)
+            if self._normal_axes:
+                spectrum = torch.fft.fftn(coils, dim=self._normal_axes).mul_(self._corner_mask)
+                coils = torch.fft.ifftn(spectrum, dim=self._normal_axes)
+            parts = coils.mul_(conjugate)
+            part = parts.sum(-3) if parts.shape[-3] > 1 else parts.squeeze(-3)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    def _in_cache(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Maps and their conjugates, of all coils or, on a CPU, of as many as its cache holds."""
+        count = self.maps.shape[-3]
+        if self.maps.device.type == "cpu":
+            count = max(1, IN_CACHE * count // max(1, self.maps.numel()))
+        return zip(self.maps.split(count, -3), self._conjugate.split(count, -3), strict=True)
 
 
 def operator_norm(sense: Sense, *, num_iterations: int = 30, seed: int = 0) -> Tensor:

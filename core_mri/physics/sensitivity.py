@@ -188,7 +188,9 @@ def _eigen_field(center: Tensor, points: list[Tensor], kernel: int, threshold: f
     sums = sums.index_add(-1, lag, pairs) / kernel**2
     degrees = torch.arange(1 - kernel, kernel, device=center.device)
     field = _evaluate(sums.unflatten(-1, (2 * kernel - 1,) * 2), points, [degrees, degrees])
-    return field.flatten(-2).transpose(-2, -1).unflatten(-1, (num_coils, num_coils))
+    # Many small matrices: each in one piece, or their products would copy every one.
+    field = field.flatten(-2).transpose(-2, -1).contiguous()
+    return field.unflatten(-1, (num_coils, num_coils))
 
 
 def _evaluate(coefficients: Tensor, points: list[Tensor], degrees: list[Tensor]) -> Tensor:

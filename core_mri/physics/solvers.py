@@ -53,7 +53,7 @@ def conjugate_gradient(
         if tolerance > 0 and bool((energy <= limit).all()):
             break
         image = normal(direction) + ridge * direction
-        curvature = (direction.conj() * image).real.sum((-2, -1), keepdim=True)
+        curvature = _inner(direction, image)
         step = energy / curvature.clamp_min(tiny)
         x = x + step * direction
         residual = residual - step * image
@@ -101,7 +101,7 @@ def fista_haar(
             stepped, threshold * (1 + 30 * math.exp(-i / 8)), num_levels=num_levels
         )
         following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        z = shrunk + (momentum - 1) / following * (shrunk - x)
+        z = torch.lerp(x, shrunk, 1 + (momentum - 1) / following)
         x, momentum = shrunk, following
     return x
 
@@ -176,4 +176,10 @@ def differences_adjoint(fields: Tensor) -> Tensor:
 
 
 def _energy(x: Tensor) -> Tensor:
-    return (x.real**2 + x.imag**2).sum((-2, -1), keepdim=True)
+    return _inner(x, x)
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """``Re <x, y>``, ``[..., 1, 1]``."""
+    products = torch.view_as_real(x) * torch.view_as_real(y)
+    return products.sum((-3, -2, -1))[..., None, None]

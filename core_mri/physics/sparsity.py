@@ -51,6 +51,7 @@ def haar_shrink(image: Tensor, threshold: float | Tensor, *, num_levels: int = 3
 
     Each complex coefficient d is multiplied with ``max(0, 1 - (t / |d|)^1.5)``, the p-shrinkage of
     p = 1/2: small ones vanish as with soft thresholding (exponent 1), edges lose less contrast.
+    Same as `haar_analysis`, shrinkage and `haar_synthesis`, in fewer passes over memory.
     Source: Chartrand, Shrinkage mappings and their induced penalty functions, ICASSP (2014).
 
     Args:
@@ -62,15 +63,47 @@ def haar_shrink(image: Tensor, threshold: float | Tensor, *, num_levels: int = 3
     Returns:
         ``[..., H, W]``.
     """
-    pair = torch.stack([image.real, image.imag])  # real arithmetic is faster than complex
-    *bands, average = haar_analysis(pair, num_levels)
-    shrunk = []
-    for level, band in enumerate(bands):
+    height, width = image.shape[-2:]
+    reach = 2**num_levels - 1
+    # Real arithmetic is faster than complex. What an image needs of its other side is copied once,
+    # so that all neighbors are slices of what is there.
+    x = _around(torch.stack([image.real, image.imag]), reach)
+    bands = []
+    for level in range(num_levels):
+        step, skip = 2**level, 2**num_levels - 2 ** (level + 1)
+        rows, columns = (slice(skip, reach + n) for n in (height, width))
+        beside = slice(skip + step, reach + width + step)
+        above, below = x[..., :-step, :], x[..., step:, :]
+        low, high = above + below, above[..., rows, :] - below[..., rows, :]
+        kept = low[..., rows, :]
         # Noise, and with it the threshold, halves from level to level; sums grow by 4.
-        limit = (threshold * 4 * 2**level) ** 2
-        energy = band[:, 0] ** 2 + band[:, 1] ** 2
-        # (t / |d|)^2, cut at 1, where the slope of the roots is still finite
-        ratio = limit / torch.maximum(energy, torch.as_tensor(limit + 1e-30, device=image.device))
-        shrunk.append(band * (1 - (ratio * ratio.sqrt()).sqrt()).unsqueeze(1))
-    result = haar_synthesis([*shrunk, average])
-    return torch.complex(result[0], result[1])
+        limit = torch.as_tensor((threshold * 4 * 2**level) ** 2, device=image.device)
+        bands.append(
+            (
+                _shrunk(kept[..., columns] - kept[..., beside], limit),
+                _shrunk(high[..., columns] + high[..., beside], limit),
+                _shrunk(high[..., columns] - high[..., beside], limit),
+            )
+        )
+        x = low[..., :-step] + low[..., step:]
+    for level in reversed(range(num_levels)):
+        step = 2**level
+        across, down, both = bands[level]
+        low = (x + across)[..., step:] + (x - across)[..., :-step]
+        high = (down + both)[..., step:] + (down - both)[..., :-step]
+        x = ((low + high)[..., step:, :] + (low - high)[..., :-step, :]) / 16
+    return torch.complex(x[0], x[1])
+
+
+def _shrunk(band: Tensor, limit: Tensor) -> Tensor:
+    """Coefficients ``[2, ..., h, w]`` times ``max(0, 1 - (t / |d|)^1.5)``, t squared in `limit`."""
+    energy = torch.addcmul(band[0] ** 2, band[1], band[1])
+    # t / |d|, cut at 1, where the slope of the roots is still finite
+    ratio = (limit / torch.maximum(energy, limit + 1e-30)).sqrt()
+    return torch.addcmul(band, band, ratio * ratio.sqrt(), value=-1)
+
+
+def _around(x: Tensor, reach: int) -> Tensor:
+    """``[..., H, W]`` with `reach` pixels of the opposite edge on every side."""
+    rows, columns = (torch.arange(-reach, n + reach, device=x.device) % n for n in x.shape[-2:])
+    return x.index_select(-2, rows).index_select(-1, columns)

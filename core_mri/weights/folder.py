@@ -20,10 +20,11 @@ from core_mri.models.registry import RECONSTRUCTORS, AdapterConfig, EncoderConfi
 from core_mri.runs import file_sha256, write_atomically, writing
 from core_mri.training_statistics import STATISTICS, load_statistics
 from core_mri.weights.card import model_card
+from core_mri.weights.released import released_folder, released_names
 from core_mri.weights.strict import fill
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from core_mri.models.classifier import Classifier
     from core_mri.models.encoder import Encoder
@@ -47,6 +48,8 @@ def save_model(
     model: Encoder | Segmenter | Classifier | PromptableSegmenter | Reconstructor | Generator,
     folder: str | Path,
     card: Mapping[str, Any] | None = None,
+    *,
+    half: bool = False,
 ) -> Path:
     """Write a weights folder; each file is written aside and renamed, ``config.json`` last.
 
@@ -55,6 +58,8 @@ def save_model(
             generator.
         folder: Created when missing; files of an older save are replaced.
         card: Facts for the model card: see `core_mri.weights.card.model_card`.
+        half: Keep float32 tensors as float16, which halves the file; `load_folder` computes in
+            float32 all the same.
 
     Returns:
         The folder.
@@ -72,6 +77,8 @@ def save_model(
         (folder / STATISTICS).unlink(missing_ok=True)  # of an older save
         aside = folder / f".{TENSORS}.partial"
         tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        if half:
+            tensors = {name: _halved(tensor) for name, tensor in tensors.items()}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
         config["sha256"] = file_sha256(aside)
         os.replace(aside, folder / TENSORS)  # noqa: PTH105
@@ -80,6 +87,10 @@ def save_model(
         facts = json.dumps(config | {"card": dict(card or {})}, indent=2)
         write_atomically(folder / CONFIG, f"{facts}\n".encode())
     return folder
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def load_folder(
@@ -163,19 +174,22 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def find_folder(source: Path) -> Path:
-    """The weights folder that is `source`, or that a run folder holds.
+    """The weights folder that is `source`, that a run folder holds, or that comes by this name.
 
     Raises:
         WeightsError: WEIGHTS-01 when there is none.
     """
-    for folder in (source, source / "weights"):
+    places = [source, source / "weights"]
+    if str(source) in released_names():
+        places.append(released_folder(source))
+    for folder in places:
         if (folder / CONFIG).is_file():
             return folder
     raise WeightsError(
         "WEIGHTS-01",
         f"{source}: no weights folder (no {CONFIG} in it or in its `weights`).",
-        fix=f"Give a weights or run folder; for random weights use core_mri.create_model with "
-        f"one of {', '.join(sorted(MODELS))}.",
+        fix=f"Give a weights or run folder, or {', '.join(released_names())}; for random weights "
+        f"use core_mri.create_model with one of {', '.join(sorted(MODELS))}.",
     )
 
 

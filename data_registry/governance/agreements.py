@@ -7,9 +7,10 @@ text, or the same under a new version, has to be accepted again.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from core_mri.errors import ConfigError, DataError
 from data_registry.governance.propagation import registered_sources
@@ -22,12 +23,21 @@ if TYPE_CHECKING:
 FOLDER = "agreements"
 
 
-def set_agreement(registry: Registry, source: str, version: str, text: Path) -> Agreement:
+def set_agreement(
+    registry: Registry, source: str, version: str, text: Path, days: int = 0
+) -> Agreement:
     """Keep the text that users of a source have to accept from now on.
+
+    Args:
+        registry: The registry.
+        source: Name of the source.
+        version: Of the text.
+        text: File of the text.
+        days: How long an acceptance lasts; 0 for ever.
 
     Raises:
         ConfigError: CONFIG-05 for a source that does not exist, or when this version of it had
-            another text.
+            another text or term.
         DataError: DATA-01 when there is no text, DATA-07 when it cannot be kept.
     """
     _licence(registry, source)
@@ -35,15 +45,16 @@ def set_agreement(registry: Registry, source: str, version: str, text: Path) -> 
         content = text.read_bytes()
     except OSError as error:
         raise DataError("DATA-01", f"{text}: cannot be opened ({error.strerror}).") from None
-    agreement = Agreement(source=source, version=version, sha256=_digest(source, version, content))
+    agreement = Agreement(source=source, version=version, sha256=_digest(source, version, content),
+                          days=days)  # fmt: skip
     old = read(registry.path).agreements.get(source)
     if old == agreement:
         return agreement
     if old is not None and old.version == version:
         raise ConfigError(
             "CONFIG-05",
-            f"version {version} of the agreement of {source} has another text.",
-            fix="Give the new text another version.",
+            f"version {version} of the agreement of {source} has another text or term.",
+            fix="Give the new one another version.",
         )
     folder = registry.path / FOLDER
     aside = folder / f"{PARTIAL}{agreement.sha256}"
@@ -74,7 +85,21 @@ def agreement_of(registry: Registry, source: str, state: State) -> Agreement:
     return Agreement(source=source, version=version, sha256=_digest(source, version, text.encode()))
 
 
-def accept(registry: Registry, user: str, source: str, version: str) -> Agreement:
+def text_of(registry: Registry, agreement: Agreement) -> str:
+    """What the user reads; of a source without a text of its own what its card or licence names."""
+    try:
+        content = (registry.path / FOLDER / f"{agreement.sha256}.txt").read_bytes()
+    except FileNotFoundError:
+        named = registered_sources(registry)[agreement.source].facts.agreement
+        if named.name in ("none", "not stated"):
+            return f"Licence of {agreement.source}: {agreement.version}"
+        return f"{named.name} {named.version} {named.url}"
+    return content.decode("utf-8", "replace")
+
+
+def accept(
+    registry: Registry, user: str, source: str, version: str, *, nonce: str = ""
+) -> Agreement:
     """Note that a user accepted the agreement of a source.
 
     Args:
@@ -82,6 +107,7 @@ def accept(registry: Registry, user: str, source: str, version: str) -> Agreemen
         user: Id of a registered user.
         source: Name of the source.
         version: Version that the user saw, which must be the present one.
+        nonce: Of the link by which the user accepted it; empty when a steward notes it.
 
     Raises:
         ConfigError: CONFIG-05 for a source that does not exist.
@@ -96,26 +122,45 @@ def accept(registry: Registry, user: str, source: str, version: str) -> Agreemen
             f"the agreement of {source} has version {agreement.version}, not {version}.",
             fix="Let the user read the present one.",
         )
-    if (user, source, agreement.sha256) not in state.accepted:
-        add(registry.path, "accept", {"user": user, **vars(agreement)})
+    if standing(user, agreement, state, time.time()) != "accepted":
+        via = {"nonce": nonce} if nonce else {}
+        add(registry.path, "accept", {"user": user, **vars(agreement), **via})
     return agreement
 
 
-def check_accepted(registry: Registry, user: str, sources: Iterable[str], state: State) -> None:
-    """See that a user accepted the present agreements of some sources.
+Standing = Literal["accepted", "missing", "ended"]
+
+
+def standing(user: str, agreement: Agreement, state: State, now: float) -> Standing:
+    """Whether a user's acceptance of the present agreement holds at a moment."""
+    when = state.accepted.get((user, agreement.source, agreement.sha256))
+    if when is None:
+        return "missing"
+    return "ended" if agreement.days and now >= when + 86400 * agreement.days else "accepted"
+
+
+def check_accepted(
+    registry: Registry, user: str, sources: Iterable[str], state: State, now: float
+) -> None:
+    """See that a user accepted the present agreements of some sources, and that this holds.
 
     Raises:
-        DataError: DATA-25 with each that is missing.
+        DataError: DATA-25 with each that is missing, DATA-46 with each that has ended.
     """
     wanted = [agreement_of(registry, source, state) for source in sorted(sources)]
-    missing = [a for a in wanted if (user, a.source, a.sha256) not in state.accepted]
-    if missing:
-        named = ", ".join(f"{a.source} (version {a.version})" for a in missing)
-        raise DataError(
-            "DATA-25",
-            f"{user} has not accepted the present agreement of {named}.",
-            fix="Note it with `core-mri data share accept` once the user has.",
-        )
+    found = [(agreement, standing(user, agreement, state, now)) for agreement in wanted]
+    for kind, code, what in (
+        ("missing", "DATA-25", "has not accepted the present agreement"),
+        ("ended", "DATA-46", "accepted too long ago the agreement"),
+    ):
+        named = ", ".join(f"{a.source} (version {a.version})" for a, how in found if how == kind)
+        if named:
+            raise DataError(
+                code,
+                f"{user} {what} of {named}.",
+                fix="Accept it on the page of the link, or have it noted with `core-mri data share "
+                "accept`.",
+            )
 
 
 def _licence(registry: Registry, source: str) -> str:

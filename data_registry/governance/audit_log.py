@@ -86,6 +86,11 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def seconds_of(when: str) -> float:
+    """Seconds since the epoch of a time as `now` writes it."""
+    return datetime.strptime(f"{when}+0000", "%Y-%m-%dT%H:%M:%SZ%z").timestamp()
+
+
 def actor() -> str:
     """Who acts: `ACTOR`, else the account, else its number."""
     try:

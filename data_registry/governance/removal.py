@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from core_mri.errors import DataError
 from data_registry.commits import new_folder
 from data_registry.compaction import blocks
-from data_registry.governance import audit_log, uses, withdrawals
+from data_registry.governance import audit_log, downloads, uses, withdrawals
 from data_registry.schema import (
     TABLES,
     ShardRow,
@@ -42,7 +42,7 @@ _OWN = (
     "registry.json", ".lock", "commits", "cohorts", "shards", uses.FOLDER, "agreements",
     SIMILARITY,
     "sharing.jsonl", audit_log.LOG, audit_log.HEAD, audit_log.HEAD_ASIDE, withdrawals.LEDGER,
-    withdrawals.PENDING,
+    withdrawals.PENDING, *downloads.FILES,
 )  # fmt: skip
 """What a registry folder is made of; everything else somebody put there."""
 

@@ -15,6 +15,7 @@ import tyro
 from core_mri.errors import ConfigError
 from data_registry.catalogue import Registry
 from data_registry.governance import agreements, share_ledger
+from data_registry.governance.downloads import fetched
 from data_registry.governance.sharing import BASE, Sharing
 from data_registry.terminal import parse, table
 
@@ -45,6 +46,8 @@ class _Agreement:
     """Version of the text."""
     text: Path
     """File of the text."""
+    days: int = 0
+    """How long an acceptance lasts; 0 for ever. A new term needs a new version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,9 @@ class _Issue:
     path: str = ""
     """One file or folder of the export; all of it when not given."""
     base_url: str = BASE
-    """Where the service that serves links is."""
+    """Where `core-mri data share serve` is, such as https://data.example.org/share."""
+    invite: bool = False
+    """Sign it before the user accepted: until then the link gives the agreements alone."""
     store: str = ""
     """Object store to copy the files to, such as s3://bucket/shares; it signs a URL for each."""
     key_file: Path | None = None
@@ -119,6 +124,27 @@ class _Check:
     """Folder of the registry."""
     link_key: Path | None = None
     """Key of links."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Serve:
+    """Hand files over to holders of links, over HTTP, until stopped.
+
+    Links are all the secret there is: put a proxy with TLS before any address but this machine's.
+    """
+
+    registry: Path
+    """Folder of the registry."""
+    link_key: Path | None = None
+    """Key of links."""
+    host: str = "127.0.0.1"
+    """Address to listen at."""
+    port: int = 8100
+    """0 takes a free one."""
+    connections: int = 100
+    """At once, of everybody."""
+    per_link: int = 8
+    """Files that one link may fetch at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +187,8 @@ def _register(options: _Register) -> None:
 
 def _agreement(options: _Agreement) -> None:
     registry = Registry.open(options.registry)
-    kept = agreements.set_agreement(registry, options.source, options.version, options.text)
+    kept = agreements.set_agreement(registry, options.source, options.version, options.text,
+                                    options.days)  # fmt: skip
     print(f"users of {kept.source} have to accept version {kept.version}, sha256 {kept.sha256}")
 
 
@@ -188,6 +215,7 @@ def _issue(options: _Issue) -> None:
         path=options.path,
         base=options.base_url,
         store=options.store,
+        invite=options.invite,
     )
     if options.json:
         print(json.dumps(vars(shared), indent=2))
@@ -214,11 +242,33 @@ def _list(options: _List) -> None:
     state = share_ledger.read(Registry.open(options.registry).path)
     users = [(name, user["name"], user["email"]) for name, user in state.users.items()]
     print(table(f"{len(users)} users", ("user", "name", "e-mail"), users))
-    links = []
+    links, counts = [], fetched(options.registry)
     for nonce, link in state.links.items():
         ends = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(link.expires))
-        links.append((nonce, link.user, link.cohort, ends, state.revoked.get(nonce, "")))
-    print(table(f"\n{len(links)} links", ("link", "user", "cohort", "expires", "revoked"), links))
+        got = counts.get(nonce)
+        downloads = f"{got.completed} of {got.requests}" if got else ""
+        links.append((nonce, link.user, link.cohort, ends, state.revoked.get(nonce, ""),
+                      downloads, f"{got.bytes:,}" if got else ""))  # fmt: skip
+    names = ("link", "user", "cohort", "expires", "revoked", "downloads", "bytes")
+    print(table(f"\n{len(links)} links", names, links))
+
+
+def _serve(options: _Serve) -> None:
+    if not (0 <= options.port < 65536 and options.connections > 0 and options.per_link > 0):
+        raise ConfigError(
+            "CONFIG-01", "--port must be 0 to 65535, --connections and --per-link 1 or more."
+        )
+    try:
+        from data_registry.governance.share_server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "CONFIG-06", f"{error.name} is not installed.", fix="pip install 'core-mri[serve]'."
+        ) from None
+    serve(
+        options.registry, options.link_key, host=options.host, port=options.port,
+        connections=options.connections, per_link=options.per_link,
+        started=lambda url: print(f"{url}/share", flush=True),
+    )  # fmt: skip
 
 
 def _seconds(text: str) -> int:
@@ -238,5 +288,6 @@ _ACTIONS: dict[str, tuple[type, Callable[..., None]]] = {
     "revoke": (_Revoke, _revoke),
     "check": (_Check, _check),
     "list": (_List, _list),
+    "serve": (_Serve, _serve),
 }
 """Action -> its flags, and what runs it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core_mri.errors import ConfigError
-from data_registry.governance.audit_log import append, now
+from data_registry.governance.audit_log import append, now, seconds_of
 from data_registry.shards import cannot_write
 
 FILE = "sharing.jsonl"
@@ -28,6 +28,8 @@ class Agreement:
     version: str
     sha256: str
     """Of the text."""
+    days: int = 0
+    """How long an acceptance lasts; 0 for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class State:
     """Id to name and e-mail; of those who were not revoked."""
     agreements: dict[str, Agreement] = field(default_factory=dict)
     """Source to its newest agreement."""
-    accepted: set[tuple[str, str, str]] = field(default_factory=set)
-    """User, source, SHA-256 of the text."""
+    accepted: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """User, source, SHA-256 of the text to the last time, seconds since the epoch."""
     links: dict[str, Issued] = field(default_factory=dict)
     """Nonce to link."""
     revoked: dict[str, str] = field(default_factory=dict)
@@ -79,7 +81,8 @@ def read(registry: Path) -> State:
         elif kind == "agreement":
             state.agreements[event["source"]] = Agreement(**event)
         elif kind == "accept":
-            state.accepted.add((event["user"], event["source"], event["sha256"]))
+            key = (event["user"], event["source"], event["sha256"])
+            state.accepted[key] = seconds_of(when)
         elif kind == "issue":
             state.links[event["nonce"]] = Issued(**event)
         else:

@@ -55,11 +55,19 @@ class Grant:
             DataError: DATA-24 for any other file.
         """
         root = self.folder.resolve()
-        found, covered = (root / name).resolve(), (root / self.path).resolve()
+        try:
+            found, covered = (root / name).resolve(), (root / self.path).resolve()
+            there = found.is_file()
+        except (OSError, ValueError, RuntimeError):  # a NUL, a name too long, links in a circle
+            there, found, covered = False, root, root
         inside = covered in (found, *found.parents) and root in found.parents
-        if not inside or not found.is_file() or found.name == MARK:
+        if not (there and inside) or found.name == MARK:
             raise DataError("DATA-24", "the link does not cover this file, or there is none.")
         return found
+
+    def names(self) -> list[str]:
+        """All files that the link covers, paths below the export."""
+        return [name for name in _names(self.folder) if _covers(self, name)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,7 @@ class Sharing:
         path: str = "",
         base: str = BASE,
         store: str = "",
+        invite: bool = False,
     ) -> Shared:
         """A link to an export of a cohort.
 
@@ -123,10 +132,13 @@ class Sharing:
             path: File or folder of the export; empty for all of it.
             base: URL of the service.
             store: Object store to copy the files to, as fsspec names it.
+            invite: Sign it before the user accepted the agreements: until then the link gives
+                these alone, to read and accept.
 
         Raises:
             ConfigError: CONFIG-03 when the folder is no export of this cohort, CONFIG-02 without
-                such a cohort, CONFIG-05 for a user who is not registered.
+                such a cohort, CONFIG-05 for a user who is not registered, or for an invitation
+                to an object store, which asks for no agreement.
             DataError: DATA-19 when it may not be made public, DATA-22 when a patient in it was
                 withdrawn, DATA-25 without the user's agreement, DATA-28 when a licence is
                 unknown or forbids it.
@@ -140,13 +152,20 @@ class Sharing:
         state = share_ledger.read(self.registry.path)
         if user not in state.users:
             raise ConfigError("CONFIG-05", f"no registered user {user}, or revoked.")
-        check_accepted(self.registry, user, sources, state)
+        if not invite:
+            check_accepted(self.registry, user, sources, state, now)
+        elif store:
+            raise ConfigError(
+                "CONFIG-05",
+                "copies in an object store can be fetched at once, so the agreements have to be "
+                "accepted before.",
+            )
         link = Link(
             path=path, user=user, cohort=cohort, digest=frozen.digest,
             expires=int(now) + seconds, nonce=secrets.token_hex(16),
         )  # fmt: skip
         grant = Grant(user=user, cohort=cohort, folder=folder, path=path, expires=link.expires)
-        names = [name for name in _names(folder) if _covers(grant, name)]
+        names = grant.names()
         if not names:
             raise ConfigError("CONFIG-05", f"{folder} has no file {path}.")
         copies = f"{store.rstrip('/')}/{link.nonce}" if store else ""
@@ -162,17 +181,16 @@ class Sharing:
         urls = object_store.upload(copies, folder, names, seconds) if copies else {}
         return Shared(nonce=link.nonce, link=sign(link, self._key, base), urls=urls)
 
-    def check(self, link: str, now: float) -> Grant:
-        """What a link allows at this moment.
+    def holder(self, link: str, now: float) -> tuple[share_ledger.Issued, share_ledger.State]:
+        """Whose link it is, as far as it still works; what the user accepted is not looked at.
 
         Args:
             link: As it came.
             now: Seconds since the epoch.
 
         Raises:
-            DataError: DATA-24 when it was altered or is not ours, or the export is not what it was;
-                DATA-23 when it has expired or was revoked; DATA-25 when an agreement has changed
-                since; DATA-22 when a patient was withdrawn since.
+            DataError: DATA-24 when it was altered or is not ours, DATA-23 when it has expired or
+                was revoked.
         """
         said = parse(link, self._key)
         state = share_ledger.read(self.registry.path)
@@ -183,7 +201,25 @@ class Sharing:
             raise DataError("DATA-23", "the link has expired.", fix="Ask for a new one.")
         if when := state.revoked.get(said.nonce):
             raise DataError("DATA-23", f"the link was revoked at {when}.")
-        check_accepted(self.registry, said.user, issued.sources, state)
+        return issued, state
+
+    def check(self, link: str, now: float) -> Grant:
+        """What a link allows at this moment.
+
+        Args:
+            link: As it came.
+            now: Seconds since the epoch.
+
+        Raises:
+            DataError: As `holder`, and DATA-24 when the export is not what it was; DATA-25 when an
+                agreement was not accepted in its present version, DATA-46 when that has ended;
+                DATA-28 when a licence forbids it now; DATA-22 when a patient was withdrawn since.
+        """
+        issued, state = self.holder(link, now)
+        said = parse(link, self._key)
+        check_accepted(self.registry, said.user, issued.sources, state, now)
+        known = registered_sources(self.registry)
+        check_export([known[source] for source in issued.sources], public=True)
         if cohorts.load(self.registry, said.cohort).digest != said.digest:
             raise DataError(
                 "DATA-22",

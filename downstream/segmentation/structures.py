@@ -40,6 +40,11 @@ def sided(names: Iterable[str]) -> list[str]:
     return [name for name in names if {"left", "right"} & set(re.split("[^a-z]+", name.lower()))]
 
 
+def without_side(name: str) -> str:
+    """A name in lower case without its left or right: the same for both sides of a structure."""
+    return " ".join(w for w in re.split("[^a-z0-9]+", name.lower()) if w not in ("left", "right"))
+
+
 def stored_values(label: VolumeRow) -> Values | None:
     """Values that a label volume holds besides 0; None when the registry does not know."""
     from data_registry.schema import LABEL_VALUES

@@ -18,6 +18,8 @@ from starlette.routing import Route
 
 from core_mri.errors import ConfigError, CoreMRIError, ServingError
 from core_mri.version import __version__
+from downstream.serving.boards import add_boards
+from downstream.serving.dicom.web import add_dicomweb
 from downstream.serving.forms import (
     ErrorAnswer,
     Health,
@@ -74,6 +76,8 @@ def make_app(service: Service, tokens: Tokens) -> Callable[..., Awaitable[None]]
     _add_jobs(app, service)
     _add_events(app, service)
     _add_operations(app, service, tokens)
+    add_boards(app, service, _errors())
+    add_dicomweb(app, service)
     _add_page(app)
     return Gate(app, tokens, service.limits, service.metrics)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from core_mri.errors import CoreMRIError, WeightsError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from core_mri.errors import ConfigError, CoreMRIError, WeightsError
 from data_registry.deidentify.identifiers import load_key
+from downstream.leaderboard.board import Board
 from downstream.serving.child import call, preload
 from downstream.serving.observing import Metrics
 from downstream.serving.prompting import Asked, Prompting
@@ -36,8 +40,29 @@ def has_networks(config: ServeConfig) -> bool:
     return not all(map(is_solver, config.sources))
 
 
+def open_boards(folders: Sequence[Path]) -> dict[str, Board]:
+    """Leaderboards by name.
+
+    Raises:
+        LeaderboardError: BOARD-01 for a folder that is none.
+        ConfigError: CONFIG-05 for two of one name.
+    """
+    boards = [Board.open(folder) for folder in folders]
+    names = [board.task.name for board in boards]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            "CONFIG-05", f"--leaderboards: two have the same name: {', '.join(names)}."
+        )
+    return dict(zip(names, boards, strict=True))
+
+
 def assemble(
-    config: ServeConfig, places: Places, sources: tuple[Served, ...], begin: Start, asked: Asked
+    config: ServeConfig,
+    places: Places,
+    sources: tuple[Served, ...],
+    begin: Start,
+    asked: Asked,
+    boards: Mapping[str, Board],
 ) -> Service:
     """A service whose workers have not begun.
 
@@ -47,6 +72,7 @@ def assemble(
         sources: What is served.
         begin: Where jobs run.
         asked: Who answers boxes and clicks.
+        boards: Leaderboards by name.
 
     Raises:
         DataError: DATA-07 when the data folder cannot be written.
@@ -57,9 +83,11 @@ def assemble(
     workers = Workers(
         store, spool, places, sources, load_key(places.key, create=True), config.limits,
         number=config.workers, device=config.device, begin=begin, ended=metrics.job_ended,
+        boards={name: board.folder.resolve() for name, board in boards.items()},
     )  # fmt: skip
     prompting = Prompting(places, asked)
-    return Service(store, spool, workers, prompting, metrics, places, sources, config.limits)
+    return Service(store, spool, workers, prompting, metrics, places, sources, config.limits,
+                   boards)  # fmt: skip
 
 
 def _described(source: str, device: str) -> Served:

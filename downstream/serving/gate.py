@@ -29,6 +29,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN = ("/", "/health", "/ready")
 """Paths without a token, beside those below /page/: they tell nothing of anybody."""
+STORED_BELOW = "/dicomweb/studies"
+"""Where whole uploads are posted."""
 _SMALL = 1 << 16
 """Bytes of a body that is no part of an upload."""
 _HEADERS = {
@@ -97,7 +99,7 @@ class Gate:
         if refused is not None:
             await _answer(noted, *refused)
             return
-        most = self._limits.chunk_bytes if scope["path"].endswith("/content") else _SMALL
+        most = self._most(scope)
         body_done, received = False, 0
 
         async def bounded() -> MutableMapping[str, Any]:
@@ -105,7 +107,9 @@ class Gate:
             nonlocal body_done, received
             if body_done:
                 return await receive()
-            left = start + self._limits.body_s - time.monotonic()
+            # Long bodies get as long again for each part of the size of a chunk.
+            patience = self._limits.body_s * (1 + received // self._limits.chunk_bytes)
+            left = start + patience - time.monotonic()
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))
             except asyncio.TimeoutError:
@@ -122,6 +126,14 @@ class Gate:
             return message
 
         await self._app(scope, bounded, noted)
+
+    def _most(self, scope: Scope) -> int:
+        """Bytes that a body may have."""
+        if scope["path"].endswith("/content"):
+            return self._limits.chunk_bytes
+        if scope["method"] == "POST" and scope["path"].startswith(STORED_BELOW):
+            return self._limits.upload_bytes
+        return _SMALL
 
     def _refusal(self, scope: Scope) -> tuple[int, ServingError, dict[str, str]] | None:
         headers = {name.decode("latin-1"): value.decode("latin-1")
@@ -149,7 +161,7 @@ class Gate:
             )
             return 401, error, {"www-authenticate": "Bearer"}
         scope["state"] = {**scope.get("state", {}), "user": user}
-        most = self._limits.chunk_bytes if path.endswith("/content") else _SMALL
+        most = self._most(scope)
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > most:
             return 413, _too_large(most), {"connection": "close"}

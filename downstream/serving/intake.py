@@ -17,8 +17,10 @@ from typing import IO, Literal
 
 from core_mri.errors import DataError, ServingError
 from core_mri.files.limits import MAX_RATIO, MAX_UNBELIEVED_BYTES
+from downstream.serving.dicom.multipart import split
+from downstream.serving.dicom.objects import check_objects
 
-Kind = Literal["hdf5", "npy", "zip", "dicom", "nii", "nii.gz"]
+Kind = Literal["hdf5", "npy", "zip", "dicom", "multipart", "nii", "nii.gz"]
 TAKEN = "fastMRI or ISMRMRD HDF5, a zip of one DICOM series, or NIfTI"
 _MAX_MEMBERS = 20_000
 _COPY = 1 << 20
@@ -78,7 +80,9 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def take_in(path: Path, kind: Kind, folder: Path, key: bytes) -> Intake:
+def take_in(
+    path: Path, kind: Kind, folder: Path, key: bytes, *, boundary: str = "", study: str = ""
+) -> Intake:
     """De-identify an upload.
 
     Args:
@@ -86,10 +90,14 @@ def take_in(path: Path, kind: Kind, folder: Path, key: bytes) -> Intake:
         kind: Of it.
         folder: Empty; for everything in between.
         key: Of the pseudonyms.
+        boundary: Between the parts of ``multipart``.
+        study: Study instance UID that all DICOM objects must have.
 
     Raises:
         DataError: What readers and the engine raise; DATA-11 when an identifier survived, DATA-13
             for an archive that unpacks to far more than its size allows.
+        ServingError: SERVE-33 or SERVE-37 for a multipart body that is wrong, SERVE-34 when no
+            object has a transfer syntax that can be read, SERVE-35 when none is of the study.
     """
     if kind == "npy":  # numbers alone
         return Intake(path.rename(folder / "raw.npy"), True, "npy")
@@ -112,9 +120,16 @@ def take_in(path: Path, kind: Kind, folder: Path, key: bytes) -> Intake:
     if kind == "zip":
         _unpack(path, sent)
         path.unlink()
+    elif kind == "multipart":
+        split(path, boundary, sent)
+        path.unlink()
     else:
         path.rename(sent / f"0000.{kind.replace('dicom', 'dcm')}")
+    set_aside = {}
+    if kind not in ("nii", "nii.gz"):
+        set_aside = check_objects(sent, study, strict=kind == "multipart")
     clean, held_back = _deidentified(sent, folder / "clean", key)
+    held_back |= set_aside
     if kind in ("nii", "nii.gz"):
         (clean,) = (file for file in clean.rglob("*") if file.name.endswith(kind))
         return Intake(clean, False, "nifti", held_back)

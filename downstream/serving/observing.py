@@ -37,6 +37,10 @@ class Metrics:
             "core_mri_job_seconds", "Of jobs that ended.", ("state",), buckets=_SLOW,
             registry=self.registry,
         )  # fmt: skip
+        self._streams = Counter(
+            "core_mri_mrd_streams", "Of MRD, by code; empty for those that went well.", ("code",),
+            registry=self.registry,
+        )  # fmt: skip
         self._states = Gauge("core_mri_jobs", "Jobs.", ("state",), registry=self.registry)
         self._memory = Gauge(
             "core_mri_peak_memory_bytes", "Of the service, without jobs.", registry=self.registry
@@ -54,6 +58,10 @@ class Metrics:
     def job_ended(self, state: str, seconds: float) -> None:
         """A job ended, or was queued again."""
         self._jobs.labels(state).observe(seconds)
+
+    def stream_ended(self, code: str) -> None:
+        """An MRD stream ended, with the code of an error or none."""
+        self._streams.labels(code).inc()
 
     def text(self) -> bytes:
         """The page for Prometheus."""

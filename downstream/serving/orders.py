@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from downstream.serving.sources import Served
 
-Work = Literal["do_job", "do_prompts", "do_describe"]
+Work = Literal["do_job", "do_prompts", "do_describe", "do_mrd"]
 """Functions of `downstream.serving.work`, by name: the service itself never loads torch."""
 
 
@@ -26,6 +28,7 @@ class JobWork:
         sources: What is served.
         key: Of the pseudonyms.
         device: Where networks run.
+        boards: Folders of the leaderboards by name.
     """
 
     job: str
@@ -37,6 +40,7 @@ class JobWork:
     sources: tuple[Served, ...]
     key: bytes
     device: str
+    boards: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,4 +57,25 @@ class PromptWork:
     results: Path
     served: Served
     scratch: Path
+    device: str
+
+
+@dataclass(frozen=True)
+class MrdWork:
+    """An MRD stream of one client.
+
+    Args:
+        client: The connection.
+        idle_s: Seconds that the client may send or take nothing.
+        limit: Bytes that the client may send.
+        scratch: Empty folder for what nobody keeps.
+        sources: Those that reconstruct, the first by default.
+        device: Where networks run.
+    """
+
+    client: socket.socket
+    idle_s: float
+    limit: int
+    scratch: Path
+    sources: tuple[Served, ...]
     device: str

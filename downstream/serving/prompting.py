@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from core_mri.errors import CoreMRIError, ServingError
 from downstream.serving.child import Child
+from downstream.serving.dicom.index import index_name
 from downstream.serving.limits import Limits
 from downstream.serving.orders import PromptWork
 from downstream.serving.settings import Places
@@ -57,7 +58,7 @@ class Prompting:
         out.mkdir(mode=0o700)
         try:
             answer = self._asked.ask(job, served, prompts, out)
-            for name in ("mask.nii.gz", "mask.dcm"):
+            for name in ("mask.nii.gz", index_name("mask.dcm"), "mask.dcm"):
                 target = self._places.results / job / name
                 target.unlink(missing_ok=True)
                 if (out / name).exists():

@@ -32,7 +32,7 @@ from core_mri.errors import CoreMRIError, ServingError
 from core_mri.launch import ray_cluster
 from core_mri.runs import write_atomically, writing
 from downstream.serving.app import make_app
-from downstream.serving.assembly import assemble, described, has_networks
+from downstream.serving.assembly import assemble, described, has_networks, open_boards
 from downstream.serving.limits import Limits
 from downstream.serving.orders import JobWork
 from downstream.serving.replicas import MARK, Answerer, JobRunner, check_shared
@@ -45,8 +45,8 @@ from downstream.serving.worker import FAULT, Lost
 log = logging.getLogger(__name__)
 
 APP, HTTP, JOBS, PROMPTS = "core-mri", "http", "jobs", "prompts"
-_TOLD = ("sha256", "source", "mask")
-"""Of a request; its name may name a patient and goes nowhere."""
+_KEPT = ("name",)
+"""Of a request: it may name a patient and goes nowhere."""
 _NODE_S = 240.0
 """Until every node has answered; a busy one takes a minute to start a worker."""
 
@@ -71,6 +71,8 @@ def serve_on_ray(config: ServeConfig, *, started: Callable[[str], None]) -> None
         RunError: RUN-02 when the cluster cannot be reached.
         ServingError: SERVE-01 and SERVE-02 as `serve`; SERVE-70 to SERVE-72.
         WeightsError: For weights that cannot be served.
+        LeaderboardError: BOARD-01 for a folder that is no leaderboard.
+        ConfigError: CONFIG-05 for two leaderboards of one name.
     """
     from ray import serve
 
@@ -78,7 +80,12 @@ def serve_on_ray(config: ServeConfig, *, started: Callable[[str], None]) -> None
     os.umask(0o077)
     log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
-    config = replace(config, sources=tuple(map(_absolute, config.sources)))
+    open_boards(config.leaderboards)
+    config = replace(
+        config,
+        sources=tuple(map(_absolute, config.sources)),
+        leaderboards=tuple(folder.resolve() for folder in config.leaderboards),
+    )
     stop = threading.Event()
     address = None if config.ray == "local" else config.ray
     with (
@@ -156,7 +163,8 @@ class Front:
             return RemoteJob(jobs, work, memory_gb)
 
         asked = RemoteScans(prompts, config.limits)
-        self.service = assemble(config, places, sources, begin, asked)
+        boards = open_boards(config.leaderboards)
+        self.service = assemble(config, places, sources, begin, asked, boards)
         self._tokens = tokens
         self.service.workers.start()
 
@@ -181,7 +189,7 @@ class RemoteJob:
     """
 
     def __init__(self, jobs: Any, work: JobWork, memory_gb: float) -> None:
-        told = {name: work.request[name] for name in _TOLD if name in work.request}
+        told = {name: value for name, value in work.request.items() if name not in _KEPT}
         # The key of the pseudonyms lies in the data folder and need not travel.
         work = replace(work, request=told, key=b"", scratch=Path())
         self._messages: queue.Queue[dict[str, Any] | Lost] = queue.Queue()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core_mri.errors import ConfigError
+from core_mri.errors import ConfigError, DataError
 from core_mri.files.scans import read_volume, write_volume
 from core_mri.runs import write_atomically
 from core_mri.version import __version__
+from downstream.serving.dicom.index import write_indexes
 from downstream.serving.intake import Intake
 from downstream.serving.packing import pack, unpack_own
 from downstream.serving.preview import strip
@@ -23,13 +24,51 @@ if TYPE_CHECKING:
     from core_mri.predictor import Predictor
     from core_mri.volume import Volume
 
+_KINDS = {"segment": "segmentation", "prompt": "prompts"}
 Progress = Callable[[float, str], None]
 
 
+def store_job(
+    intake: Intake, served: Served | None, out: Path, *, device: str, progress: Progress
+) -> dict[str, Any]:
+    """Keep DICOM objects as they are after de-identification; segment them where that is possible.
+
+    Whatever their images make up, the objects are stored: several series, a localizer.
+
+    Returns:
+        The report; ``not_segmented`` says why there is no mask, if weights would give one.
+    """
+    series = {path.parent for path in intake.path.rglob("*") if path.is_file()}
+    why = f"{len(series)} series" if len(series) > 1 else ""
+    if not why:
+        try:
+            return segment_job(intake, served, out, device=device, progress=progress)
+        except DataError as error:
+            why = error.code
+    for path in out.iterdir():
+        path.unlink()
+    pack(intake.path, out / "images.zip")
+    return {
+        "notice": f"Research use only, {NOT_DIAGNOSTIC}.",
+        "kind": "stored",
+        "version": __version__,
+        "layout": intake.layout,
+        "not_segmented": why,
+        "held_back": intake.held_back,
+    }
+
+
 def segment_job(
-    intake: Intake, served: Served, out: Path, *, device: str, progress: Progress
+    intake: Intake, served: Served | None, out: Path, *, device: str, progress: Progress
 ) -> dict[str, Any]:
     """Write the scan, and its mask where the weights name structures, to `out`.
+
+    Args:
+        intake: A clean scan.
+        served: Weights; None writes the scan alone.
+        out: An empty folder.
+        device: Where they run.
+        progress: Told the finished part and what is going on.
 
     Returns:
         The report.
@@ -45,9 +84,9 @@ def segment_job(
         pack(intake.path, out / "images.zip")
     facts: dict[str, Any] = {
         "notice": f"Research use only, {NOT_DIAGNOSTIC}.",
-        "kind": "segmentation" if served.role == "segment" else "prompts",
-        "source": served.name,
-        "weights_sha256": served.sha256,
+        "kind": _KINDS[served.role] if served is not None else "stored",
+        "source": served.name if served is not None else "",
+        "weights_sha256": served.sha256 if served is not None else "",
         "version": __version__,
         "layout": intake.layout,
         "shape": list(volume.shape),
@@ -57,7 +96,7 @@ def segment_job(
     }
     array = np.asarray(volume.array, np.float32)
     write_atomically(out / "preview.png", strip({"scan": array[..., array.shape[2] // 2].T}))
-    if served.role == "segment":
+    if served is not None and served.role == "segment":
         progress(0.5, "segmenting")
         predictor = predictor_of(served, device)
         mask = predictor.segment(volume)
@@ -140,10 +179,9 @@ class PromptedScan:
             boxes=[[int(value) for value in box] for box in boxes],
             points=[[int(value) for value in point] for point in points],
         )
-        return {
-            "structures": write_mask(mask, self._volume, out, self._series, {}),
-            "likeness": likeness(self._predictor.judgement),
-        }
+        structures = write_mask(mask, self._volume, out, self._series, {})
+        write_indexes(out)
+        return {"structures": structures, "likeness": likeness(self._predictor.judgement)}
 
     def _box(self, box: list[float]) -> list[int]:
         corners = np.array([self._voxel(box[:3]), self._voxel(box[3:])])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core_mri.errors import ServingError
+from downstream.leaderboard.board import Board
 from downstream.serving.limits import Limits
 from downstream.serving.observing import Metrics
 from downstream.serving.prompting import Prompting
@@ -54,6 +55,7 @@ class Service:
         places: Folders.
         sources: What is served.
         limits: What users may ask.
+        boards: Leaderboards by name.
     """
 
     store: Store
@@ -64,6 +66,7 @@ class Service:
     places: Places
     sources: tuple[Served, ...]
     limits: Limits
+    boards: Mapping[str, Board] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.stopping = False
@@ -92,24 +95,10 @@ class Service:
                 "a source that is not served.",
                 fix=f"Choose one of {', '.join(s.name for s in self.sources)}.",
             )  # fmt: skip
-        if self.stopping:
-            raise Refused(503, "SERVE-04", "the service is stopping.", retry_s=30)
-        unfinished, kept = self.store.count(user)
-        full = unfinished >= self.limits.jobs or kept >= self.limits.kept_jobs
         # A known key costs nothing and must work for ever.
         is_known = idempotency is not None and self.store.knows(user, idempotency)
-        if full and not is_known:
-            raise Refused(
-                429, "SERVE-04",
-                f"{unfinished} unfinished jobs of {kept}; {self.limits.jobs} of "
-                f"{self.limits.kept_jobs} are allowed.",
-                fix="Wait until some are done, or delete some.", retry_s=30,
-            )  # fmt: skip
-        if not is_known and self.store.spooled() + size > self.limits.spool_gb * 1e9:
-            raise Refused(
-                429, "SERVE-04", "no room for another upload now.", fix="Come again later.",
-                retry_s=60,
-            )  # fmt: skip
+        if not is_known or self.stopping:
+            self.check_room(user, size)
         job, new = self.store.create(user, request, size, idempotency)
         if not new and (dict(job.request), job.size) != (dict(request), size):
             raise Refused(
@@ -117,6 +106,28 @@ class Service:
                 fix="Use a new key.",
             )  # fmt: skip
         return job, new
+
+    def check_room(self, user: str, size: int) -> None:
+        """Whether a user may have another job, of so many bytes.
+
+        Raises:
+            Refused: 429 for too many jobs or bytes, 503 while the service stops.
+        """
+        if self.stopping:
+            raise Refused(503, "SERVE-04", "the service is stopping.", retry_s=30)
+        unfinished, kept = self.store.count(user)
+        if unfinished >= self.limits.jobs or kept >= self.limits.kept_jobs:
+            raise Refused(
+                429, "SERVE-04",
+                f"{unfinished} unfinished jobs of {kept}; {self.limits.jobs} of "
+                f"{self.limits.kept_jobs} are allowed.",
+                fix="Wait until some are done, or delete some.", retry_s=30,
+            )  # fmt: skip
+        if self.store.spooled() + size > self.limits.spool_gb * 1e9:
+            raise Refused(
+                429, "SERVE-04", "no room for another upload now.", fix="Come again later.",
+                retry_s=60,
+            )  # fmt: skip
 
     def get(self, user: str, identity: str) -> Job:
         """A job of this user.
@@ -219,6 +230,11 @@ class Service:
         job = self.get(user, identity)
         if job.state != "done":
             raise Refused(409, "SERVE-07", f"the job is {job.state}, not done.")
+        if not {"image.nii.gz", "reconstruction.nii.gz"} & {n for n, _ in self.results(identity)}:
+            raise Refused(
+                409, "SERVE-07", "the job holds no single image.",
+                fix="Store one series at a time.",
+            )  # fmt: skip
         served = find(self.sources, source, "prompt")
         if served is None:
             raise Refused(

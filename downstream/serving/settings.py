@@ -16,6 +16,7 @@ from core_mri.errors import ConfigError, CoreMRIError, RunError, ServingError
 from core_mri.runs import locked, writing
 from downstream.reconstruction.config import names_weights
 from downstream.serving.limits import Limits
+from downstream.serving.neighbors import Neighbors, check_reach
 from downstream.serving.sources import SOLVERS, is_solver
 from downstream.serving.tokens import is_loopback
 
@@ -44,6 +45,8 @@ class ServeConfig:
     """Lines NAME:TOKEN, mode 600; each name sees its own jobs only."""
     data_dir: Path = Path("core-mri-serve")
     """Queue, sealed uploads, results, and the key of the pseudonyms; mode 700."""
+    leaderboards: tuple[Path, ...] = ()
+    """Folders of `core-mri leaderboard create`."""
     workers: int = 1
     """Jobs at once; each uses all cores of its machine for slices of raw data."""
     device: str = "auto"
@@ -52,12 +55,16 @@ class ServeConfig:
     """Run on a Ray cluster (extra `serve-ray`): auto, HOST:PORT, ray://HOST:PORT, or local, which
     starts one on this machine. --workers is then the largest number of replicas; --data-dir must be
     one file system, under the same path, for this command and all nodes."""
+    neighbors: Annotated[Neighbors, tyro.conf.arg(name="")] = field(default_factory=Neighbors)
+    """MRD and DIMSE; not with --ray."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     """What a user may ask."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError("CONFIG-01", "SOURCE: give at least one, such as wavelet.")
+        if not (self.sources or self.leaderboards):
+            raise ConfigError(
+                "CONFIG-01", "SOURCE: give at least one, such as wavelet, or --leaderboards."
+            )
         for source in self.sources:
             if not (is_solver(source) or names_weights(source)):
                 raise ConfigError(
@@ -75,6 +82,14 @@ class ServeConfig:
                 f"--host {self.host}: others could reach the service, which needs tokens.",
                 fix="Give --token-file FILE with lines NAME:TOKEN, and put a proxy with TLS before "
                 "it.",
+            )
+        check_reach(self.neighbors, self.host)
+        if self.ray and (self.neighbors.mrd or self.neighbors.dimse):
+            raise ConfigError(
+                "CONFIG-05",
+                "--mrd and --dimse: these doors open in one process, not with --ray.",
+                fix="Start another `core-mri serve` for them, without --ray, with a --data-dir of "
+                "its own. DICOMweb works on Ray.",
             )
 
 

@@ -58,7 +58,7 @@ def describe(source: str, device: str) -> Served:
     from downstream.reconstruction.network import weights_hash
 
     model = load_model(source, device=device)
-    name = _name(source)
+    name = name_of(source)
     digest = weights_hash(source)
     if isinstance(model, Reconstructor):
         return Served(name, source, "reconstruct", {}, digest)
@@ -79,6 +79,22 @@ def find(sources: Sequence[Served], name: str, role: Role) -> Served | None:
     return next((served for served in fitting if name in ("", served.name)), None)
 
 
+def reconstructing(sources: Sequence[Served]) -> tuple[Served, ...]:
+    """Those that take raw data.
+
+    Raises:
+        ConfigError: CONFIG-05 when none does.
+    """
+    found = tuple(served for served in sources if served.role == "reconstruct")
+    if not found:
+        names = ", ".join(served.name for served in sources)
+        raise ConfigError(
+            "CONFIG-05", f"SOURCE {names}: reconstructs no raw data, which MRD streams bring.",
+            fix="Give wavelet, or weights of a reconstruction network.",
+        )  # fmt: skip
+    return found
+
+
 def check_names(sources: Sequence[Served]) -> None:
     """Refuse two sources of one name.
 
@@ -92,7 +108,8 @@ def check_names(sources: Sequence[Served]) -> None:
         )
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
+    """What weights are called: the name of their folder or file, with the family in front."""
     family, _, file = source.rpartition(":")
     stem = Path(file).resolve().name
     if stem == "weights":  # of a run folder

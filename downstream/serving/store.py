@@ -79,6 +79,27 @@ class Store:
         with self._lock:
             self._db.close()
 
+    def create_queued(
+        self, identity: str, owner: str, request: Mapping[str, Any], size: int, idempotency: str
+    ) -> None:
+        """A new job whose upload has arrived already; an older one loses its key to it."""
+        now = time.time()
+        with self._lock:
+            self._db.execute(
+                "UPDATE jobs SET idempotency = NULL WHERE owner = ? AND idempotency = ?",
+                (owner, idempotency),
+            )
+            self._db.execute(
+                "INSERT INTO jobs (id, owner, idempotency, request, size, received, state, created,"
+                " updated) VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?)",
+                (identity, owner, idempotency, json.dumps(request), size, size, now, now),
+            )
+
+    def of_key(self, owner: str, idempotency: str) -> Job | None:
+        """The job that was made with this key."""
+        with self._lock:
+            return self._row("owner = ? AND idempotency = ?", owner, idempotency)
+
     def create(
         self, owner: str, request: Mapping[str, Any], size: int, idempotency: str | None
     ) -> tuple[Job, bool]:
@@ -101,8 +122,7 @@ class Store:
 
     def knows(self, owner: str, idempotency: str) -> bool:
         """Whether a job was made with this key."""
-        with self._lock:
-            return self._row("owner = ? AND idempotency = ?", owner, idempotency) is not None
+        return self.of_key(owner, idempotency) is not None
 
     def get(self, identity: str, owner: str | None = None) -> Job | None:
         """A job; with `owner` only if it is theirs."""

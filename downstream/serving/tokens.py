@@ -31,6 +31,11 @@ class Tokens:
         """Whether a request needs one."""
         return bool(self._users)
 
+    @property
+    def users(self) -> frozenset[str]:
+        """All that may come."""
+        return frozenset(self._users.values()) if self.demanded else frozenset({LOCAL})
+
     def user_of(self, authorization: str | None) -> str | None:
         """The user of an ``Authorization: Bearer TOKEN`` header, None for a wrong one."""
         if not self.demanded:

@@ -12,13 +12,18 @@ import torch
 
 from core_mri.errors import CoreMRIError, ServingError
 from core_mri.runs import write_atomically
+from downstream.serving.dicom.index import write_indexes
 from downstream.serving.intake import kind_of, take_in
+from downstream.serving.mrd.connection import do_mrd
 from downstream.serving.orders import JobWork, PromptWork
 from downstream.serving.reconstruction_job import reconstruct_job
 from downstream.serving.results import as_json
-from downstream.serving.segmentation_job import PromptedScan, segment_job
+from downstream.serving.segmentation_job import PromptedScan, segment_job, store_job
 from downstream.serving.sources import Served, describe, find
 from downstream.serving.spool import Spool
+from downstream.serving.submission_job import submission_job
+
+__all__ = ["do_describe", "do_job", "do_mrd", "do_prompts"]
 
 for _name in (
     "cryptography.hazmat.primitives.ciphers.aead", "h5py", "ismrmrd",
@@ -45,18 +50,29 @@ def do_job(work: JobWork, tell: Tell, _hear: Hear) -> Message:
 
     progress(0.0, "unsealing")
     sent = _unsealed(work)
-    kind = kind_of(sent)
+    if "leaderboard" in work.request:
+        report = submission_job(sent, work, progress)
+        write_atomically(work.out / "report.json", as_json(report))
+        return report
+    boundary = str(work.request.get("boundary", ""))
+    kind = "multipart" if boundary else kind_of(sent)
     served = _source(work, is_raw=kind in ("hdf5", "npy"))
     progress(0.03, "de-identifying")
     (work.scratch / "clean").mkdir()
-    intake = take_in(sent, kind, work.scratch / "clean", work.key)
-    if intake.is_raw:
+    intake = take_in(
+        sent, kind, work.scratch / "clean", work.key, boundary=boundary,
+        study=str(work.request.get("study", "")),
+    )  # fmt: skip
+    if work.request.get("store"):
+        report = store_job(intake, served, work.out, device=work.device, progress=progress)
+    elif intake.is_raw and served is not None:
         report = reconstruct_job(
             intake, served, work.request, work.out, work.scratch, seed=work.job,
             device=work.device, progress=progress,
         )  # fmt: skip
     else:
         report = segment_job(intake, served, work.out, device=work.device, progress=progress)
+    write_indexes(work.out)
     write_atomically(work.out / "report.json", as_json(report))
     return report
 
@@ -97,14 +113,19 @@ def _unsealed(work: JobWork) -> Path:
     return path
 
 
-def _source(work: JobWork, *, is_raw: bool) -> Served:
-    """The source that was asked for, or the first one that takes such a file."""
+def _source(work: JobWork, *, is_raw: bool) -> Served | None:
+    """The source that was asked for, or the first one that takes such a file.
+
+    None where objects are only stored.
+    """
     name = work.request.get("source") or ""
     roles = ("reconstruct",) if is_raw else ("segment", "prompt")
     for role in roles:
         served = find(work.sources, name, role)  # type: ignore[arg-type]
         if served is not None:
             return served
+    if work.request.get("store"):
+        return None
     what = "raw data, which is reconstructed" if is_raw else "images, which are segmented"
     wanted = "images (a zip of one DICOM series, NIfTI)" if is_raw else "raw data (HDF5)"
     raise ServingError(

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +78,7 @@ class Workers:
         device: Where networks run.
         begin: Where jobs run.
         ended: Told each job that ended, its state and its seconds.
+        boards: Folders of the leaderboards by name.
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class Workers:
         device: str,
         begin: Start,
         ended: Callable[[str, float], None],
+        boards: Mapping[str, Path],
     ) -> None:
         self._store, self._spool, self._places = store, spool, places
         self._sources, self._key, self._limits, self._device = sources, key, limits, device
-        self._begin, self._ended = begin, ended
+        self._begin, self._ended, self._boards = begin, ended, boards
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._stop_by = float("inf")
@@ -172,7 +174,7 @@ class Workers:
             folder.mkdir(mode=0o700)
         work = JobWork(
             job.id, job.size, dict(job.request), self._spool.folder, scratch, out, self._sources,
-            self._key, self._device,
+            self._key, self._device, self._boards,
         )  # fmt: skip
         running = self._begin(work)
         try:

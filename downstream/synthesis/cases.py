@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from downstream.segmentation.sequences import read_channels
 
 if TYPE_CHECKING:
     from data_registry.catalogue import Registry
+    from data_registry.schema import VolumeRow
     from downstream.config import Task
     from downstream.synthesis.config import Anatomy
 
@@ -26,18 +27,16 @@ _MOST_VOXELS = 20_000
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One labelled scan of a training patient."""
+    """One labelled scan, or label map, of a training patient."""
 
-    pair: Pair
+    subject: str
+    """Pseudonym of the patient."""
+    label_volume: str
+    """Id of the label volume."""
     channels: npt.NDArray[np.float32]
-    """[Q, S, H, W] in [0, 1]."""
+    """[Q, S, H, W] in [0, 1]; Q is 0 for a label map without a scan."""
     labels: Volume
     """[S, H, W] uint8: 0, structures of the task from 1, then tissues; on the stored grid."""
-
-    @property
-    def subject(self) -> str:
-        """Pseudonym of the patient."""
-        return self.pair.image.subject_id
 
 
 def training_pairs(
@@ -77,7 +76,8 @@ def read_case(registry: Registry, pair: Pair, task: Task, anatomy: Anatomy, seed
     classes = read_mask(registry, pair, task)
     whole = complete(channels, classes, len(task.labels), anatomy, seed)
     affine = np.array(pair.image.affine).reshape(4, 4)
-    return Case(pair, channels, Volume(whole, affine, kind="label"))
+    labels = Volume(whole, affine, kind="label")
+    return Case(pair.image.subject_id, pair.label.volume_id, channels, labels)
 
 
 def class_names(task: Task, anatomy: Anatomy) -> dict[int, str]:
@@ -129,9 +129,9 @@ def complete(
     return whole
 
 
-def licence_of(pairs: Sequence[Pair]) -> str:
+def licence_of(volumes: Iterable[VolumeRow]) -> str:
     """SPDX expression of all sources together."""
-    licences = sorted({row.licence for pair in pairs for row in pair.volumes})
+    licences = sorted({row.licence for row in volumes})
     if "unknown" in licences:
         return "unknown"
     return " AND ".join(f"({one})" if " " in one else one for one in licences)

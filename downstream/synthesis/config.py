@@ -9,8 +9,12 @@ from typing import Literal
 from core_mri.errors import ConfigError
 from core_mri.models.generator_config import GeneratorConfig
 from core_mri.physics.label_to_image import Physics
+from data_registry.schema import Codec
 from downstream.config import SuiteConfig, Task
 from downstream.synthesis.edits import Edit
+
+PHYSICS = "physics"
+"""Name of the generator that needs no training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +53,20 @@ class GeneratorTraining:
     """Spade: weight of the divergence of styles from a normal distribution."""
     discriminator_width: int = 32
     """Spade: channels of the first layer of the two patch discriminators."""
+    autoencoder_steps: int = 2000
+    """Latent diffusion: the first steps, which train the autoencoder; the others train the
+    diffusion of its codes, which then stay as they are."""
+    code_divergence: float = 1e-6
+    """Latent diffusion: weight of the divergence of codes from a normal distribution, summed over a
+    code, beside the mean absolute error of pixels."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.learning_rate, self.discriminator_width) <= 0:
             raise ConfigError(
                 "CONFIG-05", "batch_size, learning_rate and discriminator_width must be positive."
             )
+        if self.autoencoder_steps < 1:
+            raise ConfigError("CONFIG-05", "autoencoder_steps must be 1 or more.")
         if not 0 <= self.ema < 1:
             raise ConfigError("CONFIG-05", f"ema must lie in [0, 1), got {self.ema}.")
 
@@ -74,6 +86,9 @@ class TrainConfig:
     """Of the weights, the batches and the noise."""
     steps: int = 20_000
     """Optimiser steps."""
+    seconds: float = 0.0
+    """Stop after so many seconds of steps, however many of them are left; 0 makes them all. What
+    comes out then depends on the machine; ``metrics.jsonl`` tells how many steps were made."""
     patients: int = 0
     """Train on so many patients only, the first of the seeded draw that a few-shot run of the same
     seed makes; 0 takes all of the train split."""
@@ -90,9 +105,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_task(self.task)
-        if min(self.steps, self.checkpoint_every) < 1 or self.patients < 0:
+        first = self.training.autoencoder_steps
+        if self.generator.space == "latent" and self.steps <= first:
             raise ConfigError(
-                "CONFIG-05", "steps and checkpoint_every must be 1 or more, patients 0 or more."
+                "CONFIG-05",
+                f"steps {self.steps} are no more than training.autoencoder_steps {first}: nothing "
+                "is left for the diffusion.",
+            )
+        if min(self.steps, self.checkpoint_every) < 1 or min(self.patients, self.seconds) < 0:
+            raise ConfigError(
+                "CONFIG-05",
+                "steps and checkpoint_every must be 1 or more, patients and seconds 0 or more.",
             )
 
 
@@ -112,6 +135,9 @@ class LesionPlan:
     """As `downstream.synthesis.edits.Edit`."""
     clear: bool = False
     """Heal the patient's own lesions first."""
+    shapes: str = ""
+    """SQL condition on label volumes of the train split whose structure of this name gives the
+    shapes, such as source = 'open_ms_data'; empty takes those of the samples' own patients."""
 
     def __post_init__(self) -> None:
         low, high = self.volume_ml
@@ -134,7 +160,7 @@ class SampleConfig:
     """New folder for the pairs; an unfinished run of the same configuration is continued."""
     task: Task
     """Which label maps and structures."""
-    generator: str = "physics"
+    generator: str = PHYSICS
     """physics, or the weights folder of a trained generator."""
     source: str = "synthetic"
     """Name of the source that the pairs become."""
@@ -148,12 +174,25 @@ class SampleConfig:
     """How label maps become whole anatomies; a trained generator brings its own."""
     lesions: LesionPlan = field(default_factory=LesionPlan)
     """What is edited."""
+    label_maps: str = ""
+    """Physics alone: SQL condition on label volumes of the train split that are whole anatomies by
+    themselves, such as source = 'synthseg'. They need no scan, and neither `task.where`, `patients`
+    nor `anatomy` are read; values that the task does not name are tissues, called value N."""
+    signals: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    """Physics alone: sequence (empty where the task names none) to range of the mean signal by
+    name of a structure or tissue, with * and ?; the first that fits counts, others are drawn from
+    `physics.mean`. It makes a contrast that looks like a certain sequence."""
+    deform: bool = True
+    """Turn, scale and bend every label map as `physics` says, before lesions are put in: no sample
+    then shows the anatomy of a patient as it is."""
     physics: Physics = field(default_factory=Physics)
-    """How far scans of the physics generator vary."""
+    """How far anatomies vary, and scans of the physics generator."""
     ingest: bool = True
     """Add the pairs to the registry at once."""
     key_file: Path | None = None
     """Project key of the registry; the one beside it when None."""
+    compression: Codec = "bitshuffle-lz4"
+    """How the registry stores the pairs: bitshuffle-lz4, or none, which needs no filter of HDF5."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -161,6 +200,25 @@ class SampleConfig:
         check_task(self.task)
         if self.count < 1 or self.patients < 0:
             raise ConfigError("CONFIG-05", "count must be 1 or more, patients 0 or more.")
+        if self.generator != PHYSICS and (self.label_maps or self.signals):
+            raise ConfigError(
+                "CONFIG-05",
+                "label_maps and signals are for the generator physics; a trained one brings its "
+                "own contrast and is given labelled scans.",
+            )
+        sequences = self.task.sequences or ("",)
+        if strange := sorted(set(self.signals) - set(sequences)):
+            raise ConfigError(
+                "CONFIG-05",
+                f"signals: {strange} are no sequences of the task, which are {list(sequences)}.",
+            )
+        for names in self.signals.values():
+            for name, (low, high) in names.items():
+                if not 0 <= low <= high <= 1:
+                    raise ConfigError(
+                        "CONFIG-05",
+                        f"signals of {name!r} must ascend within [0, 1], got ({low:g}, {high:g}).",
+                    )
         if not self.source.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(
                 "CONFIG-05",
@@ -191,7 +249,7 @@ class EditConfig:
     place of inserting one."""
     edit: Edit = field(default_factory=Edit)
     """What is asked for."""
-    generator: str = "physics"
+    generator: str = PHYSICS
     """physics, or the weights folder of a trained generator of these structures."""
     physics: Physics = field(default_factory=lambda: Physics(rotation=0, scale=0, shift=0,
                                                              displacement=0))  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,14 +14,15 @@ import numpy.typing as npt
 import torch
 
 from core_mri.devices import select_device
-from core_mri.errors import DataError, WeightsError
+from core_mri.errors import ConfigError, DataError, WeightsError
 from core_mri.models.generator import Generator
-from core_mri.physics.label_to_image import Physics, deformed, scan_of
+from core_mri.physics.label_to_image import Physics, Range, deformed, scan_of
 from core_mri.slice_grid import mask_to_square, patch_grid
 from core_mri.volume import Volume
 from core_mri.weights import load_model
 from core_mri.weights.folder import find_folder, read_config
 from downstream.segmentation.examples import mixed
+from downstream.segmentation.structures import without_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,33 +59,57 @@ class PhysicsMaker:
     Args:
         physics: How far scans vary.
         sequences: Names of the sequences.
+        names: Class to name; those that differ in left and right alone share one signal.
+        signals: Sequence to name, with * and ?, to range of the mean signal.
+
+    Raises:
+        ConfigError: CONFIG-05 when signals are told for a name that no class has.
     """
 
     subjects: tuple[str, ...] = ()
 
-    def __init__(self, physics: Physics, sequences: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        physics: Physics,
+        sequences: tuple[str, ...],
+        names: Mapping[int, str] | None = None,
+        signals: Mapping[str, Mapping[str, Range]] | None = None,
+    ) -> None:
         self.physics = physics
         self.sequences = sequences
+        self.signals = signals or {}
+        both: dict[str, list[int]] = defaultdict(list)
+        for value, name in (names or {}).items():
+            both[without_side(name)].append(value)
+        self._groups = [values for values in both.values() if len(values) > 1]
+        self._means = {
+            sequence: _ranges(names or {}, self.signals.get(sequence, {})) for sequence in sequences
+        }
 
     @property
     def facts(self) -> dict[str, Any]:
         """As `Maker.facts`."""
-        return {"kind": "physics", **asdict(self.physics)}
+        told = {"signals": self.signals} if self.signals else {}
+        return {"kind": "physics", **asdict(self.physics), **told}
 
     def side(self, labels: Volume) -> int:
         """The larger of rows and columns: voxels are those of the label map."""
         return max(labels.shape[1:])
 
     def make(self, labels: Volume, seed: int) -> Scan:
-        """As `Maker.make`; the anatomy is deformed, and its labels with it."""
+        """As `Maker.make`."""
         given = torch.from_numpy(labels.array.astype(np.int64))
-        moved = deformed(given, seed, self.physics)
         channels = [
-            scan_of(moved, mixed(seed, number), self.physics)
-            for number in range(len(self.sequences))
+            scan_of(
+                given,
+                mixed(seed, number),
+                self.physics,
+                groups=self._groups,
+                means=self._means[sequence],
+            )
+            for number, sequence in enumerate(self.sequences)
         ]
-        array = moved.numpy().astype(labels.array.dtype)
-        return Scan(torch.stack(channels).numpy(), labels.with_array(array))
+        return Scan(torch.stack(channels).numpy(), labels)
 
 
 class TrainedMaker:
@@ -153,6 +181,34 @@ class TrainedMaker:
         device = next(self.model.parameters()).device
         images = self.model.generate(given.to(device), seed).cpu().numpy()
         return Scan(np.ascontiguousarray(images.swapaxes(0, 1)), labels)
+
+
+def _ranges(names: Mapping[int, str], signals: Mapping[str, Range]) -> dict[int, Range]:
+    """Range of the signal by class, where one is told.
+
+    Raises:
+        ConfigError: CONFIG-05 when a pattern fits no name.
+    """
+    for pattern in signals:
+        if not any(fnmatchcase(name, pattern) for name in names.values()):
+            raise ConfigError(
+                "CONFIG-05",
+                f"signals: no structure or tissue is called {pattern!r}; there are "
+                f"{', '.join(names.values())}.",
+            )
+    found = {}
+    for value, name in names.items():
+        fitting = [told for pattern, told in signals.items() if fnmatchcase(name, pattern)]
+        if fitting:
+            found[value] = fitting[0]
+    return found
+
+
+def moved(labels: Volume, seed: int, physics: Physics) -> Volume:
+    """A label map [S, side, side] turned, scaled, shifted and bent, all slices alike."""
+    given = torch.from_numpy(labels.array.astype(np.int64))
+    array = deformed(given, seed, physics).numpy()
+    return labels.with_array(array.astype(labels.array.dtype))
 
 
 def on_square(labels: Volume, side: int) -> Volume:

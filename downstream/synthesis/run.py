@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from core_mri.config import load_config, to_mapping
 from core_mri.devices import is_main, select_device
 from core_mri.errors import ConfigError, DataError
 from core_mri.launch import Workers, launch, preemption_due
+from core_mri.models.generator_config import GeneratorConfig
 from core_mri.runs import Run
 from core_mri.slice_grid import SliceGrid
 from core_mri.training.loop import fit
-from core_mri.training.parallel import any_worker
+from core_mri.training.parallel import any_worker, sum_numbers
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
 from downstream.cohort import fingerprint
@@ -26,7 +28,8 @@ from downstream.segmentation.data import Pair
 from downstream.segmentation.structures import sided
 from downstream.synthesis.cases import Case, class_names, licence_of, read_case, training_pairs
 from downstream.synthesis.config import TrainConfig
-from downstream.synthesis.train import TRAINERS, GeneratorTrainer
+from downstream.synthesis.latent import LatentTrainer
+from downstream.synthesis.train import DiffusionTrainer, GeneratorTrainer, SpadeTrainer
 
 
 def train(config: TrainConfig, *, resume: bool = False, workers: Workers | None = None) -> Path:
@@ -74,6 +77,13 @@ def worker(payload: Mapping[str, Any]) -> None:
             )
         trainer.restore(state)
 
+    since = time.monotonic()
+
+    def enough() -> bool:
+        """Whether the time is up for any worker."""
+        late = time.monotonic() - since >= config.seconds
+        return bool(config.seconds) and sum_numbers({"late": float(late)})["late"] > 0
+
     with Run.open(config.out, config, main=is_main()) as run:
         fit(
             trainer.step,
@@ -85,6 +95,7 @@ def worker(payload: Mapping[str, Any]) -> None:
             description=f"generator of {task.name}",
             interrupted=any_worker(run),
             urgent=preemption_due,
+            enough=enough,
         )
         if run.main:
             save_model(trainer.finish(), config.out / "weights", card_of(config, task, pairs))
@@ -112,7 +123,7 @@ def make_trainer(
         parts.append((images[shown], labels[shown]))
     if not any(len(images) for images, _ in parts):
         raise DataError("DATA-09", f"task {task.name}: no training slice shows anything.")
-    return TRAINERS[config.generator.kind](
+    return trainer_of(config.generator)(
         torch.cat([images for images, _ in parts]),
         torch.cat([labels for _, labels in parts]),
         config=config.generator,
@@ -122,6 +133,13 @@ def make_trainer(
         seed=config.seed,
         device=select_device(config.device),
     )
+
+
+def trainer_of(config: GeneratorConfig) -> type[SpadeTrainer] | type[DiffusionTrainer]:
+    """What trains a generator."""
+    if config.kind == "spade":
+        return SpadeTrainer
+    return LatentTrainer if config.space == "latent" else DiffusionTrainer
 
 
 def on_grid(case: Case, size: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +159,7 @@ def card_of(config: TrainConfig, task: Task, pairs: Sequence[Pair]) -> dict[str,
         "data": {"patients": len(patients), "scans": len(pairs)},
         "sources": [{"name": name, "licence": licence} for name, licence in sources],
         "training": {"steps": config.steps, "seed": config.seed, **to_mapping(config.training)},
-        "licence": licence_of(pairs),
+        "licence": licence_of(row for pair in pairs for row in pair.volumes),
         "subjects": patients,
         "anatomy": to_mapping(config.anatomy),
         "structures": list(task.labels),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,21 @@ from core_mri.volume import SLICE_ORIENTATION, Volume
 from data_registry.catalogue import Registry
 from data_registry.ingest import IngestConfig, ingest
 from data_registry.source_list import load_sources
-from downstream.config import Task
-from downstream.segmentation.data import Pair, read_mask
 from downstream.segmentation.examples import mixed
-from downstream.synthesis.cases import Case, class_names, licence_of, read_case, training_pairs
-from downstream.synthesis.config import Anatomy, EditConfig, LesionPlan, SampleConfig
+from downstream.synthesis.anatomies import Anatomies, anatomies_of, label_volumes, lesions_of
+from downstream.synthesis.cases import Case, licence_of
+from downstream.synthesis.config import PHYSICS, Anatomy, EditConfig, LesionPlan, SampleConfig
 from downstream.synthesis.copies import copied
 from downstream.synthesis.edits import Edit, Edited, change, check_values, heal, insert
 from downstream.synthesis.lesions import Shape, draw_shape, find_lesions
-from downstream.synthesis.makers import Maker, PhysicsMaker, Scan, TrainedMaker, on_square
+from downstream.synthesis.makers import (
+    Maker,
+    PhysicsMaker,
+    Scan,
+    TrainedMaker,
+    moved,
+    on_square,
+)
 from downstream.synthesis.pairs import pair_folders, write_pair, write_source
 from downstream.synthesis.run import on_grid
 
@@ -61,25 +67,29 @@ def sample(
         CoreMRIError: What went wrong, with its code; pairs that are whole are kept.
     """
     registry = Registry.open(config.registry)
-    task, pairs = training_pairs(registry, config.task, patients=config.patients, seed=config.seed)
-    maker, anatomy = _maker(config, task)
+    trained = None
+    if config.generator != PHYSICS:
+        trained = TrainedMaker(config.generator, config.device)
+    anatomy = Anatomy(**trained.card.get("anatomy", {})) if trained else config.anatomy
+    anatomies = anatomies_of(registry, config, anatomy)
+    maker = _maker(config, anatomies, trained)
+    factory = Factory(registry, anatomies, maker, config)
     with Run.open(config.out, config, resume=resume) as run:
         done = {folder.name for folder in pair_folders(config.out)}
-        factory = Factory(registry, task, pairs, maker, anatomy, config)
         for number in range(config.count):
             name = f"{config.source}-{number:05d}"
             if name not in done:
                 scan, provenance = factory.make(number)
-                values = [0, *task.labels.values(), *[0] * anatomy.tissues]
+                values = [anatomies.task.labels.get(n, 0) for n in ("", *anatomies.names.values())]
                 write_pair(config.out / name, scan, maker.sequences, provenance, values)
             on_progress(number + 1, config.count)
             if run.stop_requested:
                 raise KeyboardInterrupt
-        regions = {pair.image.region for pair in pairs}
+        regions = {row.region for row in anatomies.rows}
         source = write_source(
             config.out,
             config.source,
-            licence=licence_of(pairs),
+            licence=licence_of([*anatomies.rows, *factory.shape_volumes]),
             sequences=maker.sequences,
             region=regions.pop() if len(regions) == 1 else "unknown",
         )
@@ -89,6 +99,7 @@ def sample(
                 registry=config.registry,
                 sources=load_sources(source),
                 key_file=config.key_file,
+                compression=config.compression,
                 jobs=1,
             )
         )
@@ -100,29 +111,21 @@ class Factory:
 
     Args:
         registry: The registry.
-        task: With its structures.
-        pairs: Labelled training scans.
+        anatomies: Label maps.
         maker: What makes scans.
-        anatomy: How label maps become whole anatomies.
         config: What is asked for.
 
     Raises:
         ConfigError: CONFIG-05 when a lesion or tissue has no such name.
+        DataError: DATA-09 when no label volume has the shapes of the lesions.
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        task: Task,
-        pairs: Sequence[Pair],
-        maker: Maker,
-        anatomy: Anatomy,
-        config: SampleConfig,
+        self, registry: Registry, anatomies: Anatomies, maker: Maker, config: SampleConfig
     ) -> None:
-        self.registry, self.task, self.pairs, self.maker = registry, task, pairs, maker
-        self.anatomy, self.config = anatomy, config
-        self.names = class_names(task, anatomy)
-        self._values = {name: value for value, name in self.names.items()}
+        self.registry, self.anatomies, self.maker = registry, anatomies, maker
+        self.config = config
+        self._values = {name: value for value, name in anatomies.names.items()}
         plan = config.lesions
         asked = (plan.structure, *plan.inside) if plan.structure else ()
         if unknown := [name for name in asked if name not in self._values]:
@@ -131,7 +134,7 @@ class Factory:
                 f"lesions: no structure or tissue {', '.join(unknown)}; there are "
                 f"{', '.join(self._values)}.",
             )
-        self._case = functools.lru_cache(maxsize=4)(self._read)
+        self.shape_volumes = label_volumes(registry, plan.shapes) if plan.shapes else []
 
     def make(self, number: int) -> tuple[Scan, dict[str, Any]]:
         """Pair `number` and its provenance.
@@ -142,8 +145,10 @@ class Factory:
         """
         config = self.config
         seed = mixed(config.seed, number)
-        case = self._case(number % len(self.pairs))
+        case = self.anatomies.case(number % len(self.anatomies))
         labels = on_square(case.labels, self.maker.side(case.labels))
+        if config.deform:
+            labels = moved(labels, mixed(seed, 0), config.physics)
         labels, edits = self._edited(labels, case, seed)
         scan, scan_seed = self._scanned(labels, case, seed)
         if number == 0 and scan.labels.plane != case.labels.plane:
@@ -158,30 +163,22 @@ class Factory:
             "seed": config.seed,
             "scan_seed": scan_seed,
             "labels_of": case.subject,
-            "label_volume": case.pair.label.volume_id,
+            "label_volume": case.label_volume,
             "generated_from": sorted(parents),
             "generator": self.maker.facts,
-            "names": {str(value): name for name, value in self.task.labels.items()},
-            "anatomy": {str(value): name for value, name in self.names.items()},
-            "tissues": dataclasses.asdict(self.anatomy),
+            "names": {str(value): name for name, value in self.anatomies.task.labels.items()},
+            "anatomy": {str(value): name for value, name in self.anatomies.names.items()},
+            "deformed": config.deform,
             "edits": edits,
         }
 
-    def _read(self, number: int) -> Case:
-        return read_case(
-            self.registry, self.pairs[number], self.task, self.anatomy, self.config.seed
-        )
-
     @functools.cached_property
     def shapes(self) -> list[Shape]:
-        """The lesion library: every lesion of the training patients."""
-        value = self._values[self.config.lesions.structure]
-        found = []
-        for pair in self.pairs:
-            affine = np.array(pair.label.affine).reshape(4, 4)
-            mask = Volume(read_mask(self.registry, pair, self.task), affine, kind="label")
-            found += find_lesions(mask, [value], pair.image.subject_id)
-        return found
+        """The lesion library: every lesion of the patients that give shapes."""
+        structure = self.config.lesions.structure
+        if self.shape_volumes:
+            return lesions_of(self.registry, self.shape_volumes, structure, 1)
+        return self.anatomies.lesions(structure)
 
     def _edited(self, labels: Volume, case: Case, seed: int) -> tuple[Volume, list[dict[str, Any]]]:
         plan = self.config.lesions
@@ -239,8 +236,8 @@ class Factory:
         They are those of all pairs at hand; what else the generator saw is not in this run.
         """
         parts = []
-        for number in range(len(self.pairs)):
-            case = self._case(number)
+        for number in range(len(self.anatomies)):
+            case = self.anatomies.case(number)
             images, labels = on_grid(case, self.maker.side(case.labels))
             parts.append(images[labels.flatten(1).any(1), 0].numpy())
         return np.concatenate(parts)
@@ -265,12 +262,12 @@ def edit(config: EditConfig) -> dict[str, Any]:
     check_values(labels, names)
     labels = labels.with_array(labels.array.astype(np.uint8 if max(names) < 256 else np.int16))
     maker: Maker
-    if config.generator == "physics":
+    if config.generator == PHYSICS:
         maker = PhysicsMaker(config.physics, ("",))
     else:
         maker = TrainedMaker(config.generator, config.device)
         maker.check_labels(names)
-    labels = on_square(labels, maker.side(labels))
+    labels = moved(on_square(labels, maker.side(labels)), config.scan_seed, config.physics)
     edited = _edit(labels, config, {name: value for value, name in names.items()})
     scan = maker.make(edited.labels, config.scan_seed)
     facts = {
@@ -301,15 +298,13 @@ def _edit(labels: Volume, config: EditConfig, values: dict[str, int]) -> Edited:
     return insert(labels, shape, config.edit, value=value, inside=inside)
 
 
-def _maker(config: SampleConfig, task: Task) -> tuple[Maker, Anatomy]:
-    sequences = task.sequences or ("",)
-    if config.generator == "physics":
-        return PhysicsMaker(config.physics, sequences), config.anatomy
-    trained = TrainedMaker(config.generator, config.device)
-    anatomy = Anatomy(**trained.card.get("anatomy", {}))
-    trained.check_labels(class_names(task, anatomy))
+def _maker(config: SampleConfig, anatomies: Anatomies, trained: TrainedMaker | None) -> Maker:
+    sequences = anatomies.task.sequences or ("",)
+    if trained is None:
+        return PhysicsMaker(config.physics, sequences, anatomies.names, config.signals)
+    trained.check_labels(anatomies.names)
     trained.check_sequences(sequences)
-    return trained, anatomy
+    return trained
 
 
 def _volume(plan: LesionPlan, rng: np.random.Generator) -> float:

@@ -58,7 +58,7 @@ class GeneratorTrainer:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels = images.to(device), labels.to(device)
         self.training, self.seed, self.device = training, seed, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -106,8 +106,8 @@ class GeneratorTrainer:
         turned = rng.random(size) < 0.5 * self.training.mirror
         rows = own_rows(size)
         own, flip = torch.from_numpy(chosen[rows]), torch.from_numpy(turned[rows])
-        images, labels = self.images[own].to(self.device), self.labels[own].to(self.device)
-        flip = flip.to(self.device)
+        own, flip = own.to(self.device), flip.to(self.device)
+        images, labels = self.images[own], self.labels[own]
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
         labels = torch.where(flip[:, None, None], labels.flip(-1), labels)
         noise = _Noise(int(rng.integers(2**62)), size, rows, self.device)
@@ -121,7 +121,12 @@ class GeneratorTrainer:
         sum_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
-        if optimizer is self.optimizer and self.averaged is not None:
+        if optimizer is self.optimizer:
+            self._average(index)
+
+    def _average(self, index: int) -> None:
+        """Move the averaged weights after step `index`."""
+        if self.averaged is not None:
             momentum = min(self.training.ema, (1 + index) / (10 + index))
             update_ema(self.averaged, self.generator, momentum)
 
@@ -221,7 +226,7 @@ class SpadeTrainer(GeneratorTrainer):
 
 
 class DiffusionTrainer(GeneratorTrainer):
-    """Mean square error of v = sqrt(a) noise - sqrt(1 - a) image at random noise levels."""
+    """Mean square error of v = sqrt(a) noise - sqrt(1 - a) code at random noise levels."""
 
     generator: DiffusionGenerator
 
@@ -234,23 +239,17 @@ class DiffusionTrainer(GeneratorTrainer):
     def step(self, index: int) -> dict[str, float]:
         """As `GeneratorTrainer.step`."""
         images, labels, noise, share = self._batch(index)
-        images = 2 * images - 1
-        drawn = noise.normal(images.shape[1:])
+        with torch.no_grad():
+            codes = self.generator.encode(images)
+        drawn = noise.normal(codes.shape[1:])
         times = noise.integers(NUM_TIMES)
-        noisy = self.scheduler.add_noise(images, drawn, times)
-        wanted = self.scheduler.get_velocity(images, drawn, times)
+        noisy = self.scheduler.add_noise(codes, drawn, times)
+        wanted = self.scheduler.get_velocity(codes, drawn, times)
         loss = functional.mse_loss(self.generator(labels, noisy, times), wanted)
         numbers = sum_numbers({"loss": share * float(loss.detach())})
         if math.isfinite(numbers["loss"]):
             self._update(share * loss, self.optimizer, index)
         return numbers
-
-
-TRAINERS: dict[str, type[SpadeTrainer] | type[DiffusionTrainer]] = {
-    "spade": SpadeTrainer,
-    "diffusion": DiffusionTrainer,
-}
-"""By kind of generator."""
 
 
 class _Noise:

@@ -48,7 +48,9 @@ RECIPES = {
     # This key puts the two multiple sclerosis patients on different sides.
     "real_cpu": Recipe("1234" * 16, (0.5, 0.3, 0.2), ("sunnybrook", *RAW)),
     "core_mri_tiny": Recipe(
-        f"{570:064x}", DEFAULT_FRACTIONS, ("knee_mese", "renalsegmentor", "dicom2nifti", *RAW)
+        f"{570:064x}",
+        DEFAULT_FRACTIONS,
+        ("knee_mese", "renalsegmentor", "dicom2nifti", "tcia_prostatex", *RAW),
     ),
 }
 CUT = {

@@ -43,7 +43,7 @@ from downstream.cohort import shuffled
 from pretrain.config import CONFIGS, PretrainConfig
 from pretrain.data import open_slices
 from pretrain.flops import encoder_config, encoder_parameters
-from tests.benchmarks.judged import Judged, Scores, judge, pretrain_judged
+from tests.benchmarks.judged import Judged, Scores, judge, pretrain_all
 
 BOOTSTRAPS = 400
 GOAL_SLICES, GOAL_EPOCHS, GOAL_MODEL = 10_000_000, 12.8, 86e6
@@ -90,7 +90,7 @@ def main(study: Study) -> None:
     ):
         names.append(f"{model}-{part:g}-{steps}-{seed}")
         configs.append(_config(study, names[-1], part, model, steps, seed))
-    runs = [pretrain_judged(c, n) for n, c in zip(names, configs, strict=True)]
+    runs = pretrain_all(study, dict(zip(names, configs, strict=True)))
     scores = judge(study, {run.name: run for run in runs if not run.error})
     points = [
         Point(

@@ -2,7 +2,7 @@
 
     R=runs/registry; printf '%064x\n' 570 > $R.key; chmod 600 $R.key
     core-mri data ingest --sources core_mri_data --registry $R --key-file $R.key
-    python tests/benchmarks/similarity_study.py --registry runs/registry --out runs/similarity-study
+    python -m tests.benchmarks.similarity_study --registry runs/registry --out runs/similarity-study
 
 Encoders are pretrained on all training scans of CORE_MRI_DATA, without each of the larger sources
 and on each of them alone, all for the same number of steps of the same batches, with several seeds.
@@ -11,14 +11,14 @@ compared with what each encoder saw; gains are set against distances. An interve
 with a source minus the gain without it, for the task on its scans and for all others.
 
 Whatever is finished is kept: the same command goes on. ``--steps 6 --suite-steps 2 --seeds 1
---size 64`` shows in minutes that it runs; its figures mean nothing.
+--size 64 --image-size 64`` shows in minutes that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -31,29 +31,30 @@ from core_mri.errors import DataError
 from core_mri.runs import write_atomically
 from data_registry import cohorts
 from data_registry.catalogue import Registry
-from data_registry.similarity.compare import cohort_data, compare, weights_data
+from data_registry.similarity.compare import Comparison, cohort_data, compare, weights_data
 from data_registry.similarity.features import EncoderFeatures
 from data_registry.similarity.history import record
 from data_registry.similarity.transfer import Gain, read_gains
 from data_registry.similarity.transfer_report import report_transfer
-from downstream.cli import CONFIGS as SUITES
 from downstream.config import SuiteConfig
-from downstream.evaluation.suite import evaluate
 from pretrain.config import CONFIGS, PretrainConfig
-from pretrain.train import train
+from tests.benchmarks.judged import (
+    Ended,
+    Judged,
+    evaluate_each,
+    pretrain_all,
+    side_by_side,
+    tasks_of,
+)
 
 SOURCES = ("sunnybrook", "msd_hippocampus", "open_ms_data")
 """Sources that are left out in turn; the first two have patients enough to be alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
-    """What is run."""
+class Study(Judged):
+    """What is run; distances go into the registry."""
 
-    registry: Path
-    """Registry of the sources ``core_mri_data``, with the key of the suite; distances go there."""
-    out: Path
-    """Folder of the study."""
     model: str = "vit_micro_patch8"
     """Encoder."""
     steps: int = 400
@@ -63,11 +64,9 @@ class Study:
     seeds: int = 2
     """Pretrainings of each choice of scans."""
     size: int = 96
-    """Side of the views and of the images of the tasks, px."""
+    """Side of the views, px."""
     suite_steps: int = 100
     """Optimizer steps of a cell of the suite."""
-    draws: int = 2
-    """Choices of labelled volumes."""
     tasks: tuple[str, ...] = ("left-ventricle", "hippocampus", "sequence", "region-is-source")
     """Of the suite."""
 
@@ -75,13 +74,18 @@ class Study:
 def main(study: Study) -> None:
     """Run, or go on."""
     registry = Registry.open(study.registry)
-    weights = {name: _pretrained(study, name, where, seed) for name, where, seed in _runs(study)}
-    suite = _suite(study, weights)
-    results = evaluate(suite) / "results.json"
-    _measure(registry, suite, weights)
-    report = report_transfer(registry, [results], _sizes(registry, suite))
+    configs = {name: _config(study, name, where, seed) for name, where, seed in _runs(study)}
+    runs = [run for run in pretrain_all(study, configs) if not run.error]
+    suite = tasks_of(study)
+    suite = dataclasses.replace(
+        suite,
+        recipe=dataclasses.replace(suite.recipe, validate_every=max(study.suite_steps // 4, 1)),
+    )
+    results = [folder / "results.json" for folder in evaluate_each(study, runs, suite)]
+    _measure(study, registry, suite, runs)
+    report = report_transfer(registry, results, _sizes(registry, suite))
     page = report.page()
-    interventions = _interventions(read_gains(results))
+    interventions = _interventions([gain for path in results for gain in read_gains(path)])
     if interventions:
         page.add_table(
             "Interventions", interventions,
@@ -109,17 +113,13 @@ def _runs(study: Study) -> list[tuple[str, str, int]]:
     ]
 
 
-def _pretrained(study: Study, name: str, where: str, seed: int) -> Path:
-    """The weights folder of one pretraining, which is made unless it is there."""
-    out = study.out / "pretrain" / name
-    if (out / "report.html").is_file():
-        return out / "weights"
+def _config(study: Study, name: str, where: str, seed: int) -> PretrainConfig:
     base = load_config(PretrainConfig, CONFIGS / "tiny_cpu.yaml")
     warmup = max(study.steps // 10, 1)
-    config = dataclasses.replace(
+    return dataclasses.replace(
         base,
         registry=study.registry,
-        out=out,
+        out=study.out / "pretrain" / name,
         seed=seed,
         where=where,
         steps=study.steps,
@@ -131,48 +131,38 @@ def _pretrained(study: Study, name: str, where: str, seed: int) -> Path:
         views=dataclasses.replace(base.views, global_size=study.size, local_size=study.size // 2),
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=warmup),
         objective=dataclasses.replace(base.objective, teacher_temperature_warmup=warmup),
-        health=dataclasses.replace(base.health, probe_every=0),
-    )
-    return train(config)
-
-
-def _suite(study: Study, weights: Mapping[str, Path]) -> SuiteConfig:
-    suite = load_config(SuiteConfig, SUITES / "suites" / "core_mri_data.yaml")
-    return dataclasses.replace(
-        suite,
-        registry=study.registry,
-        out=study.out / "suite",
-        weights={name: str(folder) for name, folder in weights.items()},
-        tasks=tuple(task for task in suite.tasks if task.name in study.tasks),
-        baselines=(),
-        tuning=(1.0,),
-        steps=study.suite_steps,
-        draws=study.draws,
-        recipe=dataclasses.replace(
-            suite.recipe,
-            image_size=study.size,
-            validate_every=max(study.suite_steps // 4, 1),
-        ),
+        health=dataclasses.replace(base.health, action="warn", probe_every=0),
     )
 
 
-def _measure(registry: Registry, suite: SuiteConfig, weights: Mapping[str, Path]) -> None:
+def _measure(study: Study, registry: Registry, suite: SuiteConfig, runs: Sequence[Ended]) -> None:
     """Compare the test images of each task with what each encoder saw, once."""
     known = set(registry.rows("SELECT DISTINCT task, pretraining_digest FROM similarities"))
+    pairs = []
     for task in suite.tasks:
         if task.name not in cohorts.names(registry):
             condition = f"({task.where or 'true'}) AND split = 'test' AND role = 'image'"
             cohorts.freeze(registry, task.name, condition)
-        own = cohort_data(registry, task.name)
-        for folder in weights.values():
-            data = weights_data(folder)
-            if (task.name, data.digest) in known:
-                continue
-            maker = EncoderFeatures(core_mri.load_model(str(folder), device="cpu"), data.name)
-            try:
-                record(registry, compare(registry, own, data, maker))
-            except DataError as error:
-                print(f"{task.name}, {data.name}: {error}")
+        for run in runs:
+            folder = run.folder / "weights"
+            if (task.name, weights_data(folder).digest) not in known:
+                pairs.append((study.registry, task.name, folder))
+    for found in side_by_side(_compared, pairs, study.jobs):
+        if isinstance(found, str):
+            print(found)
+        else:
+            record(registry, found)
+
+
+def _compared(pair: tuple[Path, str, Path]) -> Comparison | str:
+    """One task with what one encoder saw, or why that cannot be said."""
+    path, task, folder = pair
+    registry, data = Registry.open(path), weights_data(folder)
+    maker = EncoderFeatures(core_mri.load_model(str(folder)), data.name)
+    try:
+        return compare(registry, cohort_data(registry, task), data, maker)
+    except DataError as error:
+        return f"{task}, {data.name}: {error}"
 
 
 def _sizes(registry: Registry, suite: SuiteConfig) -> dict[str, float]:

@@ -41,10 +41,12 @@ from pretrain.bench import bench
 from pretrain.config import CONFIGS, PretrainConfig
 from pretrain.stages import stages_of
 from pretrain.sweep import SweepOptions, Trial, trials_of
-from tests.benchmarks.judged import Ended, Judged, Scores, judge, pretrain_judged
+from tests.benchmarks.judged import Ended, Judged, Scores, judge, judge_twins, pretrain_all
 
 SYNTHETIC = "synthetic"
 """The strategy that needs synthetic volumes in the registry."""
+RANDOM = "random"
+"""No pretraining: the random twins of the first strategy's runs."""
 STEPS = 100
 """Of the base configuration, to which lengths of schedules and stages belong."""
 
@@ -68,13 +70,16 @@ def main(study: Study) -> None:
     trials = _trials(study)
     steps = _steps(study, trials)
     configs = [_stretched(trial.config, steps[_strategy(trial)]) for trial in trials]
-    runs = [pretrain_judged(c, t.name) for c, t in zip(configs, trials, strict=True)]
+    runs = pretrain_all(study, {t.name: c for t, c in zip(trials, configs, strict=True)})
     found = judge(study, {run.name: run for run in runs if not run.error})
     scores = {
         (_strategy(trial), trial.config.seed): found[trial.name]
         for trial in trials
         if trial.name in found
     }
+    first = {t.name: run for t, run in zip(trials, runs, strict=True) if _is_first(t, trials)}
+    twins = judge_twins(study, {name: run for name, run in first.items() if not run.error})
+    scores |= {(RANDOM, t.config.seed): twins[t.name] for t in trials if t.name in twins}
     rows = differences(scores, first=_strategy(trials[0]))
     _write(study, list(zip(trials, configs, runs, strict=True)), rows, scores)
 
@@ -116,6 +121,10 @@ def _trials(study: Study) -> list[Trial]:
 
 def _strategy(trial: Trial) -> str:
     return trial.settings["strategy"]
+
+
+def _is_first(trial: Trial, trials: Sequence[Trial]) -> bool:
+    return _strategy(trial) == _strategy(trials[0])
 
 
 def _steps(study: Study, trials: Sequence[Trial]) -> dict[str, int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core_mri.physics import Sense, fft2c, ifftnc, operator_norm
+from core_mri.physics import Sense, fft2c, ifftnc, operator_norm, operators
 
 DOUBLE = torch.complex128
 
@@ -52,6 +52,21 @@ class TestSense:
         shape = sense.maps.shape
         x = draw((*shape[:-3], *shape[-2:]), 1)
         torch.testing.assert_close(sense.normal(x), sense.adjoint(sense.forward(x)))
+
+    @pytest.mark.parametrize("room", [1, 200])
+    def test_a_few_coils_at_a_time(
+        self, sense: Sense, room: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One, or what a cache holds: the same image and gradient as all of them together."""
+        shape = sense.maps.shape
+        x = draw((*shape[:-3], *shape[-2:]), 1).requires_grad_()
+        whole = sense.normal(x)
+        expected = torch.autograd.grad(whole.abs().square().sum(), x)[0]
+        monkeypatch.setattr(operators, "IN_CACHE", room)
+        parts = sense.normal(x)
+        torch.testing.assert_close(parts, whole)
+        found = torch.autograd.grad(parts.abs().square().sum(), x)[0]
+        torch.testing.assert_close(found, expected)
 
     def test_norm(self, sense: Sense) -> None:
         """Power iteration against the dense matrix of one batch entry."""

@@ -81,6 +81,26 @@ class TestHaar:
         x = draw(shape, 0)
         torch.testing.assert_close(haar_synthesis(haar_analysis(x, 3)), x)
 
+    @pytest.mark.parametrize("shape", [(16, 16), (7, 9), (2, 3, 10, 5), (1, 12)])
+    @pytest.mark.parametrize("num_levels", [1, 3])
+    def test_shrink_is_analysis_and_synthesis(
+        self, shape: tuple[int, ...], num_levels: int
+    ) -> None:
+        """Also where an image is smaller than the reach of its deepest level."""
+        x = draw(shape, 0).requires_grad_()
+        *bands, average = haar_analysis(x, num_levels)
+        shrunk = []
+        for level, band in enumerate(bands):
+            limit = 0.2 * 4 * 2**level
+            shrunk.append(band * (1 - (limit / band.abs().clamp_min(limit)) ** 1.5))
+        expected, found = (
+            haar_synthesis([*shrunk, average]),
+            haar_shrink(x, 0.2, num_levels=num_levels),
+        )
+        torch.testing.assert_close(found, expected)
+        one, other = (torch.autograd.grad(y.abs().square().sum(), x)[0] for y in (found, expected))
+        torch.testing.assert_close(one, other)
+
     def test_does_not_depend_on_where_blocks_begin(self) -> None:
         x = draw((11, 14), 0)
         moved = haar_shrink(x.roll((3, 5), (0, 1)), 0.4)

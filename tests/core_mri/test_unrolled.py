@@ -12,14 +12,19 @@ from torch import Tensor
 
 import core_mri
 from core_mri.errors import ConfigError, DataError
+from core_mri.models import denoisers
 from core_mri.models.registry import MODELS, EncoderConfig, UnrolledConfig
 from core_mri.models.unrolled import Encoded, Unrolled, encode, stacked, target_of
 from core_mri.physics import (
+    Sense,
     birdcage_maps,
+    haar_analysis,
+    haar_synthesis,
     reconstruct,
     root_sum_of_squares,
     simulate_kspace,
     smooth_phase,
+    solvers,
     undersampling_mask,
 )
 from core_mri.physics.classical import Method
@@ -212,6 +217,74 @@ class TestEncoded:
         )  # fmt: skip
 
 
+class TestFast:
+    """What is computed in an order that a processor likes is what the formulas say."""
+
+    @pytest.mark.parametrize("denoiser", ["unet", "resnet"])
+    def test_the_same_as_the_formulas(self, denoiser: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        net = disturbed(network(replace(MICRO, denoiser=denoiser, num_blocks=2)))
+        torch.nn.init.constant_(net.gates, 0.02)
+        kspace, mask, _ = scan()
+        single, double = encode(kspace, mask), encode(kspace.to(torch.complex128), mask)
+
+        def computed() -> tuple[Tensor, Tensor, list[Tensor]]:
+            """Image in single precision, image and gradients in double precision."""
+            with torch.no_grad():
+                rough = net.float()(single)
+            image = net.double()(double)
+            energy = image.abs().square().sum()
+            gradients = torch.autograd.grad(energy, list(net.parameters()))
+            return rough, image.detach(), list(gradients)
+
+        rough, *fast = computed()
+        monkeypatch.setattr(Sense, "normal", lambda self, x: self.adjoint(self.forward(x)))
+        monkeypatch.setattr(solvers, "haar_shrink", plain_shrink)
+        monkeypatch.setattr(
+            denoisers, "_channels", lambda image: torch.stack([image.real, image.imag], 1)
+        )
+        expected, *plain = computed()
+        torch.testing.assert_close(fast, plain, rtol=1e-8, atol=1e-9)
+        assert float((rough - expected).norm() / expected.norm()) < 1e-5
+
+    @pytest.mark.parametrize("denoiser", ["unet", "resnet"])
+    def test_autocast_is_for_convolutions_alone(self, denoiser: str) -> None:
+        net = disturbed(network(replace(MICRO, denoiser=denoiser, num_blocks=2)))
+        encoded = encode(*scan()[:2])
+        exact = net(encoded).detach()
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = net(encoded)
+        assert rough.dtype == torch.complex64
+        rough.abs().sum().backward()
+        assert 0 < float((rough.detach() - exact).norm() / exact.norm()) < 0.02
+
+    def test_fewer_coils_at_each_readout_position(self) -> None:
+        kspace, mask, _ = scan(coils=8)
+        encoded = encode(kspace, mask)
+        images = []
+        for count in (0, 7, 5, 1):
+            net = disturbed(network(replace(MICRO, readout_coils=count)))
+            images.append(net(encoded).detach())
+        errors = [float((x - images[0]).norm() / images[0].norm()) for x in images]
+        assert errors[1] < errors[2] < 2e-3 < errors[3]
+
+    def test_all_coils_for_single_points(self) -> None:
+        """Positions along the readout are no separate problems then."""
+        kspace, mask, _ = scan(coils=8)
+        points = mask.repeat(SIZE, 1)
+        points[::5, 2] ^= True
+        encoded = encode(kspace, points)
+        exact, asked = (disturbed(network(replace(MICRO, readout_coils=n))) for n in (0, 2))
+        assert torch.equal(exact(encoded), asked(encoded))
+
+
+def plain_shrink(image: Tensor, threshold: Tensor, *, num_levels: int = 3) -> Tensor:
+    *bands, average = haar_analysis(image, num_levels)
+    for level, band in enumerate(bands):
+        limit = threshold * 4 * 2**level
+        bands[level] = band * (1 - (limit / torch.maximum(band.abs(), limit)) ** 1.5)
+    return haar_synthesis([*bands, average])
+
+
 class TestRelease:
     @pytest.mark.parametrize("config", [MICRO, SEEING, replace(MICRO, denoiser="resnet",
                                                                num_blocks=1)])  # fmt: skip
@@ -236,3 +309,5 @@ class TestRelease:
     def test_impossible_sizes(self) -> None:
         with pytest.raises(ConfigError, match="CONFIG-05"):
             UnrolledConfig(num_steps=0)
+        with pytest.raises(ConfigError, match="readout_coils"):
+            UnrolledConfig(readout_coils=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,7 +24,12 @@ from downstream.recipe import Recipe
 from downstream.reconstruction.suite import ReconstructionSuite
 from downstream.reconstruction.training.config import ReconstructionConfig
 from downstream.reconstruction.training.study_config import ReconstructionStudy
-from tests.downstream.serving_client import Client, ServerProcess
+from tests.downstream.leaderboard_files import Hall, knee_board, tissue_board
+from tests.downstream.serving_client import Client, Reply, ServerProcess
+
+if TYPE_CHECKING:
+    from tests.downstream.dicom_service import DicomServer
+    from tests.downstream.mrd_service import MrdServer
 
 SIZE = 32
 ALICE, BOB = "alice-token-of-some-length", "bob-token-of-another-length"
@@ -373,3 +379,96 @@ def networks(
     )
     yield process
     process.stop()
+
+
+@pytest.fixture
+def knees(tmp_path: Path) -> Hall:
+    (tmp_path / "knees").mkdir()
+    return Hall(tmp_path / "knees", *knee_board(tmp_path / "knees"))
+
+
+@pytest.fixture
+def tissue(tmp_path: Path) -> Hall:
+    (tmp_path / "tissue").mkdir()
+    return Hall(tmp_path / "tissue", *tissue_board(tmp_path / "tissue"))
+
+
+@pytest.fixture(scope="session")
+def mrd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MrdServer]:
+    """A service that takes three MRD streams at once, for short pauses and sizes."""
+    from tests.downstream.mrd_service import IDLE_S, MrdServer
+
+    process = MrdServer(
+        tmp_path_factory.mktemp("mrd"), "wavelet", "zero-filled", "--mrd-idle-s", str(IDLE_S),
+        "--mrd-clients", "3", "--upload-gb", "0.05",
+    )  # fmt: skip
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def mrd_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two volumes of three slices, undersampled, with a position."""
+    from core_mri.files import KSpace, write_kspace
+    from tests.downstream.test_reconstruct import LPS_AFFINE, line_mask, make_samples, make_scan
+
+    samples = np.stack([make_samples(3), make_samples(3) * 0.5])
+    mask = line_mask()
+    one = make_scan(samples[0], mask, affine=LPS_AFFINE)
+    both = KSpace.from_slices(
+        header=one.header, shape=one.shape, mask=mask, num_volumes=2,
+        read_slice=lambda i, volume: samples[volume, i] * mask,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("scan") / "scan.h5"
+    write_kspace(both, path, layout="ismrmrd")
+    return path
+
+
+@pytest.fixture(scope="session")
+def dicom_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DicomServer]:
+    """A service of Alice and Bob with doors for DICOM."""
+    from tests.downstream.dicom_service import DicomServer
+
+    process = DicomServer(tmp_path_factory.mktemp("dicom"))
+    yield process
+    assert process.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def alice(dicom_server: DicomServer) -> Client:
+    return Client(dicom_server.url, ALICE)
+
+
+@pytest.fixture(scope="session")
+def dicom_bob(dicom_server: DicomServer) -> Client:
+    return Client(dicom_server.url, BOB)
+
+
+@pytest.fixture(scope="session")
+def series(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """DICOM files of a phantom."""
+    from tests.downstream.dicom_service import make_series
+
+    return make_series(tmp_path_factory.mktemp("series") / "s", "first")
+
+
+@pytest.fixture(scope="session")
+def study(dicom_server: DicomServer, alice: Client, series: list[Path]) -> str:
+    """Stored by Alice: the new study UID."""
+    import pydicom
+
+    from tests.downstream.dicom_service import post
+
+    answer = post(alice, [path.read_bytes() for path in series])
+    assert answer.status == 200, answer.body
+    return dicom_server.new_uid(str(pydicom.dcmread(series[0]).StudyInstanceUID))
+
+
+@pytest.fixture(scope="session")
+def mixed(dicom_bob: Client, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reply]:
+    """Of Bob: a slice, a capture, and a slice in a transfer syntax that is not read."""
+    from tests.downstream.dicom_service import MPEG4, changed, make_series, post
+
+    first, second, third, _ = make_series(tmp_path_factory.mktemp("mixed") / "s", "mixed")
+    capture = changed(second, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    return first, post(dicom_bob, [first.read_bytes(), capture, changed(third, MPEG4)])

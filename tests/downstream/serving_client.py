@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    "OMP_NUM_THREADS": "1",
+}
+"""Variables of a process that runs this checkout."""
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -30,13 +35,12 @@ class ServerProcess:
     def __init__(self, folder: Path, *words: str, port: int = 0) -> None:
         self.data = folder / "data"
         self.log = folder / "log.jsonl"
-        path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "core_mri", "serve", *words, "--port", str(port),
                  "--data-dir", str(self.data)],
                 stdout=subprocess.PIPE, stderr=log, text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+                env=OURS,
             )  # fmt: skip
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()

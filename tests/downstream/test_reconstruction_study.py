@@ -76,6 +76,8 @@ class TestStudy:
         assert draws == {0, 1}
         report = (tmp_path / "study" / "report.html").read_text()
         assert "weight 0.003 chosen on training" in report
+        pictures = report.count("<img")
+        assert pictures
 
         def refuse(*_: object) -> None:
             raise AssertionError
@@ -84,6 +86,7 @@ class TestStudy:
         first = (tmp_path / "study" / "results.json").read_bytes()
         assert main(["evaluate", str(tmp_path / "suite.yaml"), "--resume"]) == 0
         assert (tmp_path / "study" / "results.json").read_bytes() == first
+        assert (tmp_path / "study" / "report.html").read_text().count("<img") == pictures
 
     def test_a_failed_training_is_recorded(self, make: Make, tmp_path: Path) -> None:
         broken = {"ours": {"network": NET, "train_where": "sequence = 'DWI'"}}

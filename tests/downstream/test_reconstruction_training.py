@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import core_mri
 from core_mri.__main__ import main
-from core_mri.config import load_config, save_config, to_mapping
+from core_mri.config import load_config, save_config
 from core_mri.errors import ConfigError, DataError, Interrupted, RunError
 from core_mri.files import read_kspace, write_kspace
-from core_mri.launch import Workers
 from core_mri.models.unrolled import Unrolled
 from core_mri.runs import Run
 from data_registry.catalogue import Registry
@@ -26,15 +24,13 @@ from downstream.reconstruction.training.batches import draw_lines, fixed_lines, 
 from downstream.reconstruction.training.config import ReconstructionConfig, Undersampling
 from downstream.reconstruction.training.finetune import (
     finetune_reconstruction,
-    reconstruction_worker,
 )
+from downstream.reconstruction.training.groups import Sample
 from downstream.reconstruction.training.networks import load_encoder
-from downstream.reconstruction.training.objective import Sample, encoded_samples
 from downstream.reconstruction.training.sets import load_sets
 from downstream.reconstruction.training.slices import labelled_positions
 from downstream.reconstruction.training.trainer import ReconstructionTrainer
 from tests.downstream.test_reconstruct import line_mask, make_samples, make_scan
-from tests.downstream.test_workers import worker
 
 SIZE = 64
 """Rows of the raw data of `make_samples`."""
@@ -355,26 +351,6 @@ class TestRuns:
                  for folder in (whole, tmp_path / "run")]  # fmt: skip
         assert found[0] == found[1]
 
-    @pytest.mark.slow
-    def test_two_workers_share_the_slices(self, make: Make, tmp_path: Path) -> None:
-        """Losses and weights are those of one, to rounding."""
-        shared = {"fitting": {"batch_size": 3}}
-        alone = finetune_reconstruction(make(out=str(tmp_path / "one"), **shared))
-        both = make(out=str(tmp_path / "both"), **shared)
-        payload = {"config": to_mapping(both), "folder": str(tmp_path)}
-        arguments = (payload, str(tmp_path / "store"), 2, reconstruction_worker)
-        mp.start_processes(worker, arguments, 2, start_method="fork")
-        losses = [
-            [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
-            for folder in (alone, both.out)
-        ]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-        one, other = (core_mri.load_model(f, device="cpu").state_dict() for f in (alone, both.out))
-        for name, tensor in one.items():
-            assert torch.allclose(tensor, other[name], atol=2e-4), name
-        with pytest.raises(ConfigError, match="cannot be shared by 4"):
-            finetune_reconstruction(both, workers=Workers(launcher="torchrun", num_workers=4))
-
     def test_going_on_from_other_weights(self, make: Make, tmp_path: Path) -> None:
         first = finetune_reconstruction(make(out=str(tmp_path / "first")))
         config = make(network={"start": str(first)}, out=str(tmp_path / "second"))
@@ -467,7 +443,7 @@ class TestRawFiles:
         assert trainer.validation is not None
         samples = [trainer.sample(index) for index in range(4)]
         for sample in samples:
-            theta, held = trainer.objective._split([sample], encoded_samples([sample]))
+            theta, held = trainer.objective.prepared([sample])[0].splits[0]
             assert sample.allowed is not None
             assert torch.equal((theta | held)[0], sample.allowed)
             gamma = sample.mask & ~sample.allowed

@@ -16,6 +16,7 @@ import core_mri
 from core_mri.__main__ import main
 from core_mri.physics.phantoms import phantom_volume
 from core_mri.volume import orientation_of
+from tests.downstream.dicom_service import fetch, get, parts_of
 from tests.downstream.serving_client import Client, ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -136,6 +137,8 @@ class TestPrompts:
         answer = many.ask("POST", f"/v1/jobs/{found['id']}/prompts", {"boxes": [box]})
         assert {"mask.dcm", "mask.nii.gz"} <= {r["name"] for r in answer.json()["results"]}
         content = many.result(found["id"], "mask.dcm")
+        shown = get(many, "/instances?Modality=SEG").json()
+        assert content in [parts_of(fetch(many, m["00081190"]["Value"][0]))[0] for m in shown]
         (tmp_path / "mask.dcm").write_bytes(content)
         (tmp_path / "mask.nii.gz").write_bytes(many.result(found["id"], "mask.nii.gz"))
         seg = core_mri.read_volume(tmp_path / "mask.dcm")

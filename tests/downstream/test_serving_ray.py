@@ -24,6 +24,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pydicom
 import pytest
 
 import core_mri
@@ -33,6 +34,15 @@ from core_mri.physics.phantoms import phantom_volume
 from downstream.serving.replicas import MARK, check_shared
 from downstream.serving.settings import own_scratch
 from tests.downstream.conftest import ALICE, BOB
+from tests.downstream.dicom_service import fetch, get, make_series, parts_of, post
+from tests.downstream.leaderboard_files import (
+    CARD,
+    degraded,
+    images,
+    knee_board,
+    write_images,
+    zipped,
+)
 from tests.downstream.serving_client import (
     ENDED,
     Client,
@@ -107,6 +117,22 @@ class TestRefusals:
         assert "core-mri[serve-ray]" in capsys.readouterr().err
         assert not (tmp_path / "data").exists()
 
+    @pytest.mark.parametrize("door", ["--mrd", "--dimse"])
+    def test_doors_of_one_process(self, door: str, tmp_path: Path, capsys: Any) -> None:
+        words = ["serve", "wavelet", "--ray", "local", door, "--data-dir", str(tmp_path / "data")]
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert "CONFIG-05" in said
+        assert "without --ray" in said
+        assert not (tmp_path / "data").exists()
+
+    @installed
+    def test_a_folder_that_is_no_leaderboard(self, tmp_path: Path, capsys: Any) -> None:
+        words = ["serve", "--ray", "local", "--leaderboards", str(tmp_path)]
+        assert main([*words, "--data-dir", str(tmp_path / "data")]) == 1
+        assert "BOARD-01" in capsys.readouterr().err
+        assert not (tmp_path / "data").exists()
+
     @installed
     def test_a_cluster_that_is_not_there(self, tmp_path: Path, capsys: Any) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -123,9 +149,11 @@ def on_ray(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     tokens = folder / "tokens"
     tokens.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
     tokens.chmod(0o600)
+    board, _ = knee_board(folder)
     process = ServerProcess(
         folder, "wavelet", "zero-filled", str(released / "random"), "--ray", "local",
         "--workers", "2", "--device", "cpu", "--token-file", str(tokens), "--chunk-mb", "2",
+        "--leaderboards", str(board.folder),
     )  # fmt: skip
     yield process
     assert process.stop() == 0
@@ -235,6 +263,34 @@ class TestService:
         assert (outside.status, outside.code) == (422, "CONFIG-05")
         assert alice.ask("DELETE", f"/v1/jobs/{job}").status == 204
         until(lambda: not list(Path("/dev/shm").glob(pattern)), 20)  # and ready no longer
+
+    def test_dicomweb(self, alice: Client, tmp_path: Path) -> None:
+        """Stored, found, fetched; a mask that boxes gave is found beside its images."""
+        files = [path.read_bytes() for path in make_series(tmp_path / "sent", "ray")]
+        answer = post(alice, files)
+        assert answer.status == 200, answer.body
+        came = parts_of(fetch(alice, answer.json()["00081190"]["Value"][0]))
+        pixels = [
+            sorted(pydicom.dcmread(io.BytesIO(f)).PixelData for f in s) for s in (came, files)
+        ]
+        assert pixels[0] == pixels[1]
+        job = alice.ask("GET", "/v1/jobs").json()["jobs"][0]["id"]
+        box = {"boxes": [[5, 5, 1, 43, 43, 2]]}
+        assert alice.ask("POST", f"/v1/jobs/{job}/prompts", box).status == 200
+        (mask,) = get(alice, "/instances?Modality=SEG").json()
+        (content,) = parts_of(fetch(alice, mask["00081190"]["Value"][0]))
+        assert content == alice.result(job, "mask.dcm")
+
+    def test_a_submission_to_a_leaderboard(self, alice: Client, tmp_path: Path) -> None:
+        arrays = degraded(images(), 0.1, 1)
+        content = zipped(write_images(tmp_path / "sent", arrays)).read_bytes()
+        new = {"size": len(content), "name": "net", "card": CARD}
+        job = alice.ask("POST", "/v1/leaderboards/knees/submissions", new).json()["id"]
+        assert alice.patch(job, 0, content).status == 200
+        found = alice.wait(job)
+        assert (found["state"], found["report"].get("rank")) == ("done", 1), found["error"]
+        (row,) = alice.ask("GET", "/v1/leaderboards/knees").json()["submissions"]
+        assert (row["name"], row["owner"]) == ("net", "alice")
 
     def test_killed_replicas(self, on_ray: ServerProcess, alice: Client, long_raw: bytes) -> None:
         """First the one at work, then the one with the queue: every job ends right, and once."""

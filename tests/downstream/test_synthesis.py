@@ -57,7 +57,11 @@ SIZES = {
     "diffusion": GeneratorConfig(
         kind="diffusion", image_size=32, width=8, depth=2, sampling_steps=2
     ),
-}
+    "latent": GeneratorConfig(
+        kind="diffusion", space="latent", image_size=32, width=8, depth=2, sampling_steps=2,
+        latent_levels=1,
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,9 @@ def _training(brains: Registry, out: Path, sizes: GeneratorConfig, **changes) ->
     values = {
         "registry": brains.path, "out": out, "task": TASK, "steps": 3, "generator": sizes,
         "anatomy": Anatomy(tissues=2), "device": "cpu", "checkpoint_every": 2,
-        "training": GeneratorTraining(batch_size=4, discriminator_width=4),
+        "training": GeneratorTraining(
+            batch_size=4, discriminator_width=4, autoencoder_steps=1
+        ),
     }  # fmt: skip
     return TrainConfig(**(values | changes))
 
@@ -213,6 +219,22 @@ class TestSample:
         assert registry.stats()["synthetic"] == brains.stats()["synthetic"] + 8
         assert len(registry.labels_of(next(row for row in made if row.role == "image"))) == 1
 
+    def test_anatomies_are_bent_before_lesions_are_put_in(
+        self, brains: Registry, sampling: SampleConfig, tmp_path: Path
+    ) -> None:
+        """The volume of a lesion is exact whatever is done to the anatomy around it."""
+        config = replace(sampling, physics=Physics(), count=2)
+        task, pairs = training_pairs(brains, TASK, patients=0, seed=0)
+        for deform in (True, False):
+            out = sample(replace(config, deform=deform, out=tmp_path / str(deform)))
+            for number, folder in enumerate(pair_folders(out)):
+                facts = json.loads((folder / "provenance.json").read_text())
+                labels = read_volume(folder / "labels.nii.gz").array
+                assert int((labels == 4).sum()) == facts["edits"][0]["voxels"]
+                own = read_mask(brains, pairs[number], task)
+                still = float((labels == own)[(own > 0) & (own < 4) & (labels != 4)].mean())
+                assert (still > 0.99) is not deform
+
     def test_several_sequences_share_an_anatomy(self) -> None:
         from downstream.synthesis.makers import PhysicsMaker, on_square
 
@@ -260,6 +282,12 @@ class TestTrain:
         labels = read_volume(pair_folders(out)[0] / "labels.nii.gz").array
         assert int((labels == 4).sum()) == facts["edits"][0]["voxels"]
 
+    def test_stops_when_the_time_is_up(self, brains: Registry, tmp_path: Path) -> None:
+        config = _training(brains, tmp_path / "run", SIZES["diffusion"], steps=10**6, seconds=0.5)
+        out = train(config)
+        assert 1 <= len(_losses(out)) < 10**4
+        assert isinstance(load_model(out, device="cpu"), Generator)
+
     def test_changed_scans_are_refused(
         self, trained: Path, brains: Registry, tmp_path: Path
     ) -> None:
@@ -286,6 +314,200 @@ class TestTrain:
         config = _training(brains, tmp_path / "run", SIZES["spade"])
         with pytest.raises(ConfigError, match="cannot be shared"):
             train(config, workers=Workers(launcher="torchrun", num_workers=5))
+
+
+class TestLatent:
+    """The autoencoder and its codes."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def run(brains: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        out = tmp_path_factory.mktemp("latent") / "run"
+        fast = GeneratorTraining(
+            batch_size=8, learning_rate=4e-3, ema=0.5, autoencoder_steps=60
+        )  # fmt: skip
+        return train(_training(brains, out, SIZES["latent"], steps=63, training=fast))
+
+    @pytest.fixture
+    def images(self, brains: Registry) -> tuple[torch.Tensor, torch.Tensor]:
+        from downstream.synthesis.run import on_grid
+
+        task, pairs = training_pairs(brains, TASK, patients=0, seed=0)
+        cases = [read_case(brains, pair, task, Anatomy(tissues=2), 0) for pair in pairs]
+        found = [on_grid(case, 32) for case in cases]
+        return torch.cat([images for images, _ in found]), torch.cat([own for _, own in found])
+
+    def test_round_trip(self, run: Path, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """There and back is nearer than the best constant image, and than a generator's start."""
+        model, (real, labels) = load_model(run, device="cpu"), images
+        real = real[labels.flatten(1).any(1)]
+        with torch.no_grad():
+            error = (model.decode(model.encode(real)) - real).abs().mean()
+        constant = (real - real.median()).abs().mean()
+        assert error < 0.6 * constant
+
+    def test_codes_have_unit_size(
+        self, run: Path, images: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        model, (real, labels) = load_model(run, device="cpu"), images
+        with torch.no_grad():
+            codes = model.encode(real[labels.flatten(1).any(1)])
+        assert codes.shape[1:] == model.code_shape(32) == (4, 16, 16)
+        assert codes.mean((0, 2, 3)).abs().max() < 1e-3
+        assert (codes.std((0, 2, 3)) - 1).abs().max() < 1e-3
+
+    def test_slices_are_a_function_of_the_seed(self, run: Path) -> None:
+        model = load_model(run, device="cpu")
+        labels = torch.zeros(3, 32, 32, dtype=torch.long)
+        labels[:, 8:20, 8:20] = 3
+        first, again, other = (model.generate(labels, seed) for seed in (1, 1, 2))
+        assert first.shape == (3, 1, 32, 32)
+        assert first.min() >= 0
+        assert first.max() <= 1
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_diffusion_leaves_the_autoencoder(self, brains: Registry, tmp_path: Path) -> None:
+        """Its weights after the last step are those it had when the diffusion began."""
+        kept = {}
+        for steps in (2, 4):
+            out = train(_training(brains, tmp_path / str(steps), SIZES["latent"], steps=steps))
+            kept[steps] = load_model(out, device="cpu").autoencoder.state_dict()
+        assert all(torch.equal(kept[2][name], kept[4][name]) for name in kept[2])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"kind": "spade"}, "space latent belongs to diffusion"),
+            ({"latent_levels": 0}, "must be 1 or more"),
+            ({"latent_levels": 5}, "no multiple of 2"),
+        ],
+    )
+    def test_impossible_sizes(self, change: dict[str, object], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            replace(SIZES["latent"], **change)
+
+    def test_steps_for_the_diffusion(self, brains: Registry, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="nothing is left for the diffusion"):
+            _training(brains, tmp_path, SIZES["latent"], steps=1)
+
+
+class TestLabelMaps:
+    """Anatomies that come without a scan."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def heads(brains: Registry, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+        """The phantoms, and three patients who have a label map alone, of a value above 255."""
+        import shutil
+
+        folder = tmp_path_factory.mktemp("heads")
+        shutil.copytree(brains.path, folder / "registry")
+        (folder / "maps").mkdir()
+        for subject in range(6):
+            labels = phantom_volume("brain", 40 + subject, "T1", size=32, num_slices=6, seed=3)[1]
+            array = np.asarray(labels.array).astype(np.int16)
+            array[array == 1] = 507
+            write_volume(labels.with_array(array), folder / "maps" / f"m{subject}.nii.gz")
+        source = Source(
+            name="maps", licence="Apache-2.0", root=str(folder / "maps"), role="label",
+            synthetic=True, region="brain", subject="(?P<subject>m[0-9])",
+        )  # fmt: skip
+        ingest(
+            IngestConfig(
+                registry=folder / "registry", sources=(source,), jobs=1,
+                key_file=brains.path.with_name("registry.key"),
+            )
+        )  # fmt: skip
+        return Registry.open(folder / "registry")
+
+    @pytest.fixture
+    def config(self, heads: Registry, tmp_path: Path) -> SampleConfig:
+        task = replace(TASK, labels={"left white": 3, "right gray": 2}, other_labels="background")
+        return SampleConfig(
+            registry=heads.path, out=tmp_path / "pairs", task=task, count=3, ingest=False,
+            label_maps="source = 'maps'", physics=STILL,
+        )  # fmt: skip
+
+    def test_pairs_of_training_patients(self, heads: Registry, config: SampleConfig) -> None:
+        folders = pair_folders(sample(config))
+        allowed = {row.subject_id for row in heads.volumes("source = 'maps' AND split = 'train'")}
+        assert len(folders) == 3
+        for folder in folders:
+            facts = json.loads((folder / "provenance.json").read_text())
+            labels, anatomy = (
+                read_volume(folder / f"{n}.nii.gz").array for n in ("labels", "anatomy")
+            )
+            assert set(facts["generated_from"]) <= allowed
+            assert {"value 507"} <= set(facts["anatomy"].values())
+            assert set(np.unique(labels)) == {0, 2, 3}
+            names = {name: int(value) for value, name in facts["anatomy"].items()}
+            assert np.array_equal(labels == 3, anatomy == names["left white"])
+            assert (anatomy == names["value 507"]).any()
+
+    def test_licence_and_region_are_those_of_the_maps(self, config: SampleConfig) -> None:
+        import yaml
+
+        entries = yaml.safe_load((sample(config) / "source.yaml").read_text())["sources"]
+        assert {entry["licence"] for entry in entries} == {"Apache-2.0"}
+        assert {entry["region"] for entry in entries} == {"brain"}
+
+    def test_lesions_of_other_patients(self, heads: Registry, config: SampleConfig) -> None:
+        """Their shapes come from label maps that name them, their patients are told."""
+        task = replace(config.task, labels={"left white": 3, "right gray": 2, "blot": 9})
+        plan = LesionPlan(
+            structure="blot", inside=("left white", "right gray"),
+            shapes="source = 'phantoms'",
+        )  # fmt: skip
+        # The phantoms' maps name no structure: value 1 is taken.
+        out = sample(replace(config, task=task, lesions=plan, count=2))
+        givers = {row.subject_id for row in heads.volumes("source = 'phantoms'")}
+        for folder in pair_folders(out):
+            facts = json.loads((folder / "provenance.json").read_text())
+            (edited,) = facts["edits"]
+            assert edited["shape_of"] in givers
+            assert edited["shape_of"] in facts["generated_from"]
+            labels = read_volume(folder / "labels.nii.gz").array
+            assert int((labels == 9).sum()) == edited["voxels"]
+
+    def test_both_sides_share_a_signal_and_a_told_one_is_kept(self) -> None:
+        from downstream.synthesis.makers import PhysicsMaker
+
+        names = {1: "Left thing", 2: "right thing", 3: "other"}
+        plain = replace(STILL, spread=(0, 0), noise=(0, 0), blur_px=(0.05, 0.05), bias_ratio=(1, 1),
+                        log_gamma=0, resolution=(1, 1), background_chance=1)  # fmt: skip
+        maker = PhysicsMaker(plain, ("T1",), names, {"T1": {"other": (0.99, 1.0), "*": (0.2, 0.9)}})
+        array = np.zeros((1, 32, 32), np.uint8)
+        array[:, 4:12], array[:, 12:20], array[:, 20:28] = 1, 2, 3
+        for seed in range(5):
+            image = maker.make(Volume(array, np.eye(4), kind="label"), seed).channels[0, 0]
+            assert image[8].mean() == pytest.approx(image[16].mean(), abs=0.06)
+            assert image[24].mean() == pytest.approx(float(image.mean(1).max()), abs=1e-5)
+
+    def test_patients_outside_of_the_train_split(self, config: SampleConfig) -> None:
+        with pytest.raises(DataError, match=r"DATA-09.*train split"):
+            sample(replace(config, label_maps="source = 'maps' AND split <> 'train'"))
+        plan = LesionPlan(structure="left white", inside=("right gray",), shapes="split = 'test'")
+        with pytest.raises(DataError, match=r"DATA-09.*train split"):
+            sample(replace(config, lesions=plan))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"generator": "runs/generator"}, "for the generator physics"),
+            ({"signals": {"T2": {"*": (0.1, 0.2)}}}, "no sequences of the task"),
+            ({"signals": {"": {"*": (0.4, 0.2)}}}, "must ascend"),
+        ],
+    )
+    def test_wrong_requests(
+        self, config: SampleConfig, change: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
+            replace(config, **change)
+
+    def test_signal_of_nothing(self, config: SampleConfig) -> None:
+        with pytest.raises(ConfigError, match="no structure or tissue is called 'bone'"):
+            sample(replace(config, signals={"": {"bone": (0.1, 0.2)}}))
 
 
 class TestWrongGenerator:
@@ -451,6 +673,20 @@ class TestEvaluate:
             json.dumps(found)
         )
 
+    def test_distances_in_the_features_of_an_encoder(
+        self, made: Path, micro, tmp_path: Path
+    ) -> None:
+        """KID by the encoder stands beside FRD, which is by formulas."""
+        save_model(micro, tmp_path / "weights")
+        config = EvaluateConfig(
+            registry=made / "registry", out=tmp_path / "report", task=TASK, reader_slices=0,
+            encoder=str(tmp_path / "weights"),
+        )  # fmt: skip
+        told = {(one["features"], one["distance"]) for one in evaluate(config)["likeness"]["brain"]}
+        assert {("KID", config.encoder), ("FRD", "radiomic features")} <= {
+            (distance, features) for features, distance in told
+        }
+
     @pytest.mark.slow
     def test_worth(self, made: Path, suite_config, tmp_path: Path) -> None:
         suite = suite_config(registry=made / "registry", tasks=(TASK,), k=(3,), draws=1)
@@ -490,7 +726,14 @@ class TestEvaluate:
 class TestConfigurations:
     @pytest.mark.parametrize(
         ("name", "cls"),
-        [("train", TrainConfig), ("sample", SampleConfig), ("evaluate", EvaluateConfig)],
+        [
+            ("train", TrainConfig),
+            ("ms", TrainConfig),
+            ("sample", SampleConfig),
+            ("synthseg", SampleConfig),
+            ("synthseg_t1", SampleConfig),
+            ("evaluate", EvaluateConfig),
+        ],
     )
     def test_packaged_ones_load_and_come_back(self, name: str, cls: type, tmp_path: Path) -> None:
         config = load_config(cls, CONFIGS / f"{name}.yaml")

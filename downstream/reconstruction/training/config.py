@@ -38,6 +38,9 @@ class Network:
     """unrolled: the classical image it begins with."""
     data_steps: int = 4
     """unrolled: conjugate gradients towards the data in each step; 0 is one gradient step."""
+    readout_coils: int = 0
+    """unrolled: combinations of coils at each readout position; 0 is all of them, which is exact; 5
+    is faster and as good."""
     start: str = ""
     """Weights folder of a net of the same sizes to go on from, such as one trained on simulated
     data; empty starts at random."""

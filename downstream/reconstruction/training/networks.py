@@ -117,6 +117,7 @@ def _build(
         num_blocks=network.num_blocks,
         start=network.warm_start,
         data_steps=network.data_steps,
+        readout_coils=network.readout_coils,
         coils=coils,
     )
     if encoder is None:

@@ -35,6 +35,7 @@ from downstream.reconstruction.training.study_config import (
     Contender,
     ReconstructionStudy,
 )
+from downstream.reconstruction.training.study_pictures import load_picture, save_picture
 from downstream.reconstruction.training.study_report import study_report
 from downstream.reconstruction.training.summary import Group, compared, grouped, summarized
 from downstream.reconstruction.training.testing import (
@@ -83,18 +84,24 @@ def evaluate_study(study: ReconstructionStudy, *, resume: bool = False) -> Path:
     registry = Registry.open(study.registry)
     test = SimulatedSlices(registry, study.test_split, study.where, study.simulation)
     with Run.open(study.out, study, resume=resume) as run:
-        pictures: dict[str, list[Tested]] = {}
-        outcomes = []
+        outcomes, keys = [], []
         for cell in _cells(study, registry, test):
             found = load_outcome(run.out / "cells", cell.key)
             if found is None:
-                found = _outcome(cell, study, test, run, pictures)
+                found = _outcome(cell, study, test, run)
                 save_outcome(found, run.out / "cells")
             outcomes.append(found)
+            keys.append(cell.key)
             if run.stop_requested:
                 raise Interrupted(f"{run.out}: run the same command again to go on.")
         rows = summarized(outcomes, study.seeds[0])
         comparisons = _comparisons(study, outcomes)
+        pictures = {
+            f"{rate:g}x": [
+                kept for key in keys if (kept := load_picture(run.out / "cells", key, rate))
+            ]
+            for rate in study.undersampling.accelerations
+        }
         report = study_report(study, test, outcomes, rows, comparisons, pictures)
         write_results(run.out, outcomes, rows, report.verdict, comparisons)
         report.write(run.out / "report.html")
@@ -208,7 +215,6 @@ def _outcome(
     study: ReconstructionStudy,
     test: SimulatedSlices,
     run: Run,
-    pictures: dict[str, list[Tested]],
 ) -> Outcome:
     """What one cell gives; an error of ours is recorded."""
     log.info("cell %s", cell.key)
@@ -236,9 +242,8 @@ def _outcome(
             volumes = scored_volumes(way, test, study.undersampling, choice, study.test_every)
             for number, volume in enumerate(volumes):
                 if number == 0 and seed == study.seeds[0]:
-                    pictures.setdefault(f"{rate:g}x", []).append(
-                        replace(volume, volume=f"{cell.name}, {_patients(labelled)}")
-                    )
+                    named = replace(volume, volume=f"{cell.name}, {_patients(labelled)}")
+                    save_picture(run.out / "cells", cell.key, rate, named)
                 scores += _scores(volume, cell, f"simulated {rate:g}x", labelled, seed)
     except CoreMRIError as error:
         if isinstance(error, Interrupted):

@@ -32,7 +32,7 @@ def study_report(
         outcomes: Of all cells, failed ones too.
         rows: The summary.
         comparisons: The tested differences.
-        pictures: Acceleration to a volume of every method computed at this start.
+        pictures: Acceleration to a volume of every method.
     """
     patients = len(set(test.patients))
     best: dict[str, SummaryRow] = {}

@@ -21,10 +21,12 @@ from core_mri.training.schedules import warmup_cosine
 from downstream.adapt import moves
 from downstream.best_step import BestStep
 from downstream.lora import merge_lora
+from downstream.reconstruction.training.ahead import Ahead
 from downstream.reconstruction.training.batches import draw_lines, generator, place
 from downstream.reconstruction.training.config import ReconstructionConfig
+from downstream.reconstruction.training.groups import Group, Sample
 from downstream.reconstruction.training.networks import build_network
-from downstream.reconstruction.training.objective import Objective, Sample
+from downstream.reconstruction.training.objective import Objective
 from downstream.reconstruction.training.slices import Slices, labelled_positions
 from downstream.reconstruction.training.validation import Validation, zero_shot_sample
 
@@ -79,6 +81,8 @@ class ReconstructionTrainer:
             self.validation = Validation(validation, config)
         self.best = BestStep(self.steps, config.fitting.patience)
         self.ignored = 0
+        # A CPU has its hands full with the network.
+        self._ahead = Ahead(self._prepared) if device.type == "cuda" else None
 
     @property
     def num_moving(self) -> tuple[int, int]:
@@ -102,18 +106,19 @@ class ReconstructionTrainer:
         size = self.config.fitting.batch_size
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * float(self.schedule[index])
-        own = range(size)[own_rows(size)]
-        samples = [self.sample(index * size + row) for row in own]
-        losses = self.objective(samples, index / self.steps)
-        numbers = {"loss": float(with_others(losses, size).detach().mean())}
+        losses = self.objective.losses(self._groups(index), self._share, index / self.steps)
+        loss = with_others(losses, size).detach().mean()
+        self.optimizer.zero_grad()
+        if losses.requires_grad:  # not a batch of air alone
+            (losses.sum() / size).backward()
+        sum_gradients(self._moving())
+        limit = self.config.fitting.max_gradient_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._moving(), limit)
+        # The one wait for the device in a step: only sound gradients may move the weights.
+        found = torch.stack([loss, norm.to(loss.device)]).tolist()
+        numbers = {"loss": found[0]}
         if math.isfinite(numbers["loss"]):
-            self.optimizer.zero_grad()
-            if losses.requires_grad:  # not a batch of air alone
-                (losses.sum() / size).backward()
-            sum_gradients(self._moving())
-            limit = self.config.fitting.max_gradient_norm or math.inf
-            norm = nn.utils.clip_grad_norm_(self._moving(), limit)
-            numbers["gradient_norm"] = float(norm)
+            numbers["gradient_norm"] = found[1]
             if math.isfinite(numbers["gradient_norm"]):
                 self.optimizer.step()
                 self._average(index)
@@ -124,6 +129,27 @@ class ReconstructionTrainer:
             numbers |= self._validate(done)
         self.best.note(done, numbers["loss"], numbers.get("validation"))
         return numbers
+
+    def _groups(self, index: int) -> list[Group]:
+        """Batch `index`; beside a device the next one is begun."""
+        if self._ahead is None:
+            return self._prepared(index)
+        found = self._ahead.take(index)
+        if index + 1 < self.steps:
+            self._ahead.start(index + 1)
+        return found
+
+    def _prepared(self, index: int) -> list[Group]:
+        """This worker's part of batch `index`."""
+        size = self.config.fitting.batch_size
+        own = range(size)[own_rows(size)]
+        return self.objective.prepared([self.sample(index * size + row) for row in own])
+
+    @property
+    def _share(self) -> int:
+        """Samples of a batch that are this worker's."""
+        size = self.config.fitting.batch_size
+        return len(range(size)[own_rows(size)])
 
     def sample(self, index: int) -> Sample:
         """Sample `index` of the training, counted from its first step.
@@ -179,6 +205,8 @@ class ReconstructionTrainer:
 
     def _validate(self, done: int) -> dict[str, float]:
         assert self.validation is not None
+        if self._ahead is not None:
+            self._ahead.wait()
         model = self.network if self.averaged is None else self.averaged
         look = self.validation.look(model.eval())
         self.ignored = self.ignored + 1 if look.residual > IGNORES * look.zero_filled else 0

@@ -22,9 +22,9 @@ from core_mri.physics.residual import magnitude_residual
 from core_mri.physics.sensitivity import calibration_region
 from downstream.reconstruction.training.batches import fixed_lines, kept
 from downstream.reconstruction.training.config import ReconstructionConfig
+from downstream.reconstruction.training.groups import Sample, encoded_samples, is_air
 from downstream.reconstruction.training.losses.holdout import holdout_loss, split
 from downstream.reconstruction.training.losses.supervised import ssim
-from downstream.reconstruction.training.objective import Sample, encoded_samples, is_air
 from downstream.reconstruction.training.slices import Slice, Slices
 
 SHARE = 0.2

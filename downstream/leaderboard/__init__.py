@@ -1,0 +1,1 @@
+"""Leaderboards: tasks with hidden references, scored here, ranked with ties."""
