@@ -11,7 +11,7 @@ setup: $(SETUP)
 $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[demo,deid,dimse,grappa,noncartesian,serve,twix,test]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[demo,deid,dimse,grappa,noncartesian,serve,serve-ray,twix,test]'
 	touch $(SETUP)
 
 demo: $(SETUP)

@@ -45,6 +45,15 @@ class Judgement:
         """Whether the volume is unlike what the weights saw."""
         return self.score > self.threshold
 
+    def facts(self) -> dict[str, float | bool]:
+        """For JSON."""
+        return {
+            "unlike": self.unlike,
+            "score": round(self.score, 4),
+            "threshold": round(self.threshold, 4),
+            "false_alarm_rate": self.false_alarm_rate,
+        }
+
     def __str__(self) -> str:
         word = "unlike" if self.unlike else "like"
         return (

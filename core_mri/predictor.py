@@ -23,8 +23,9 @@ from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.reconstruction import Reconstructor
 from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
+from core_mri.models.unrolled import Unrolled
 from core_mri.off_distribution import Judgement, judged_slices
-from core_mri.preprocess import Prepared, Preprocess
+from core_mri.preprocess import Prepared, Preprocess, percentile_window
 from core_mri.prompting import PromptedVolume
 from core_mri.prompts import Boxes, Points
 from core_mri.slice_grid import image_to_square, patch_grid
@@ -63,7 +64,8 @@ class Predictor:
     """Runs a model over volumes; geometry is kept.
 
     Weights that tell what they saw (`core_mri.training_statistics`) make it log a warning for a
-    volume that is unlike it; `judge` gives the score itself.
+    volume that is unlike it; `judge` gives the score itself, ``judgement`` is that of the last
+    volume that was embedded, segmented or reconstructed.
 
     Args:
         model: An `Encoder`, a `SamEncoder`, a `Segmenter`, a `Classifier`, a
@@ -106,7 +108,16 @@ class Predictor:
         self._prompted: PromptedVolume | None = None
         self._encoder: Encoder | SamEncoder | None = None
         self.statistics: TrainingStatistics | None = None
+        self.judgement: Judgement | None = None
+        self._judging: Encoder | SamEncoder | None = None
+        statistics: TrainingStatistics | None = getattr(model, "statistics", None)
         if isinstance(model, Reconstructor):
+            inside = model.context if isinstance(model, Unrolled) else None
+            self._judging = None if inside is None else inside.encoder
+            if inside is not None and statistics is not None:
+                self.image_size = image_size or inside.encoder.config.image_size
+                fits = statistics.image_size == self.image_size
+                self.statistics = statistics if fits else None
             return
         if isinstance(model, PromptableSegmenter):
             own = cast("NeckedEncoder | SamEncoder", model.image_encoder)
@@ -127,7 +138,7 @@ class Predictor:
         device = next(model.parameters()).device
         self.precision = select_precision(device, precision).precision
         self._encode = torch.compile(self.encoder) if compiled else self.encoder
-        statistics: TrainingStatistics | None = getattr(model, "statistics", None)
+        self._judging = self._encoder
         fits = statistics is not None and statistics.image_size == self.image_size
         if fits:
             self.statistics = statistics
@@ -136,7 +147,8 @@ class Predictor:
         """How a volume compares with what the weights saw.
 
         Args:
-            volume: Three-dimensional image.
+            volume: Three-dimensional image; for a network that reconstructs, what it gave: columns,
+                rows and slices, which it looked at as they are, not as they are displayed.
 
         Returns:
             None when the weights do not tell, or for another image size than they were trained at.
@@ -145,19 +157,26 @@ class Predictor:
             DataError: As :meth:`embed`.
             GeometryError: As :meth:`embed`.
         """
-        return self._judge(Preprocess().apply(volume)) if self.statistics else None
-
-    @torch.inference_mode()
-    def _judge(self, prepared: Prepared) -> Judgement | None:
         if self.statistics is None:
             return None
-        slices = cast("npt.NDArray[np.float32]", prepared.array)
+        if isinstance(self.model, Reconstructor):
+            slices = np.asarray(volume.array, np.float32).transpose(2, 1, 0)
+            low, high = percentile_window(slices)
+            return self._judge(np.clip((slices - low) / (high - low), 0, 1))
+        return self._judge(Preprocess().apply(volume).array)
+
+    @torch.inference_mode()
+    def _judge(self, array: npt.NDArray[np.generic]) -> Judgement | None:
+        if self.statistics is None or self._judging is None:
+            return None
+        slices = cast("npt.NDArray[np.float32]", array)
         chosen = slices[judged_slices(slices)]
-        device = next(self.encoder.parameters()).device
-        cls = self.encoder(image_to_square(chosen, self.image_size).to(device)).cls
+        device = next(self._judging.parameters()).device
+        cls = self._judging(image_to_square(chosen, self.image_size).to(device)).cls
         return self.statistics.judge(cls.float().cpu().numpy())
 
     def _warn(self, judgement: Judgement | None) -> None:
+        self.judgement = judgement
         if judgement is not None and judgement.unlike:
             log.warning("a scan %s: do not rely on the answer without looking", judgement)
 
@@ -285,7 +304,7 @@ class Predictor:
                 fix="Fine-tune it first: core-mri finetune CONFIG.",
             )
         prepared = [Preprocess().apply(scan) for scan in scans]
-        self._warn(self._judge(prepared[0]))
+        self._warn(self._judge(prepared[0].array))
         arrays = [cast("npt.NDArray[np.float32]", one.array) for one in prepared]
         spacing = np.linalg.norm(prepared[0].affine[:3, :3], axis=0).tolist()
         classes = segment_slices(
@@ -353,7 +372,9 @@ class Predictor:
         from core_mri.kspace_inference import reconstruct_scan
 
         scan = array_kspace(np.asarray(kspace)) if not isinstance(kspace, KSpace) else kspace
-        return reconstruct_scan(self.model, scan, volume=volume)
+        found = reconstruct_scan(self.model, scan, volume=volume)
+        self._warn(self.judge(found) if found.array.any() else None)
+        return found
 
     def _batches(self, prepared: Prepared) -> Iterator[Tensor]:
         """Images [B, 1, N, N] in [0, 1] on the model's device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,13 +48,18 @@ class Slices(Protocol):
         """Of each slice, the position of its volume in `volumes`; ascending."""
 
 
+S = TypeVar("S", bound=Slices)
+
+
 def training_statistics(
     maker: EncoderFeatures,
     weights: str,
-    train: Slices,
-    held_out: Slices | None,
+    train: S,
+    held_out: S | None,
     *,
     most_slices: int,
+    most_judged: int | None = None,
+    judged_as: Callable[[S], Slices] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TrainingStatistics:
     """Embed a bounded number of training slices, and calibrate the warning of unlike scans.
@@ -70,6 +75,9 @@ def training_statistics(
         held_out: Slices of patients that it was not trained on, such as those for validation.
         most_slices: Of training that are embedded; of a twentieth of so many radiomic features are
             kept.
+        most_judged: Volumes that are scored for the threshold; from `most_slices` when not given.
+        judged_as: The same slices as users will have them judged, where that differs from what the
+            moments are of, such as reconstructions.
         on_progress: Called with slices embedded and slices in all.
 
     Raises:
@@ -85,14 +93,18 @@ def training_statistics(
     whole = sum(moments[1:], moments[0])
     kept = np.argsort(places.numbers[chosen])[:SAMPLE]
     shown = np.sort(chosen[kept[: most_slices // ONE_BY_FORMULAS]])
-    num_judged = min(_MOST_JUDGED, max(_LEAST_JUDGED, most_slices // 4))
+    num_judged = most_judged or min(_MOST_JUDGED, max(_LEAST_JUDGED, most_slices // 4))
+
+    def as_judged(slices: S) -> Slices:
+        return slices if judged_as is None else judged_as(slices)
+
     if held_out is not None and _num_patients(held_out) >= MIN_HELD_OUT:
         familiarity = Familiarity(whole)
-        scores, people = _scores(maker, held_out, lambda _: familiarity, num_judged)
+        scores, people = _scores(maker, as_judged(held_out), lambda _: familiarity, num_judged)
         whom = "patients held out of training"
     else:
         others = [Familiarity(whole - own) for own in moments]
-        scores, people = _scores(maker, train, lambda p: others[folds[p]], num_judged)
+        scores, people = _scores(maker, as_judged(train), lambda p: others[folds[p]], num_judged)
         whom = "training patients, each judged by the slices of others"
     threshold, rate = calibrate(scores, people)
     return TrainingStatistics(

@@ -90,6 +90,8 @@ def summary(scan: Scan) -> list[str]:
         lines.append(
             f"regularization {min(weights):.4f} to {max(weights):.4f} of the largest value"
         )
+    if scan.judgement is not None:
+        lines.append(f"a scan {scan.judgement}")
     if scan.reference is not None:
         scores = volume_scores(scan.reference, scan.images)
         simulated = ", undersampling simulated" if scan.sampling.drawn else ""
@@ -120,6 +122,7 @@ def facts(scan: Scan) -> dict[str, object]:
         "weight": scan.weights,
         "wall_s": scan.wall_s,
         "cpu_s": scan.cpu_s,
+        "likeness": None if scan.judgement is None else scan.judgement.facts(),
         "reference": scan.reference_name or None,
         "scores": volume_scores(scan.reference, scan.images) if scored else None,  # type: ignore[arg-type]
     }

@@ -26,11 +26,14 @@ import torch
 from core_mri.config import to_mapping
 from core_mri.devices import available_cores, select_device
 from core_mri.files.kspace import KSpace, KSpaceHeader, Layout, read_kspace
-from core_mri.kspace_inference import check_network
+from core_mri.kspace_inference import check_network, image_volume
 from core_mri.kspace_sampling import Sampling, check_finite, image_size
+from core_mri.models.reconstruction import Reconstructor
+from core_mri.off_distribution import Judgement
 from core_mri.physics.coils import root_sum_of_squares
 from core_mri.physics.fourier import ifft2c
 from core_mri.physics.preparation import center_crop
+from core_mri.predictor import Predictor
 from core_mri.runs import write_atomically, writing
 from downstream.reconstruction.config import ReconstructConfig
 from downstream.reconstruction.engine import Image, Slice, Solver
@@ -70,6 +73,8 @@ class Scan:
     cpu_s: list[float]
     total_s: float
     """Wall seconds of this start, with reading and writing."""
+    judgement: Judgement | None = None
+    """How the images compare with what the network saw, where its weights tell."""
 
 
 def reconstruct_file(
@@ -141,8 +146,18 @@ def reconstruct_file(
             config, kspace.header, kspace.layout, kspace.shape, sampling, kept["image"], references,
             reference_name if references is not None else "", weights, residuals,
             kept.get("error"), numbers[:, 2].tolist(), numbers[:, 3].tolist(),
-            time.perf_counter() - start,
+            time.perf_counter() - start, _judged(network, kept["image"], kspace),
         )  # fmt: skip
+
+
+def _judged(network: Reconstructor | None, images: Image, kspace: KSpace) -> Judgement | None:
+    """Whether the images are like those of the training; logs a warning when they are not."""
+    if network is None or not images.any():
+        return None
+    judgement = Predictor(network).judge(image_volume(images, kspace.header, kspace.shape, ""))
+    if judgement is not None and judgement.unlike:
+        log.warning("a scan %s: do not rely on the images without looking", judgement)
+    return judgement
 
 
 def keep_freed_memory() -> None:

@@ -159,21 +159,37 @@ def _main(
     try:
         tell({"done": getattr(importlib.import_module(_MODULE), work)(job, tell, hear)})
     except CoreMRIError as error:
-        tell({"failed": refusal(error, scratch)})
+        short = _lacks_memory(error)
+        tell({"failed": _too_large(limits[0]) if short else refusal(error, scratch)})
     except (EOFError, BrokenPipeError):  # the service is gone
         return
     except Exception as error:
         tell({"failed": _unforeseen(error, limits[0])})
 
 
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what readers took for a damaged file, is for want of memory."""
+    # A library that finds no room for itself says the last.
+    said = ("allocate memory", "failed to map segment")
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in said):
+            return True
+        error = error.__context__
+    return False
+
+
+def _too_large(memory: int) -> dict[str, str]:
+    return {
+        "code": "SERVE-05",
+        "message": f"this file needs more memory than a job may take ({memory / 1e9:g} GB).",
+        "fix": "Send fewer slices, or ask whoever runs the service for a higher --job-gb.",
+    }
+
+
 def _unforeseen(error: Exception, memory: int) -> dict[str, str]:
     """An error that names nothing of the file."""
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return {
-            "code": "SERVE-05",
-            "message": f"this file needs more memory than a job may take ({memory / 1e9:g} GB).",
-            "fix": "Send fewer slices, or ask whoever runs the service for a higher --job-gb.",
-        }
+    if _lacks_memory(error):
+        return _too_large(memory)
     trace, place = error.__traceback__, ""
     while trace is not None:
         place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

@@ -29,7 +29,7 @@ from downstream.reconstruction.stream import Scan, reconstruct_file
 from downstream.serving.intake import Intake
 from downstream.serving.packing import pack
 from downstream.serving.preview import strip
-from downstream.serving.results import NOT_DIAGNOSTIC, view_of
+from downstream.serving.results import NOT_DIAGNOSTIC, likeness, view_of
 from downstream.serving.sources import Served
 
 Image = npt.NDArray[np.float32]
@@ -187,6 +187,7 @@ def _facts(scan: Scan, served: Served, intake: Intake) -> dict[str, Any]:
         "center_lines": int(center_lines(mask)) if mask.ndim == 1 else None,
         "simulated_undersampling": scan.sampling.drawn,
         "geometry": "from the raw data" if scan.header.affine is not None else "synthetic",
+        "likeness": likeness(scan.judgement),
         "residual": scan.residuals,
         "cpu_s": [round(s, 3) for s in scan.cpu_s],
         "metrics": None,

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from core_mri.off_distribution import Judgement
+
 NOT_DIAGNOSTIC = "not for diagnostic use"
 
 RESULTS: dict[str, tuple[str, str]] = {
@@ -32,6 +34,23 @@ _VIEWS = ("sagittal", "coronal", "axial")
 def view_of(affine: npt.NDArray[np.float64]) -> str:
     """How slices along the third axis lie in the patient: the view that shows them as they are."""
     return _VIEWS[int(np.abs(affine[:3, 2] / np.linalg.norm(affine[:3, 2])).argmax())]
+
+
+def likeness(judgement: Judgement | None) -> dict[str, Any] | None:
+    """How a scan compares with what the weights saw, with a sentence; None where they do not tell.
+
+    Args:
+        judgement: Of `core_mri.Predictor`.
+    """
+    if judgement is None:
+        return None
+    sentence = (
+        "This scan is unlike those the method was trained on: do not rely on the result without "
+        "looking."
+        if judgement.unlike
+        else "This scan is like those the method was trained on."
+    )
+    return {**judgement.facts(), "sentence": sentence}
 
 
 def as_json(report: dict[str, Any]) -> bytes:

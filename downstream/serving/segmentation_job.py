@@ -17,7 +17,7 @@ from downstream.serving.dicom.index import write_indexes
 from downstream.serving.intake import Intake
 from downstream.serving.packing import pack, unpack_own
 from downstream.serving.preview import strip
-from downstream.serving.results import NOT_DIAGNOSTIC, view_of
+from downstream.serving.results import NOT_DIAGNOSTIC, likeness, view_of
 from downstream.serving.sources import Served
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def segment_job(
     write_atomically(out / "preview.png", strip({"scan": array[..., array.shape[2] // 2].T}))
     if served is not None and served.role == "segment":
         progress(0.5, "segmenting")
-        mask = predictor_of(served, device).segment(volume)
+        predictor = predictor_of(served, device)
+        mask = predictor.segment(volume)
+        facts["likeness"] = likeness(predictor.judgement)
         series = intake.path if intake.layout == "dicom" else None
         facts["structures"] = write_mask(mask, volume, out, series, served.labels)
     facts["seconds"] = round(time.perf_counter() - start, 2)
@@ -179,7 +181,7 @@ class PromptedScan:
         )
         structures = write_mask(mask, self._volume, out, self._series, {})
         write_indexes(out)
-        return {"structures": structures}
+        return {"structures": structures, "likeness": likeness(self._predictor.judgement)}
 
     def _box(self, box: list[float]) -> list[int]:
         corners = np.array([self._voxel(box[:3]), self._voxel(box[3:])])

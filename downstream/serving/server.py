@@ -5,35 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from core_mri.errors import ConfigError, CoreMRIError, WeightsError
-from data_registry.deidentify.identifiers import load_key
-from downstream.leaderboard.board import Board
+from core_mri.errors import ConfigError
 from downstream.serving.app import make_app
-from downstream.serving.child import call, preload
+from downstream.serving.assembly import assemble, described, has_networks, open_boards
+from downstream.serving.child import preload
 from downstream.serving.dicom.dimse import Dimse
 from downstream.serving.mrd.listener import MrdListener
-from downstream.serving.observing import JsonLines, Metrics
-from downstream.serving.prompting import Prompting
-from downstream.serving.service import Service
+from downstream.serving.observing import JsonLines
+from downstream.serving.prompting import Sessions
 from downstream.serving.settings import Places, ServeConfig
-from downstream.serving.sources import Served, check_names, is_solver, reconstructing, solver
-from downstream.serving.spool import Spool
-from downstream.serving.store import Store
+from downstream.serving.sources import reconstructing
 from downstream.serving.tokens import Tokens, load_tokens
-from downstream.serving.worker import Workers
-
-_DESCRIBE_S = 300.0
+from downstream.serving.worker import start_here
 
 
 def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
@@ -51,9 +43,9 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
         DataError: DATA-07 when the data folder cannot be written.
     """
     os.umask(0o077)
-    _log_to_stderr()
+    log_to_stderr()
     tokens = load_tokens(config.token_file) if config.token_file else Tokens({})
-    boards = _boards(config.leaderboards)
+    boards = open_boards(config.leaderboards)
     if config.neighbors.dimse and config.neighbors.dimse_user not in tokens.users:
         raise ConfigError(
             "CONFIG-05",
@@ -62,21 +54,11 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
         )
     places, lock = Places.open(config.data_dir)
     mrd = MrdListener(config, places.scratch) if config.neighbors.mrd else None
-    preload(networks=not all(map(is_solver, config.sources)))
-    sources = tuple(_described(source, config.device) for source in config.sources)
-    check_names(sources)
+    preload(networks=has_networks(config))
+    sources = described(config)
     streamed = reconstructing(sources) if mrd is not None else ()
-    store = Store(places.database)
-    metrics = Metrics(store)
-    spool = Spool(places.spool)
-    workers = Workers(
-        store, spool, places, sources, load_key(places.key, create=True), config.limits,
-        number=config.workers, device=config.device, ended=metrics.job_ended,
-        boards={name: board.folder.resolve() for name, board in boards.items()},
-    )  # fmt: skip
-    prompting = Prompting(places, config.limits, config.device)
-    service = Service(store, spool, workers, prompting, metrics, places, sources, config.limits,
-                      boards)  # fmt: skip
+    sessions = Sessions(places.results, places.scratch, config.limits, config.device)
+    service = assemble(config, places, sources, start_here(config.limits), sessions, boards)
     body_s = config.limits.body_s
 
     class Protocol(H11Protocol):
@@ -134,9 +116,9 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
                     started(f"dicom://{config.neighbors.dimse_title}@{name}:{dimse.port}")
 
     dimse = Dimse(service, config.neighbors, config.host) if config.neighbors.dimse else None
-    workers.start()
+    service.workers.start()
     if mrd is not None:
-        mrd.start(streamed, metrics.stream_ended)
+        mrd.start(streamed, service.metrics.stream_ended)
     try:
         Server(settings).run()
     except KeyboardInterrupt:  # uvicorn raises the signal again once all is closed
@@ -147,37 +129,16 @@ def serve(config: ServeConfig, *, started: Callable[[str], None]) -> None:
             dimse.stop()
         if mrd is not None:
             mrd.stop()
-        workers.stop()
-        prompting.forget()
-        store.close()
-        shutil.rmtree(places.scratch, ignore_errors=True)
+        service.stop()
+        service.store.close()
         if lock is not None:
             lock.close()
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), previous, strict=True):
             signal.signal(number, handler)
 
 
-def _boards(folders: Sequence[Path]) -> dict[str, Board]:
-    boards = [Board.open(folder) for folder in folders]
-    names = [board.task.name for board in boards]
-    if len(set(names)) < len(names):
-        raise ConfigError(
-            "CONFIG-05", f"--leaderboards: two have the same name: {', '.join(names)}."
-        )
-    return dict(zip(names, boards, strict=True))
-
-
-def _described(source: str, device: str) -> Served:
-    if is_solver(source):
-        return solver(source)
-    try:
-        facts = call("do_describe", (source, device), timeout_s=_DESCRIBE_S, memory_gb=64)
-    except CoreMRIError as error:
-        raise WeightsError(error.code, error.message, fix=error.fix) from None
-    return Served(**{**facts, "labels": {int(k): v for k, v in facts["labels"]}})
-
-
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """A line of JSON an event; libraries only warn."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

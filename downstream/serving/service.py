@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -243,6 +244,13 @@ class Service:
         answer = self.prompting.answer(identity, served, prompts)
         self.store.touch(identity, {**job.report, **answer, "prompted": served.name})
         return self.get(user, identity)
+
+    def stop(self) -> None:
+        """Running jobs get their time; nothing unsealed is left."""
+        self.stopping = True
+        self.workers.stop()
+        self.prompting.forget()
+        shutil.rmtree(self.places.scratch, ignore_errors=True)
 
     def _lock(self, identity: str) -> threading.Lock:
         """Of the parts of one upload."""

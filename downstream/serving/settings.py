@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from typing import IO, Annotated
 
 import tyro
 
-from core_mri.errors import ConfigError, RunError, ServingError
+from core_mri.errors import ConfigError, CoreMRIError, RunError, ServingError
 from core_mri.runs import locked, writing
 from downstream.reconstruction.config import names_weights
 from downstream.serving.limits import Limits
@@ -21,6 +22,8 @@ from downstream.serving.tokens import is_loopback
 
 _MEMORY = Path("/dev/shm")
 """A file system in memory, on Linux."""
+_held: list[IO[str] | None] = []
+"""Locks of this process, open as long as it lives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,15 @@ class ServeConfig:
     leaderboards: tuple[Path, ...] = ()
     """Folders of `core-mri leaderboard create`."""
     workers: int = 1
-    """Jobs at once; each uses all cores for slices of raw data."""
+    """Jobs at once; each uses all cores of its machine for slices of raw data."""
     device: str = "auto"
     """Where networks run: auto, cpu, cuda or cuda:N."""
+    ray: str | None = None
+    """Run on a Ray cluster (extra `serve-ray`): auto, HOST:PORT, ray://HOST:PORT, or local, which
+    starts one on this machine. --workers is then the largest number of replicas; --data-dir must be
+    one file system, under the same path, for this command and all nodes."""
     neighbors: Annotated[Neighbors, tyro.conf.arg(name="")] = field(default_factory=Neighbors)
-    """MRD and DIMSE."""
+    """MRD and DIMSE; not with --ray."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
     """What a user may ask."""
 
@@ -77,6 +84,13 @@ class ServeConfig:
                 "it.",
             )
         check_reach(self.neighbors, self.host)
+        if self.ray and (self.neighbors.mrd or self.neighbors.dimse):
+            raise ConfigError(
+                "CONFIG-05",
+                "--mrd and --dimse: these doors open in one process, not with --ray.",
+                fix="Start another `core-mri serve` for them, without --ray, with a --data-dir of "
+                "its own. DICOMweb works on Ray.",
+            )
 
 
 @dataclass(frozen=True)
@@ -99,28 +113,27 @@ class Places:
             ServingError: SERVE-02 when another service uses them.
             DataError: DATA-07 when they cannot be written.
         """
-        with writing(root):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            root.chmod(0o700)
-        try:
-            lock = locked(root)
-        except RunError:
-            raise ServingError(
-                "SERVE-02",
-                f"{root}: another service uses this folder.",
-                fix="Stop it, or choose another --data-dir.",
-            ) from None
+        lock = _locked(root)
         root = root.absolute()
-        memory = _MEMORY if _MEMORY.is_dir() else root
-        prefix = f"core-mri-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-"
-        # Nothing runs now: what lies here was left by a service that was killed.
-        for folder in (root / "work", *memory.glob(f"{prefix}*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(root / "work", ignore_errors=True)  # of a service that was killed
         with writing(root):
-            places = cls(root, Path(tempfile.mkdtemp(prefix=prefix, dir=memory)))
+            places = cls(root, own_scratch(root))
             for folder in (places.work, places.results):
                 folder.mkdir(mode=0o700, exist_ok=True)
         return places, lock
+
+    @classmethod
+    def unused(cls, root: Path) -> Path:
+        """Make the data folder, where no service uses it yet; its absolute path.
+
+        Raises:
+            ServingError: SERVE-02 when one does.
+            DataError: DATA-07 when it cannot be written.
+        """
+        lock = _locked(root)
+        if lock is not None:
+            lock.close()
+        return root.absolute()
 
     @property
     def database(self) -> Path:
@@ -146,3 +159,34 @@ class Places:
     def key(self) -> Path:
         """Of the pseudonyms."""
         return self.root / "deidentification.key"
+
+
+def own_scratch(root: Path) -> Path:
+    """A folder for unsealed files of this process, until it ends; those of killed ones go.
+
+    Args:
+        root: The data folder.
+    """
+    memory = _MEMORY if _MEMORY.is_dir() else root
+    prefix = f"core-mri-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}-"
+    for folder in memory.glob(f"{prefix}*"):
+        # Whoever lives holds its lock; another process may be throwing it away just now.
+        with contextlib.suppress(CoreMRIError), locked(folder) or contextlib.nullcontext():
+            shutil.rmtree(folder, ignore_errors=True)
+    own = Path(tempfile.mkdtemp(prefix=prefix, dir=memory))
+    _held.append(locked(own))
+    return own
+
+
+def _locked(root: Path) -> IO[str] | None:
+    with writing(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.chmod(0o700)
+    try:
+        return locked(root)
+    except RunError:
+        raise ServingError(
+            "SERVE-02",
+            f"{root}: another service uses this folder.",
+            fix="Stop it, or choose another --data-dir.",
+        ) from None

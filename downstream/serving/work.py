@@ -26,8 +26,9 @@ from downstream.serving.submission_job import submission_job
 __all__ = ["do_describe", "do_job", "do_mrd", "do_prompts"]
 
 for _name in (
-    "h5py", "ismrmrd", "matplotlib.backends.backend_agg", "nibabel", "pydicom", "scipy.ndimage",
-    "skimage.metrics", "core_mri.metrics", "data_registry.deidentify.raw_data",
+    "cryptography.hazmat.primitives.ciphers.aead", "h5py", "ismrmrd",
+    "matplotlib.backends.backend_agg", "nibabel", "pydicom", "scipy.ndimage", "skimage.metrics",
+    "core_mri.metrics", "data_registry.deidentify.raw_data",
 ):  # fmt: skip
     importlib.import_module(_name)  # once, before the fork: every job would do it again
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 from core_mri.errors import CoreMRIError
 from downstream.serving.child import Child
@@ -21,9 +22,46 @@ from downstream.serving.store import ENDED, Job, Store
 
 log = logging.getLogger(__name__)
 
+FAULT = {
+    "code": "SERVE-06",
+    "message": "an error of the service.",
+    "fix": "Tell whoever runs the service.",
+}
 _LOOK_S = 0.2
 _IDLE_S = 0.5
 _CLEAN_S = 30.0
+
+
+class Lost(Exception):
+    """Whoever worked on a job is gone, through no fault of its file."""
+
+
+class Running(Protocol):
+    """A job at work, here or elsewhere."""
+
+    def listen(self, timeout_s: float) -> dict[str, Any] | None:
+        """Its next message, None when none came in time.
+
+        Raises:
+            ServingError: SERVE-06 when its process died.
+            Lost: When the machine or worker it was on is gone.
+        """
+
+    def kill(self) -> None:
+        """End it, now."""
+
+
+Start = Callable[[JobWork], Running]
+
+
+def start_here(limits: Limits) -> Start:
+    """Jobs run in processes of this one."""
+
+    def start(work: JobWork) -> Child:
+        memory = limits.job_gb
+        return Child("do_job", work, work.scratch, memory_gb=memory, file_gb=2 * memory)
+
+    return start
 
 
 class Workers:
@@ -38,6 +76,7 @@ class Workers:
         limits: Of memory and time.
         number: Jobs at once.
         device: Where networks run.
+        begin: Where jobs run.
         ended: Told each job that ended, its state and its seconds.
         boards: Folders of the leaderboards by name.
     """
@@ -53,12 +92,13 @@ class Workers:
         *,
         number: int,
         device: str,
+        begin: Start,
         ended: Callable[[str, float], None],
         boards: Mapping[str, Path],
     ) -> None:
         self._store, self._spool, self._places = store, spool, places
         self._sources, self._key, self._limits, self._device = sources, key, limits, device
-        self._ended, self._boards = ended, boards
+        self._begin, self._ended, self._boards = begin, ended, boards
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._stop_by = float("inf")
@@ -115,8 +155,7 @@ class Workers:
             except Exception:
                 # A fault of the service: the job says so, and the next one is taken.
                 log.exception("job %s", job.id)
-                self._fail(job, {"code": "SERVE-06", "message": "an error of the service.",
-                                 "fix": "Tell whoever runs the service."})  # fmt: skip
+                self._fail(job, FAULT)
             now = self._store.get(job.id)
             state = now.state if now is not None else "deleted"
             if state in ("done", "failed", "cancelled"):
@@ -137,10 +176,13 @@ class Workers:
             job.id, job.size, dict(job.request), self._spool.folder, scratch, out, self._sources,
             self._key, self._device, self._boards,
         )  # fmt: skip
-        memory = self._limits.job_gb
-        child = Child("do_job", work, scratch, memory_gb=memory, file_gb=2 * memory)
+        running = self._begin(work)
         try:
-            self._follow(job, child, out)
+            self._follow(job, running, out)
+        except Lost as error:
+            log.warning("lost", extra={"facts": {"job": job.id, "attempt": job.attempt,
+                        "reason": str(error)}})  # fmt: skip
+            self._store.requeue(job)
         except CoreMRIError as error:
             if self._stopping.is_set():  # whoever stops us may have ended the process too
                 self._store.give_back(job)
@@ -148,15 +190,15 @@ class Workers:
                 facts = {"code": error.code, "message": error.message, "fix": error.fix}
                 self._fail(job, facts)
         finally:
-            child.kill()
+            running.kill()
             for folder in (out, scratch):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _follow(self, job: Job, child: Child, out: Path) -> None:
+    def _follow(self, job: Job, running: Running, out: Path) -> None:
         """Pass on what the process says until it is done, cancelled, too slow, or we stop."""
         deadline = time.monotonic() + self._limits.job_s
         while True:
-            message = child.listen(_LOOK_S)
+            message = running.listen(_LOOK_S)
             if message is None:
                 now = self._store.get(job.id)
                 if now is None or now.state != "running":
@@ -192,8 +234,8 @@ class Workers:
         self._store.fail(job, error)
 
     def _clean(self) -> None:
-        """Erase what has expired."""
-        while not self._stopping.wait(_CLEAN_S):
+        """Erase what has expired, at most a tenth of its time too late."""
+        while not self._stopping.wait(min(_CLEAN_S, 360 * self._limits.keep_h)):
             for job in self._store.expired(time.time() - 3600 * self._limits.keep_h):
                 erase(job, self._store, self._spool, self._places)
 

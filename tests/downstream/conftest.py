@@ -183,6 +183,65 @@ def suite_config(registry, weights, organs, sequences, recipe, tmp_path, few_res
 
 
 @pytest.fixture(scope="session")
+def reconstructor(registry: Registry, weights: Path, tmp_path_factory) -> Path:
+    """The run of an unrolled network with the micro encoder inside: two steps, no test patients."""
+    from downstream.reconstruction.training.finetune import finetune_reconstruction
+
+    values = {
+        "registry": str(registry.path),
+        "out": str(tmp_path_factory.mktemp("reconstructor") / "run"),
+        "where": "sequence = 'T1' AND split <> 'test'",
+        "steps": 2,
+        "device": "cpu",
+        "network": {"steps": 2, "channels": 4, "pools": 2},
+        "encoder": {"weights": str(weights), "num_levels": 2},
+        "simulation": {"size": SIZE, "coils": 4},
+        "undersampling": {"accelerations": [2, 3], "center_fractions": [0.3, 0.25]},
+        "fitting": {"validate_every": 2, "num_validation": 3},
+    }
+    return finetune_reconstruction(load_config(ReconstructionConfig, values))
+
+
+@pytest.fixture(scope="session")
+def like_scans(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Raw data of patients whom neither training nor threshold saw."""
+    from core_mri.files import write_kspace
+    from downstream.reconstruction.training.config import Simulation
+    from downstream.reconstruction.training.slices import SimulatedSlices
+    from tests.downstream.test_reconstruct import make_scan
+
+    slices = SimulatedSlices(registry, "test", "sequence = 'T1'", Simulation(size=SIZE, coils=4))
+    folder = tmp_path_factory.mktemp("scans")
+    paths = []
+    for name in dict.fromkeys(slices.volumes):
+        own = [i for i, volume in enumerate(slices.volumes) if volume == name]
+        samples = [slices.read(i, np.random.default_rng(i)).kspace.numpy() for i in own]
+        paths.append(folder / f"{name}.h5")
+        write_kspace(make_scan(np.stack(samples)), paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def unlike_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw data of a knee with strong noise."""
+
+    import torch
+
+    from core_mri.files import write_kspace
+    from core_mri.physics.fourier import fft2c
+    from tests.downstream.test_reconstruct import make_scan
+
+    knee = phantom_volume("knee", 3, size=SIZE, num_slices=6)[0].array
+    images = knee.transpose(2, 0, 1)[:, None] / knee.max()
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, len(images), 4, *images.shape[2:])) * 0.5
+    coils = torch.from_numpy(images + noise[0] + 1j * noise[1])
+    path = tmp_path_factory.mktemp("stranger") / "knee.h5"
+    write_kspace(make_scan(fft2c(coils).numpy().astype(np.complex64)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def packaged():
     """Every packaged configuration with its class."""
     from downstream.cli import CONFIGS
@@ -237,7 +296,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     tokens = folder / "tokens"
     tokens.write_text(f"alice:{ALICE}\nbob:{BOB}\n")
     tokens.chmod(0o600)
-    process = ServerProcess(folder, "wavelet", "zero-filled", "--token-file", str(tokens))
+    process = ServerProcess(
+        folder, "wavelet", "zero-filled", "--token-file", str(tokens), "--job-gb", "1"
+    )
     yield process
     process.stop()
 
@@ -275,11 +336,26 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained weights: `random` answers prompts, `network` reconstructs, `organs` segments."""
+def long_raw(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A fastMRI file that keeps a worker busy for a minute."""
+    from core_mri.files import write_kspace
+    from tests.downstream.test_reconstruct import line_mask, make_samples, make_scan
+
+    path = tmp_path_factory.mktemp("raw") / "long.h5"
+    write_kspace(make_scan(np.tile(make_samples(), (100, 1, 1, 1)), line_mask()), path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def released(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights: `random` answers prompts, `network` reconstructs, `organs` segments.
+
+    The latter know what they saw: the abdomens of the registry.
+    """
     import torch
 
     import core_mri
+    from core_mri.__main__ import main
     from tests.core_mri.test_segment_verb import DECODERS, release
 
     folder = tmp_path_factory.mktemp("released")
@@ -287,15 +363,19 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     core_mri.save_model(core_mri.create_model("sam_vit_micro"), folder / "random")
     core_mri.save_model(core_mri.create_model("varnet_micro"), folder / "network")
     release(folder / "organs", next(iter(DECODERS)))
+    words = ("--registry", str(registry.path), "--where", "sequence = 'T1'", "--device", "cpu")
+    assert main(["data", "statistics", str(folder / "organs"), *words]) == 0
     return folder
 
 
 @pytest.fixture(scope="session")
-def networks(released: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def networks(
+    released: Path, reconstructor: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     """A service of weights; slow to start."""
-    names = ("random", "network", "organs")
+    sources = [released / "random", released / "network", released / "organs", reconstructor]
     process = ServerProcess(
-        tmp_path_factory.mktemp("networks"), "wavelet", *(str(released / name) for name in names)
+        tmp_path_factory.mktemp("networks"), "wavelet", *map(str, sources), "--device", "cpu"
     )
     yield process
     process.stop()

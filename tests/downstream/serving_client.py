@@ -29,14 +29,15 @@ class ServerProcess:
     Args:
         folder: For data and logs.
         words: Sources and flags.
+        port: A free one by default.
     """
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, port: int = 0) -> None:
         self.data = folder / "data"
         self.log = folder / "log.jsonl"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "core_mri", "serve", *words, "--port", "0",
+                [sys.executable, "-m", "core_mri", "serve", *words, "--port", str(port),
                  "--data-dir", str(self.data)],
                 stdout=subprocess.PIPE, stderr=log, text=True,
                 env=OURS,
@@ -64,6 +65,18 @@ def processes_below(parent: int, depth: int) -> list[int]:
             if int(_stat(stat).rpartition(")")[2].split()[1]) in level
         ]
     return level
+
+
+def processes_called(name: str) -> list[int]:
+    """Processes whose title begins so, as replicas of Ray Serve have one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(name.encode()):
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+    return found
 
 
 def _stat(path: Path) -> str:
@@ -153,6 +166,17 @@ class Client:
             if found["state"] in ENDED:
                 return found
             time.sleep(0.1)
+        raise AssertionError(f"still {self.job(job)}")
+
+    def until(self, job: str, phase: str, timeout_s: float = 60) -> Any:
+        """Its state, once what goes on begins with `phase`."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            found = self.job(job)
+            if found["phase"].startswith(phase):
+                return found
+            assert found["state"] not in ENDED, found
+            time.sleep(0.05)
         raise AssertionError(f"still {self.job(job)}")
 
     def run(self, content: bytes, **asked: object) -> Any:

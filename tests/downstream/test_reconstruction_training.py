@@ -413,6 +413,8 @@ class TestRawFiles:
         results = json.loads((tmp_path / "run" / "results.json").read_text())
         assert {cell["patient"] for cell in results["cells"]} == {"test"}
         assert "measured" in results["verdict"]
+        card = (tmp_path / "run" / "weights" / "README.md").read_text()
+        assert "the network has no encoder" in card
 
     def test_undersampled_files_train_without_references(
         self, make: Make, files: dict[str, list[str]]

@@ -23,7 +23,7 @@ from core_mri.__main__ import main
 from core_mri.files import write_kspace
 from core_mri.volume import orientation_of
 from downstream.reconstruction.scores import volume_scores
-from tests.downstream.serving_client import Client, ServerProcess
+from tests.downstream.serving_client import Client, ServerProcess, processes_below
 from tests.downstream.test_reconstruct import (
     LPS_AFFINE,
     line_mask,
@@ -199,6 +199,28 @@ class TestLife:
         assert running == sorted(running)
         assert len(events) >= 2
 
+    def test_a_running_job_is_cancelled(
+        self, serving: ServerProcess, client: Client, raw: bytes, long_raw: bytes
+    ) -> None:
+        """Its process and its key are gone, it leaves nothing, and the next one has its turn."""
+        job = client.upload(long_raw)
+        client.until(job, "slice ")
+        assert (serving.data / "spool" / job / "key").exists()
+        # Below the service: who forks (and its tracker), below these: the job.
+        (process,) = processes_below(serving.process.pid, depth=2)
+        assert client.ask("POST", f"/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+        start = time.monotonic()
+        assert client.run(raw, source="zero-filled")["state"] == "done"
+        assert time.monotonic() - start < 20
+        assert process not in processes_below(serving.process.pid, depth=2)
+        assert not (serving.data / "spool" / job).exists()
+        assert not (serving.data / "results" / job).exists()
+        assert not list((serving.data / "work").glob(f"{job}*"))
+        digest = hashlib.sha256(str(serving.data).encode()).hexdigest()[:16]
+        assert not list(Path("/dev/shm").glob(f"core-mri-{digest}-*/{job}*"))
+        assert client.job(job)["state"] == "cancelled"
+        assert client.job(job)["results"] == []
+
     def test_erased_on_request(self, serving: ServerProcess, client: Client, raw: bytes) -> None:
         found = client.run(raw, source="zero-filled")
         assert (serving.data / "results" / found["id"]).is_dir()
@@ -255,8 +277,11 @@ class TestLimits:
         assert [reply.status for reply in replies].count(200) >= 10
         late = next(reply for reply in replies if reply.status == 429)
         assert late.code == "SERVE-04"
-        assert int(late.headers["retry-after"]) >= 1
-        time.sleep(2)
+        wait = int(late.headers["retry-after"])
+        assert 1 <= wait <= 3
+        time.sleep(wait)
+        assert tight.ask("GET", "/health").status == 200
+        time.sleep(1)
 
     def test_size_and_number(self, tight: Client) -> None:
         assert tight.ask("POST", "/v1/jobs", {"size": 2_000_001}).status == 422
@@ -269,6 +294,16 @@ class TestLimits:
         for job in tight.ask("GET", "/v1/jobs").json()["jobs"]:
             assert tight.ask("DELETE", f"/v1/jobs/{job['id']}").status == 204
         time.sleep(1)
+
+    def test_memory(self, client: Client, tmp_path: Path, raw: bytes) -> None:
+        """A job of more than --job-gb fails with what to do; smaller ones go on."""
+        parts = np.random.default_rng(0).normal(size=(2, 1, 32, 512, 384)).astype(np.float32)
+        write_kspace(make_scan((parts[0] + 1j * parts[1]).astype(np.complex64)), tmp_path / "a.h5")
+        found = client.run((tmp_path / "a.h5").read_bytes())
+        assert (found["state"], found["error"]["code"]) == ("failed", "SERVE-05")
+        assert "1 GB" in found["error"]["message"]
+        assert "--job-gb" in found["error"]["fix"]
+        assert client.run(raw)["state"] == "done"
 
     def test_time(self, tight: Client, raw: bytes) -> None:
         job = tight.upload(raw)

@@ -38,6 +38,31 @@ class TestStopping:
             second.stop()
 
 
+class TestExpiry:
+    def test_what_expires_is_erased(self, tmp_path: Path, raw: bytes) -> None:
+        """Results, and uploads that nobody goes on with, with their keys."""
+        process = ServerProcess(tmp_path, "wavelet", "--keep-h", "0.002")
+        client, data = Client(process.url), tmp_path / "data"
+        try:
+            half = client.create(len(raw))["id"]
+            client.patch(half, 0, raw[:1000])
+            done = client.run(raw)
+            seen = time.time()
+            assert done["state"] == "done"
+            assert done["expires"] == pytest.approx(done["updated"] + 7.2)
+            assert (data / "results" / done["id"] / "dicom.zip").exists()
+            while client.ask("GET", f"/v1/jobs/{done['id']}").status == 200:
+                assert time.time() < seen + 20
+                time.sleep(0.2)
+            assert time.time() > done["expires"]
+            assert client.ask("GET", f"/v1/jobs/{half}").status == 404
+            assert client.ask("GET", "/v1/jobs").json()["jobs"] == []
+            for folder in ("results", "spool", "work"):
+                assert not any((data / folder).iterdir())
+        finally:
+            process.stop()
+
+
 class TestKilled:
     def test_twenty_jobs_in_flight(self, tmp_path: Path, raw: bytes) -> None:
         """Killed three times, others half uploaded, waiting, running; at the end all are right."""

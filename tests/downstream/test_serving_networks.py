@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -14,6 +16,7 @@ import core_mri
 from core_mri.__main__ import main
 from core_mri.physics.phantoms import phantom_volume
 from core_mri.volume import orientation_of
+from tests.downstream.dicom_service import fetch, get, parts_of
 from tests.downstream.serving_client import Client, ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -29,7 +32,7 @@ def test_names_show_no_path(many: Client, released: Path) -> None:
     about = many.ask("GET", "/v1/service")
     assert [(s["name"], s["role"]) for s in about.json()["sources"]] == [
         ("wavelet", "reconstruct"), ("random", "prompt"), ("network", "reconstruct"),
-        ("organs", "segment"),
+        ("organs", "segment"), ("run", "reconstruct"),
     ]  # fmt: skip
     assert str(released).encode() not in about.body
 
@@ -40,6 +43,7 @@ def test_a_network_reconstructs_as_the_command(
     found = many.run(raw, source="network")
     assert found["report"]["source"] == "network", found["error"]
     assert len(found["report"]["weights_sha256"]) == 64
+    assert found["report"]["likeness"] is None  # it has no encoder that could tell
     (tmp_path / "raw.h5").write_bytes(raw)
     words = [str(released / "network"), str(tmp_path / "raw.h5"), "--out", str(tmp_path / "o.h5")]
     assert main(["reconstruct", *words, "--device", "cpu"]) == 0
@@ -61,6 +65,32 @@ def test_classes_are_named(many: Client, released: Path, tmp_path: Path) -> None
     ours, command = (core_mri.read_volume(p) for p in (tmp_path / "mask.nii.gz", out))
     assert ours.same_grid(command)
     np.testing.assert_array_equal(ours.array, command.array)
+
+
+class TestLikeness:
+    """The report says when a scan is unlike what the weights saw, and when it is not."""
+
+    MASK: ClassVar[dict[str, Any]] = {
+        "kind": "equispaced", "acceleration": 2.0, "center_fraction": 0.3, "seed": 0,
+    }  # fmt: skip
+
+    def test_of_raw_data(self, many: Client, like_scans: list[Path], unlike_scan: Path) -> None:
+        for path, unlike in ((like_scans[0], False), (unlike_scan, True)):
+            found = many.run(path.read_bytes(), source="run", mask=self.MASK)
+            likeness = found["report"]["likeness"]
+            assert likeness["unlike"] is unlike, found["error"]
+            assert (likeness["score"] > likeness["threshold"]) is unlike
+            assert ("do not rely on the result" in likeness["sentence"]) is unlike
+            report = json.loads(many.result(found["id"], "report.json"))
+            assert report["likeness"] == likeness
+
+    def test_of_scans(self, many: Client, tmp_path: Path) -> None:
+        scan = phantom_volume("abdomen", 40, size=32, num_slices=6)[0]
+        noise = np.random.default_rng(0).random(scan.shape).astype(np.float32)
+        for volume, unlike in ((scan, False), (scan.with_array(noise), True)):
+            core_mri.write_volume(volume, tmp_path / "scan.nii.gz")
+            found = many.run((tmp_path / "scan.nii.gz").read_bytes(), source="organs")
+            assert found["report"]["likeness"]["unlike"] is unlike, found
 
 
 class TestPrompts:
@@ -107,6 +137,8 @@ class TestPrompts:
         answer = many.ask("POST", f"/v1/jobs/{found['id']}/prompts", {"boxes": [box]})
         assert {"mask.dcm", "mask.nii.gz"} <= {r["name"] for r in answer.json()["results"]}
         content = many.result(found["id"], "mask.dcm")
+        shown = get(many, "/instances?Modality=SEG").json()
+        assert content in [parts_of(fetch(many, m["00081190"]["Value"][0]))[0] for m in shown]
         (tmp_path / "mask.dcm").write_bytes(content)
         (tmp_path / "mask.nii.gz").write_bytes(many.result(found["id"], "mask.nii.gz"))
         seg = core_mri.read_volume(tmp_path / "mask.dcm")

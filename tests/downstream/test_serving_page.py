@@ -92,6 +92,20 @@ class TestRawData:
         started.value.save_as(tmp_path / "dicom.zip")
         assert (tmp_path / "dicom.zip").read_bytes().startswith(b"PK")
 
+    def test_a_scan_unlike_the_training_is_told(
+        self, page: Page, like_scans: list[Path], unlike_scan: Path
+    ) -> None:
+        """In words above the pictures, and not for a scan like those of the training."""
+        page.select_option("#source", "run")
+        for path, unlike in ((unlike_scan, True), (like_scans[0], False)):
+            send(page, path.name, path.read_bytes())
+            assert page.inner_text("#state") == "done"
+            page.wait_for_selector("#viewers canvas")
+            assert page.is_visible("#likeness") is unlike
+            assert ("unlike those" in page.inner_text("#likeness")) is unlike
+            verdict = "unlike" if unlike else "like"
+            assert f"Likeness to the training\t{verdict} (score" in page.inner_text("#facts")
+
     def test_keys_change_the_slice(self, page: Page, raw: bytes) -> None:
         send(page, "keys.h5", raw)
         page.wait_for_selector("#viewers canvas >> nth=3")

@@ -35,6 +35,7 @@ from downstream.reconstruction.training.networks import load_encoder
 from downstream.reconstruction.training.report import training_report
 from downstream.reconstruction.training.sets import Sets, load_sets
 from downstream.reconstruction.training.slices import SimulatedSlices, Slices
+from downstream.reconstruction.training.statistics import keep_statistics
 from downstream.reconstruction.training.summary import summarized
 from downstream.reconstruction.training.testing import (
     METRICS,
@@ -161,6 +162,7 @@ class Job:
         report = training_report(config, sets, trainer, tested, rows, self.leakage)
         write_results(run.out, outcomes, rows, report.verdict)
         save_model(network, run.out / "weights", self._card(trainer, rows))
+        keep_statistics(run.out / "weights", network, sets, config.undersampling)
         if sets.registry is not None:
             known = set(sets.training.patients) | set(
                 sets.validation.patients if sets.validation else ()

@@ -205,6 +205,8 @@ function fill(table, head, rows) {
 }
 
 function drawTables(report) {
+  at("likeness").hidden = !report.likeness?.unlike;
+  at("likeness").textContent = report.likeness?.unlike ? `Warning: ${report.likeness.sentence}` : "";
   const { reference, ...scores } = report.metrics ?? {};
   at("metrics").caption.textContent = `Against ${reference}` + (report.simulated_undersampling ? ", undersampling simulated" : "");
   const number = value => value == null ? "equal" : value.toPrecision(4);
@@ -218,6 +220,8 @@ function drawTables(report) {
     "Slices": report.slices, "Image": report.rows && `${report.rows} x ${report.columns}`, "Coils": report.coils,
     "Undersampling": report.acceleration && `${report.acceleration}-fold`, "Center lines": report.center_lines,
     "Residual of the measured samples": residuals.length ? `up to ${Math.max(...residuals).toPrecision(3)}` : null,
+    "Likeness to the training": report.likeness && `${report.likeness.unlike ? "unlike" : "like"} (score ${report.likeness.score.toPrecision(3)}, ` +
+      `threshold ${report.likeness.threshold.toPrecision(3)})`,
     "Geometry": report.geometry, "Size": report.shape?.join(" x "), "Voxel, mm": report.spacing_mm?.join(" x "),
     "Files left out": Object.entries(report.held_back ?? {}).map(([code, n]) => `${n} (${code})`).join(", ") || null,
     "Seconds": report.seconds,
