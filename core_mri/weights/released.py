@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).parent.parent / "assets" / "weights"
 
 def released_names() -> list[str]:
     """What `core_mri.load_model` takes without a folder or a file."""
-    return sorted(path.name for path in _FOLDER.glob("*") if path.is_dir())
+    return sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
 
 
 def released_folder(name: str | Path) -> Path:

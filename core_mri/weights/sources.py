@@ -53,7 +53,8 @@ def load_model(source: str | Path, *, device: str = "auto", **options: object) -
     Nothing is downloaded unless ``hf:`` or ``download=True`` says so.
 
     Args:
-        source: A weights folder or a run folder; ``hf:owner/name`` or ``hf:owner/name@revision``,
+        source: A weights folder or a run folder; ``core-mri-tiny``, which comes with the package;
+            ``hf:owner/name`` or ``hf:owner/name@revision``,
             a weights folder on the Hugging Face hub; or ``mri-core:FILE``, ``sam:FILE``,
             ``medsam:FILE``, ``dinov2:FILE``, ``dinov3:FILE``, ``mae:FILE``, ``ijepa:FILE``,
             ``hf-dinov2:FILE`` (RAD-DINO too), ``timm:MODEL=FILE``, ``timm:MODEL``,

@@ -1,11 +1,12 @@
-"""Pictures of the report on synthesis: one tumor at three sizes and places in a healthy head.
+"""Pictures of the report on synthesis: heads by physics, and one tumor at three sizes and places.
 
-    python -m tests.benchmarks.tumor_edits downstream/reports/synthesis
+    python -m tests.benchmarks.head_pictures downstream/reports/synthesis
 
-A demonstration on two people: the shape is that of the one labelled tumor of CORE_MRI_DATA (brain1
-of pyradiomics, BSD-3-Clause), the head is a label map of SynthSeg (Apache-2.0), the slices are made
-by physics with the contrast that `synthseg_t1.yaml` tells and a tumor that takes up contrast agent.
-Nothing was trained, and nothing of a scan but the outline of the tumor is in the pictures.
+The heads are label maps of SynthSeg (Apache-2.0) as ``synthseg.yaml`` and ``synthseg_t1.yaml`` take
+them. The tumor is a demonstration on two people: its shape is that of the one labelled tumor of
+CORE_MRI_DATA (brain1 of pyradiomics, BSD-3-Clause), its place a healthy head, its signal that of a
+tumor that takes up contrast agent. Nothing was trained, and nothing of a scan but the outline of
+the tumor is in the pictures.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import numpy as np
 
 from core_mri import read_volume
 from core_mri.config import load_config
+from core_mri.figure_style import new_figure
 from core_mri.volume import Volume
 from downstream.synthesis.cli import CONFIGS
 from downstream.synthesis.config import SampleConfig
 from downstream.synthesis.edits import Edit, insert
 from downstream.synthesis.lesions import find_lesions
-from downstream.synthesis.makers import PhysicsMaker, on_square
+from downstream.synthesis.makers import PhysicsMaker, moved, on_square
 from tests.benchmarks.synthesis_study import draw
 
 SIZES_ML = (4.0, 12.0, 30.0)
@@ -34,19 +36,28 @@ PLACES = (3, 5, 8)
 """Seeds, each of which draws a place and a turn for all sizes."""
 TUMOR = "tumor"
 INSIDE = ("cerebral white matter", "cerebral cortex", "thalamus", "caudate", "putamen", "pallidum")
+HEIGHTS = (0.35, 0.4, 0.5, 0.5, 0.55, 0.6, 0.65, 0.7)
+"""Of the slices of heads, as a share."""
 SLAB = 3
 """Slices made on either side of the one that is shown."""
 CONTRAST_AGENT = {TUMOR: (0.85, 1.0), "value 514": (0.8, 1.0), "*vessel": (0.8, 1.0)}
 
 
 def main() -> None:
-    """Write ``tumor.png`` and ``tumor_edits.json``."""
+    """Write ``heads.png``, ``tumor.png`` and ``tumor_edits.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    data = Path(os.environ["CORE_MRI_DATA"])
     config = load_config(SampleConfig, CONFIGS / "synthseg_t1.yaml")
-    head = read_volume(data / "labelmaps_synthseg" / "training_seg_13.nii.gz").reorient("SPL")
+    healthy, names = head_of("training_seg_13.nii.gz", config)
+    heads(out / "heads.png")
+    tumors(healthy, names, config, out)
+
+
+def head_of(name: str, config: SampleConfig) -> tuple[Volume, dict[int, str]]:
+    """A label map on a square grid as classes from 1, and their names."""
+    path = Path(os.environ["CORE_MRI_DATA"]) / "labelmaps_synthseg" / name
+    head = read_volume(path).reorient("SPL")
     values = [*config.task.labels.values()]
     values += sorted(set(np.unique(head.array).tolist()) - {0, *values})
     named = {value: name for name, value in config.task.labels.items()}
@@ -54,14 +65,41 @@ def main() -> None:
     classes = np.zeros(max(values) + 1, np.uint8)
     classes[values] = np.arange(1, len(values) + 1)
     healthy = Volume(classes[np.asarray(head.array)], head.affine, kind="label")
-    healthy = on_square(healthy, max(healthy.shape[1:]))
-    value = len(values) + 1
-    names[value] = TUMOR
+    return on_square(healthy, max(healthy.shape[1:])), names
+
+
+def heads(path: Path) -> None:
+    """Draw slices of every contrast, and of those that look like T1."""
+    figure = new_figure(1.4 * len(HEIGHTS), 2.8)
+    axes = figure.subplots(2, len(HEIGHTS))
+    for row, name in enumerate(("synthseg", "synthseg_t1")):
+        config = load_config(SampleConfig, CONFIGS / f"{name}.yaml")
+        for column, height in enumerate(HEIGHTS):
+            labels, names = head_of(f"training_seg_{'08' if column % 2 else '13'}.nii.gz", config)
+            maker = PhysicsMaker(
+                config.physics, config.task.sequences or ("",), names, config.signals
+            )
+            middle = round(height * len(labels.array))
+            part = Volume(
+                labels.array[middle - SLAB : middle + SLAB + 1], labels.affine, kind="label"
+            )
+            scan = maker.make(moved(part, column, config.physics), column)
+            axes[row, column].imshow(scan.channels[0, SLAB], cmap="gray", vmin=0, vmax=1)
+            axes[row, column].set_axis_off()
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.99, wspace=0.02, hspace=0.02)
+    figure.savefig(path, dpi=80)
+
+
+def tumors(healthy: Volume, names: dict[int, str], config: SampleConfig, out: Path) -> None:
+    """Put the tumor in, at every place and size."""
+    value = len(names) + 1
+    names = names | {value: TUMOR}
     inside = [
         n
         for n, name in names.items()
         if name.removeprefix("left ").removeprefix("right ") in INSIDE
     ]
+    data = Path(os.environ["CORE_MRI_DATA"])
     scan = read_volume(data / "brain_tumor_pyradiomics" / "brain1_label.nrrd")
     (shape, *_) = find_lesions(replace(scan, kind="label"), [1], "brain1")
     maker = PhysicsMaker(
