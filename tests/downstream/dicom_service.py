@@ -34,8 +34,17 @@ needs_client = pytest.mark.skipif(
     importlib.util.find_spec("dicomweb_client") is None,
     reason="dicomweb-client is not installed (test)",
 )
+
+
+def dcmtk(program: str) -> str | None:
+    """Where dcmtk's is; pynetdicom installs programs of the same names beside Python."""
+    ours = Path(sys.executable).parent
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    return shutil.which(program, path=os.pathsep.join(f for f in folders if Path(f) != ours))
+
+
 needs_dcmtk = pytest.mark.skipif(
-    shutil.which("storescu") is None, reason="dcmtk is not installed (apt-get install dcmtk)"
+    dcmtk("storescu") is None, reason="dcmtk is not installed (apt-get install dcmtk)"
 )
 
 

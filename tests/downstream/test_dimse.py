@@ -18,6 +18,7 @@ from tests.downstream.dicom_service import (
     DicomServer,
     changed,
     check_round_trip,
+    dcmtk,
     get,
     make_series,
     needs_dcmtk,
@@ -68,13 +69,16 @@ class TestDimse:
         sent = make_series(tmp_path / "sent", "dcmtk")
         call = ["-aec", TITLE, host, port]
         done = subprocess.run(
-            ["storescu", "-v", *call, *map(str, sent)], capture_output=True, timeout=60, check=False
+            [str(dcmtk("storescu")), "-v", *call, *map(str, sent)],
+            capture_output=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         study = dicom_server.new_uid(str(pydicom.dcmread(sent[0]).StudyInstanceUID))
         wait_for(alice, study)
         found = subprocess.run(
-            ["findscu", "-S", *call, "-k", "QueryRetrieveLevel=IMAGE", "-k",
+            [str(dcmtk("findscu")), "-S", *call, "-k", "QueryRetrieveLevel=IMAGE", "-k",
              f"StudyInstanceUID={study}", "-k", "SOPInstanceUID", "-k", "InstanceNumber"],
             capture_output=True, timeout=60, check=True,
         )  # fmt: skip
@@ -84,8 +88,8 @@ class TestDimse:
         unpack(get(alice, f"/studies/{study}"), tmp_path / "came")
         check_round_trip(dicom_server, sent, tmp_path / "came")
         wrong = subprocess.run(
-            ["storescu", "-aec", "OTHER", host, port, str(sent[0])], capture_output=True,
-            timeout=60, check=False,
+            [str(dcmtk("storescu")), "-aec", "OTHER", host, port, str(sent[0])],
+            capture_output=True, timeout=60, check=False,
         )  # fmt: skip
         assert wrong.returncode != 0
 
