@@ -1,16 +1,19 @@
 """Every code block of every README runs, in order, in a copy of the checkout.
 
 A block that cannot run carries a line ``<!-- not run: reason -->`` above it; no block of the quick
-start does.
+start does. The root page runs the command as a newcomer has it; on the other pages `core-mri` comes
+from a process that has imported PyTorch and the like once (`preloaded.py`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,33 @@ PAGES = [
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL
 )
+SCRIPTS = Path(sys.executable).parent
+PRELOADED = [
+    "duckdb",
+    "h5py",
+    "hdf5plugin",
+    "highdicom",
+    "jinja2",
+    "matplotlib.backends.backend_agg",
+    "monai.inferers",
+    "monai.losses",
+    "nibabel",
+    "numpy",
+    "pyarrow.parquet",
+    "pydantic",
+    "pydicom",
+    "safetensors.torch",
+    "scipy.ndimage",
+    "scipy.optimize",
+    "scipy.stats",
+    "skimage.metrics",
+    "timm",
+    "torch",
+    "torchvision.transforms.v2",
+    "tyro",
+    "yaml",
+]
+"""What the commands import that takes long; nothing that starts threads or looks for a device."""
 QUICK_START = "## 60-second start"
 
 
@@ -64,10 +94,36 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def run(block: Block, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def preloaded(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a `core-mri` that starts in milliseconds."""
+    folder = tmp_path_factory.mktemp("preloaded")
+    words = [str(folder / "socket"), str(SCRIPTS / "core-mri")]
+    # Libraries that start threads when imported, which a fork would lose; they need none here.
+    no_threads = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/preloaded.py"), *words, *PRELOADED],
+        cwd=checkout,
+        env=os.environ | no_threads,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C reaches the calls through their clients
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        client = [sys.executable, "-IS", str(ROOT / "tests/preloaded_client.py"), *words]
+        (folder / "core-mri").write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
+        (folder / "core-mri").chmod(0o755)
+        yield folder
+        server.stdin.close()
+
+
+def run(block: Block, folder: Path, *commands: Path) -> None:
+    """Run a block in `folder`, with what is in `commands` before the installed commands."""
     command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
-    scripts = Path(sys.executable).parent
-    variables = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    path = os.pathsep.join([*map(str, commands), str(SCRIPTS), os.environ["PATH"]])
+    variables = os.environ | {"PATH": path}
     done = subprocess.run(
         [*command[block.language], block.code],
         cwd=folder,
@@ -93,8 +149,9 @@ def test_only_languages_we_run() -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", PAGES)
-def test_blocks_run(page: str, checkout: Path) -> None:
+def test_blocks_run(page: str, checkout: Path, request: pytest.FixtureRequest) -> None:
     """The root page comes first: its demo leaves the folder that later pages look at."""
+    commands = [] if page == "README.md" else [request.getfixturevalue("preloaded")]
     for block in blocks(page):
         if block.reason is None:
-            run(block, checkout)
+            run(block, checkout, *commands)
