@@ -87,6 +87,9 @@ class TestStudy:
         assert main(["evaluate", str(tmp_path / "suite.yaml"), "--resume"]) == 0
         assert (tmp_path / "study" / "results.json").read_bytes() == first
         assert (tmp_path / "study" / "report.html").read_text().count("<img") == pictures
+        evaluate_study(make(out=str(tmp_path / "again"), reuse=[str(tmp_path / "study")]))
+        assert (tmp_path / "again" / "results.json").read_bytes() == first
+        assert (tmp_path / "again" / "report.html").read_text().count("<img") == pictures
 
     def test_a_failed_training_is_recorded(self, make: Make, tmp_path: Path) -> None:
         broken = {"ours": {"network": NET, "train_where": "sequence = 'DWI'"}}

@@ -84,21 +84,27 @@ def evaluate_study(study: ReconstructionStudy, *, resume: bool = False) -> Path:
     registry = Registry.open(study.registry)
     test = SimulatedSlices(registry, study.test_split, study.where, study.simulation)
     with Run.open(study.out, study, resume=resume) as run:
-        outcomes, keys = [], []
+        outcomes, shown = [], []
+        folders = [folder / "cells" for folder in (run.out, *study.reuse)]
         for cell in _cells(study, registry, test):
-            found = load_outcome(run.out / "cells", cell.key)
+            earlier = (load_outcome(folder, cell.key) for folder in folders)
+            found = next((outcome for outcome in earlier if outcome is not None), None)
             if found is None:
                 found = _outcome(cell, study, test, run)
                 save_outcome(found, run.out / "cells")
             outcomes.append(found)
-            keys.append(cell.key)
+            if cell.config is None or cell.config.seed == study.seeds[0]:
+                shown.append(cell.key)
             if run.stop_requested:
                 raise Interrupted(f"{run.out}: run the same command again to go on.")
         rows = summarized(outcomes, study.seeds[0])
         comparisons = _comparisons(study, outcomes)
         pictures = {
             f"{rate:g}x": [
-                kept for key in keys if (kept := load_picture(run.out / "cells", key, rate))
+                kept
+                for key in shown
+                for folder in folders
+                if (kept := load_picture(folder, key, rate))
             ]
             for rate in study.undersampling.accelerations
         }

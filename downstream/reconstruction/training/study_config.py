@@ -79,6 +79,9 @@ class ReconstructionStudy:
     """auto, cpu, cuda or cuda:N."""
     allow_overlap: str = ""
     """Reason why test patients may have been pretraining patients of an encoder."""
+    reuse: tuple[Path, ...] = ()
+    """Folders of other studies whose finished cells count where their settings are the same, so
+    that seeds or contenders may run on several machines."""
 
     def __post_init__(self) -> None:
         if not self.contenders or not self.seeds or not self.labelled or not self.tuning:
