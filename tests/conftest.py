@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+pytest.register_assert_rewrite("tests.downstream.dicom_service")
 
 LONG = ("tests/test_readme.py", "tests/pretrain/", "tests/downstream/")
 """What takes longest goes first: a file stays in one process, and the other should not wait."""

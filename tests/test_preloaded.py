@@ -107,8 +107,16 @@ def test_an_exception_is_a_traceback_and_code_1(call: list[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_ends_both(call: list[str], number: int) -> None:
+    def as_usual() -> None:  # nohup, for one, ignores SIGHUP for all that it starts
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+
     with subprocess.Popen(
-        [*call, "wait"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*call, "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=as_usual,
     ) as client:
         assert client.stdout is not None
         child = int(client.stdout.readline())

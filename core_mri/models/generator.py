@@ -254,7 +254,11 @@ def build_generator(
     config: GeneratorConfig, *, labels: Mapping[int, str], sequences: Sequence[str]
 ) -> SpadeGenerator | DiffusionGenerator:
     """A generator with random weights (seed torch first for reproducible ones)."""
-    if config.kind == "spade":
-        return SpadeGenerator(config, labels=labels, sequences=sequences)
-    kind = LatentDiffusionGenerator if config.space == "latent" else DiffusionGenerator
-    return kind(config, labels=labels, sequences=sequences)
+    return _GENERATORS[config.kind, config.space](config, labels=labels, sequences=sequences)
+
+
+_GENERATORS: dict[tuple[str, str], type[SpadeGenerator] | type[DiffusionGenerator]] = {
+    ("spade", "pixel"): SpadeGenerator,
+    ("diffusion", "pixel"): DiffusionGenerator,
+    ("diffusion", "latent"): LatentDiffusionGenerator,
+}

@@ -412,6 +412,10 @@ class TestChanges:
         assert own.ask(shared.link, method="POST", body=body, place="/agreements",
                        Content_Type="application/json")[0] == 200  # fmt: skip
         assert own.ask(shared.link, "manifest.csv")[0] == 200
+        deadline = time.monotonic() + 10
+        while fetched(own.path)[shared.nonce].completed < 1:  # counted after the last byte went
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         text.write_text("The same under another term.")
         with pytest.raises(ConfigError, match=r"CONFIG-05.*another text or term"):
             set_agreement(own.registry, "phantoms", "1.0", text, days=31)
