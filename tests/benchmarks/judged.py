@@ -128,7 +128,8 @@ def judge_twins(study: Judged, runs: Mapping[str, Ended]) -> dict[str, Scores]:
 def _probed(run: Ended, *, twin: bool = False) -> Scores:
     found: Scores = defaultdict(dict)
     for cell in json.loads((run.folder / "results.json").read_text())["cells"]:
-        if cell["method"] == "knn" and (cell["weights"] != "pretrained") is twin:
+        asked = cell["twin"] if twin else cell["weights"] == "pretrained"
+        if cell["method"] == "knn" and asked:
             found[f"{cell['task']}, nearest neighbors"][cell["patient"]] = cell["value"]
     return dict(found)
 
