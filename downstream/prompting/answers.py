@@ -1,7 +1,8 @@
-"""Answers of a promptable model to a box and to 1, 3 and 5 clicks, and their Dice per slice.
+"""Answers of a promptable model to boxes and to 1, 3 and 5 clicks, and their Dice per slice.
 
 Prompts come from the reference (`downstream.prompting.clicks`) and are placed as a user's are: on
-the stored pixels. Shapes: N slices with a target each, H x W stored pixels.
+the stored pixels. A box is the tightest one, or a careless one: that with noise on its sides.
+Shapes: N slices with a target each, H x W stored pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from core_mri.metrics import dice
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.slice_grid import image_to_square, square_to_slices
 from downstream.cohort import read_image
-from downstream.prompting.clicks import Click, box_of, central_click
+from downstream.prompting.clicks import Click, box_of, careless_box, central_click
 from downstream.segmentation.data import Pair, read_mask
 from downstream.segmentation.predict import Prediction
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from downstream.config import Task
 
 METHODS = {1: "1 click", 3: "3 clicks", 5: "5 clicks"}
-"""Number of clicks to the name of the method; the other one is ``box``."""
+"""Number of clicks to the name of the method; the others are ``box`` and ``careless box``."""
 BATCH = 32
 """Slices embedded or decoded at a time."""
 
@@ -51,7 +52,12 @@ def place_boxes(boxes: npt.NDArray[np.float32], shape: tuple[int, int], size: in
 
 @torch.no_grad()
 def answer(
-    model: PromptableSegmenter, embedding: Tensor, targets: Masks, size: int
+    model: PromptableSegmenter,
+    embedding: Tensor,
+    targets: Masks,
+    size: int,
+    *,
+    most_clicks: int = max(METHODS),
 ) -> dict[str, Masks]:
     """Method to the masks [N, H, W] it ends with; a box, or clicks of which each corrects the last.
 
@@ -60,24 +66,26 @@ def answer(
         embedding: [N, channels, h, w].
         targets: [N, H, W], none of them empty.
         size: Side of the square that was embedded, pixels.
+        most_clicks: Methods with more clicks are left out.
     """
     parts = [
-        _answer(model, embedding[start : start + BATCH], targets[start : start + BATCH], size)
-        for start in range(0, len(targets), BATCH)
+        _answer(model, embedding[i : i + BATCH], targets[i : i + BATCH], size, most_clicks)
+        for i in range(0, len(targets), BATCH)
     ]
     return {method: np.concatenate([part[method] for part in parts]) for method in parts[0]}
 
 
 def _answer(
-    model: PromptableSegmenter, embedding: Tensor, targets: Masks, size: int
+    model: PromptableSegmenter, embedding: Tensor, targets: Masks, size: int, most_clicks: int
 ) -> dict[str, Masks]:
     shape, device = targets.shape[1:], embedding.device
-    boxes = place_boxes(np.stack([box_of(target) for target in targets]), shape, size)
-    logits = model.decode(embedding, boxes=boxes.to(device)).logits
-    found = {"box": _masks(logits, shape)}
+    found = {}
+    for name, box in (("box", box_of), ("careless box", careless_box)):
+        boxes = place_boxes(np.stack([box(target) for target in targets]), shape, size)
+        found[name] = _masks(model.decode(embedding, boxes=boxes.to(device)).logits, shape)
     clicks: list[list[Click]] = [[] for _ in targets]
     estimate, previous = np.zeros_like(targets), None
-    for count in range(1, max(METHODS) + 1):
+    for count in range(1, most_clicks + 1):
         for own, target, mask in zip(clicks, targets, estimate, strict=True):
             own.append(central_click(target, mask))
         given = np.array(clicks, dtype=np.float32)  # [N, count, 3]
@@ -113,8 +121,8 @@ def score_prompts(
         task: The structures are its `labels`.
 
     Returns:
-        The answers to boxes (where two structures were answered, the later one) with their mean
-        Dice per slice, and the scores of all methods.
+        The answers to tightest boxes (where two structures were answered, the later one) with
+        their mean Dice per slice, and the scores of all methods.
 
     Raises:
         DataError: DATA-06 for other label values.

@@ -1,9 +1,9 @@
 """Boxes and clicks that a user might have given, made from a reference mask.
 
-In training as SAM was (Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix A): random
-first prompts, then random clicks into the error of the last answer. In tests nothing is random: a
-click is the place farthest from the border of what it names (as in Sofiiuk et al., "Reviving
-Iterative Training with Mask Guidance", arXiv 2102.06583).
+In training as SAM was (Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix A): first
+prompts at random, then clicks into the error of the last answer. In tests all depends on the mask
+alone: a click is the place farthest from the border of what it names (as in Sofiiuk et al.,
+"Reviving Iterative Training with Mask Guidance", arXiv 2102.06583).
 
 Masks are bool [H, W]; x is a column, y a row, 0-based; a click is (x, y, 1 inside or 0 outside); a
 box (x0, y0, x1, y1) names its first and last pixels.
@@ -54,6 +54,12 @@ def jittered(
     moved = (box + noise).reshape(2, 2)
     moved = np.sort(moved, 0).clip(0, [shape[1] - 1, shape[0] - 1])
     return moved.reshape(4).astype(np.float32)
+
+
+def careless_box(mask: Mask) -> npt.NDArray[np.float32]:
+    """`jittered` `box_of` a mask, always the same one for the same box."""
+    box = box_of(mask)
+    return jittered(box, mask.shape, np.random.default_rng(box.astype(np.int64)))
 
 
 def random_click(target: Mask, estimate: Mask, rng: np.random.Generator) -> Click:

@@ -164,7 +164,11 @@ class PromptTrainer:
                 own = np.flatnonzero((classes == value).any((1, 2)))
                 targets = classes[own] == value
                 found = answer(
-                    self.model, embedding[torch.from_numpy(own)], targets, images.shape[-1]
+                    self.model,
+                    embedding[torch.from_numpy(own)],
+                    targets,
+                    images.shape[-1],
+                    most_clicks=1,
                 )
                 pairs = [(t, e) for m in VALIDATED for t, e in zip(targets, found[m], strict=True)]
                 scores.append(np.mean([dice(target, estimate) for target, estimate in pairs]))

@@ -91,6 +91,13 @@ class TestClicks:
         assert small.min() >= 0
         assert (small.max(0) <= [29, 39, 29, 39]).all()
 
+    def test_a_careless_box_is_the_same_each_time(self) -> None:
+        mask = np.zeros((40, 30), bool)
+        mask[10:22, 8:19] = True
+        box = clicks.careless_box(mask)
+        assert np.array_equal(box, clicks.careless_box(mask))
+        assert not np.array_equal(box, clicks.box_of(mask))
+
     def test_same_seed_same_prompts(self) -> None:
         classes = blobs(3).astype(int) + 2 * blobs(4)
 
@@ -136,7 +143,7 @@ class TestPlaces:
         mask[0, 4:11, 6:9] = True
         embedding = model.embed_image(torch.rand(1, 1, 128, 128)).detach()
         answers.answer(model, embedding, mask, 128)
-        (_, box), (points, _) = seen[:2]
+        (_, box), _, (points, _) = seen[:3]
         seen.clear()
         array = np.random.default_rng(0).random((*shape[::-1], 3)).astype(np.float32)
         prompted = PromptedVolume(model, Volume(array, np.diag([-1.0, -1, 5, 1])), 128)
@@ -339,7 +346,9 @@ class TestTask:
         assert trained_on == {0, 1, 2, 3}  # spleen, kidney, aorta
         results = json.loads((out / "results.json").read_text())
         cells = results["cells"]
-        assert {cell["method"] for cell in cells} == {"box", "1 click", "3 clicks", "5 clicks"}
+        assert {cell["method"] for cell in cells} == {
+            *("box", "careless box", "1 click", "3 clicks", "5 clicks")
+        }
         assert {cell["structure"] for cell in cells} == {"liver"}
         assert {cell["metric"] for cell in cells} == {"dice_2d"}
         assert {cell["twin"] for cell in cells} == {True, False}
