@@ -22,6 +22,7 @@ from core_mri.training.loop import fit
 from core_mri.training.parallel import any_worker, sum_numbers
 from core_mri.weights import save_model
 from data_registry.catalogue import Registry
+from data_registry.governance.uses import note_training
 from downstream.cohort import fingerprint
 from downstream.config import Task
 from downstream.segmentation.data import Pair
@@ -98,7 +99,9 @@ def worker(payload: Mapping[str, Any]) -> None:
             enough=enough,
         )
         if run.main:
-            save_model(trainer.finish(), config.out / "weights", card_of(config, task, pairs))
+            card = card_of(config, task, pairs)
+            save_model(trainer.finish(), config.out / "weights", card)
+            note_training(registry.path, config.out / "weights", card["subjects"], "synthesize")
 
 
 def make_trainer(

@@ -114,18 +114,22 @@ def judge(study: Judged, runs: Mapping[str, Ended]) -> dict[str, Scores]:
         runs: By name; those that did not diverge.
     """
     evaluate_each(study, runs.values(), _on_validation(tasks_of(study)))
-    return {name: {**_probed(run), **_dice(study, run)} for name, run in runs.items()}
+    return {name: {**probed(run), **_dice(study, run)} for name, run in runs.items()}
 
 
 def judge_twins(study: Judged, runs: Mapping[str, Ended]) -> dict[str, Scores]:
     """The same of the random twin of each run, once `judge` is done."""
     return {
-        name: {**_probed(run, twin=True), **_dice(study, run, twin=True)}
+        name: {**probed(run, twin=True), **_dice(study, run, twin=True)}
         for name, run in runs.items()
     }
 
 
-def _probed(run: Ended, *, twin: bool = False) -> Scores:
+def probed(run: Ended, *, twin: bool = False) -> Scores:
+    """Nearest neighbors of a pretraining's own report, of the encoder or of its random twin.
+
+    The neighbors in pixels, which stand there too, are neither.
+    """
     found: Scores = defaultdict(dict)
     for cell in json.loads((run.folder / "results.json").read_text())["cells"]:
         asked = cell["twin"] if twin else cell["weights"] == "pretrained"

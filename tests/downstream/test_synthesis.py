@@ -21,6 +21,7 @@ from core_mri.physics.label_to_image import Physics
 from core_mri.physics.phantoms import phantom_volume
 from core_mri.volume import Volume
 from data_registry.catalogue import Registry
+from data_registry.governance.uses import uses_of
 from data_registry.ingest import IngestConfig, ingest
 from data_registry.source_list import Source
 from downstream.config import Task
@@ -255,6 +256,12 @@ class TestTrain:
         patients = {row.subject_id for row in brains.volumes("split = 'train'")}
         assert set(model.card["subjects"]) == patients
         assert model.card["licence"] == "CC0-1.0"
+
+    def test_the_registry_knows_of_it(self, trained: Path, brains: Registry) -> None:
+        saved = json.loads((trained / "weights" / "config.json").read_text())
+        patients = {row.subject_id for row in brains.volumes("split = 'train'")}
+        uses = [use for use in uses_of(brains.path, patients) if use["sha256"] == saved["sha256"]]
+        assert [use["run"] for use in uses] == ["synthesize"]
 
     def test_resumed_is_the_same(self, trained: Path, brains: Registry, tmp_path: Path) -> None:
         sizes = load_model(trained, device="cpu").config
