@@ -136,8 +136,9 @@ def _become(call: dict[str, Any], files: list[int]) -> None:
     os.umask(call["umask"])
     os.environ.clear()
     os.environ.update(call["environment"])
-    for number in call["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # here others may be ignored
+        as_usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in call["ignored"] else as_usual)
     random.seed()  # seeded from the system when Python imports them; torch's seed is constant
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

@@ -55,6 +55,7 @@ def call(script: Path) -> Iterator[list[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # calls do not inherit it
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
