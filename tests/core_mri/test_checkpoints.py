@@ -251,7 +251,7 @@ def _worker(rank: int, world_size: int, file: Path, body: str, folder: Path) -> 
 
 def run_workers(world_size: int, body: Callable[[Path], None], folder: Path) -> None:
     file = folder.with_name(f"{folder.name}-{body.__name__}")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [
         context.Process(target=_worker, args=(rank, world_size, file, body.__name__, folder))
         for rank in range(world_size)
