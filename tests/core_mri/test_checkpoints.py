@@ -181,6 +181,7 @@ def _limited_disk(folder: Path) -> None:
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, {"x": torch.ones(10)})
     checkpoints.wait()
+    sys.dont_write_bytecode = True  # half a .pyc file would break every later import of its module
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
     checkpoints.save(2, {"x": torch.ones(1 << 16)})
     with pytest.raises(DataError, match=str(folder)) as caught:
