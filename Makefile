@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := .venv/.complete
 DEMO_OUT ?= demo
+# Containers often forbid Python to keep bytecode; every process would then compile PyTorch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test test-slow lint benchmarks clean
 

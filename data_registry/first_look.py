@@ -102,7 +102,7 @@ def _header(path: Path) -> Header:
 def _dicom_header(path: Path) -> Header:
     import pydicom
 
-    from core_mri.files.dicom_header import open_dicom
+    from core_mri.files.dicom_header import open_dicom, refuse_bomb
 
     tags = [
         "PatientID", "SeriesInstanceUID", "SOPInstanceUID", "InstanceNumber",
@@ -110,6 +110,7 @@ def _dicom_header(path: Path) -> Header:
     ]  # fmt: skip
     try:
         with open_dicom(path) as file:
+            refuse_bomb(path, file)
             bare = file.read(2) in (b"\x08\x00", b"\x02\x00", b"\x00\x08")  # no preamble
             file.seek(0)
             found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=bare)

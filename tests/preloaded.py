@@ -1,10 +1,10 @@
 """A process that has imported what costs and forks a child for each call of a script.
 
-``python preloaded.py SOCKET SCRIPT MODULE...`` imports the modules, listens on a UNIX socket,
-prints ``ready`` and lives until its standard input closes. `preloaded_client.py` is the other side:
-it hands over its files, folder, environment, umask, ignored signals and words; the child runs
-SCRIPT as ``__main__`` with them and ends with its exit functions run and its output written. Only
-imports happen before the fork: no threads, no device, no random numbers.
+``python preloaded.py SOCKET MODULE...`` imports the modules, listens on a UNIX socket, prints
+``ready`` and lives until its standard input closes. `preloaded_client.py` is the other side: it
+hands over its files, folder, environment, umask, ignored signals, script and words; the child runs
+the script as ``__main__`` with them and ends with its exit functions run and its output written.
+Only imports happen before the fork: no threads, no device, no random numbers.
 
 What stays different from a fresh process: variables that Python or a library reads while it starts
 or is imported, open files beyond the standard three, the seed of string hashes, and that files left
@@ -34,8 +34,8 @@ STANDARD_FILES = 3
 
 def main() -> None:
     """Serve; in each child, run the script."""
-    address, script, *modules = sys.argv[1:]
-    sys.path[0] = str(Path(script).parent)  # as Python does for a script
+    address, *modules = sys.argv[1:]
+    del sys.path[0]  # the folder of this file
     for module in modules:
         importlib.import_module(module)
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
@@ -46,8 +46,9 @@ def main() -> None:
     listener.bind(address)
     listener.listen()
     print("ready", flush=True)
-    words = _wait_for_call(listener)
+    script, *words = _wait_for_call(listener)
     sys.argv = [script, *words]
+    sys.path.insert(0, str(Path(script).parent))  # as Python does for a script
     _run(script)
 
 
@@ -79,7 +80,7 @@ def _run(script: str) -> NoReturn:
 
 
 def _wait_for_call(listener: socket.socket) -> list[str]:
-    """Fork for each call. Returns in the children only, with the words of the call."""
+    """Fork for each call. Returns in the children only, with script and words of the call."""
     children: dict[socket.socket, int] = {}
     with selectors.DefaultSelector() as waiting:
         waiting.register(listener, selectors.EVENT_READ)
@@ -136,8 +137,9 @@ def _become(call: dict[str, Any], files: list[int]) -> None:
     os.umask(call["umask"])
     os.environ.clear()
     os.environ.update(call["environment"])
-    for number in call["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # here others may be ignored
+        as_usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in call["ignored"] else as_usual)
     random.seed()  # seeded from the system when Python imports them; torch's seed is constant
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

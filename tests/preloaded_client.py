@@ -1,7 +1,7 @@
 """Run a script in a child of the process of `preloaded.py`, as if it were this process.
 
-``python -IS preloaded_client.py SOCKET SCRIPT WORD...``; what should not be forked, because it
-lives long or starts processes of its own, becomes SCRIPT itself.
+``python -IS preloaded_client.py SOCKET SCRIPT WORD...``; a command that should not be forked,
+because it lives long or starts processes of its own, becomes SCRIPT itself.
 """
 
 import json
@@ -22,7 +22,7 @@ def main() -> None:
         os.execv(script, [script, *words])
     os.umask(umask := os.umask(0))
     call = {
-        "words": words,
+        "words": [script, *words],
         "folder": os.getcwd(),  # noqa: PTH109 - pathlib costs as much as all the rest
         "umask": umask,
         "environment": dict(os.environ),

@@ -47,14 +47,15 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def call(script: Path) -> Iterator[list[str]]:
+def call(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The first words of a call."""
-    address = str(script.parent / "socket")
+    address = str(tmp_path_factory.mktemp("server") / "socket")
     with subprocess.Popen(
-        [sys.executable, str(TESTS / "preloaded.py"), address, str(script), "numpy"],
+        [sys.executable, str(TESTS / "preloaded.py"), address, "numpy"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # calls do not inherit it
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -90,6 +91,19 @@ def test_a_call_is_like_a_fresh_process(call: list[str], script: Path, tmp_path:
         facts.pop("random")
         facts.pop("parent")
         facts["files"] = [n for n in facts["files"] if "pipe" not in n]  # type: ignore[attr-defined]
+    assert forked == fresh
+
+
+def test_code_runs_as_by_the_option_c(call: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; print(sys.argv, sys.path, __name__, '__file__' in globals())\n"
+        "class There: pass\nassert There.__module__ == '__main__'; import of_the_folder"
+    )
+    (tmp_path / "of_the_folder.py").write_text("print('imported')")
+    fresh, forked = (
+        subprocess.run([*words, code, "word"], capture_output=True, check=True, cwd=tmp_path).stdout
+        for words in ([sys.executable, "-c"], [*call[:-1], str(TESTS / "preloaded_code.py")])
+    )
     assert forked == fresh
 
 
@@ -129,13 +143,13 @@ def test_a_signal_ends_both(call: list[str], number: int) -> None:
             time.sleep(0.01)
 
 
-def test_threads_are_refused(script: Path, tmp_path: Path) -> None:
+def test_threads_are_refused(tmp_path: Path) -> None:
     (tmp_path / "threaded.py").write_text(
         "import threading, time\n"
         "threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\n"
     )
     done = subprocess.run(
-        [sys.executable, str(TESTS / "preloaded.py"), str(tmp_path / "s"), str(script), "threaded"],
+        [sys.executable, str(TESTS / "preloaded.py"), str(tmp_path / "s"), "threaded"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -1,8 +1,8 @@
 """Every code block of every README runs, in order, in a copy of the checkout.
 
 A block that cannot run carries a line ``<!-- not run: reason -->`` above it; no block of the quick
-start does. The root page runs the command as a newcomer has it; on the other pages `core-mri` comes
-from a process that has imported PyTorch and the like once (`preloaded.py`).
+start does. The root page runs everything as a newcomer has it; on the other pages `core-mri` and
+Python come from a process that has imported PyTorch and the like once (`preloaded.py`).
 """
 
 from __future__ import annotations
@@ -96,13 +96,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def preloaded(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a `core-mri` that starts in milliseconds."""
+    """A folder with commands that start at once: `core-mri`, and `python-code` for `python -c`."""
     folder = tmp_path_factory.mktemp("preloaded")
-    words = [str(folder / "socket"), str(SCRIPTS / "core-mri")]
+    address = str(folder / "socket")
+    scripts = {"core-mri": SCRIPTS / "core-mri", "python-code": ROOT / "tests/preloaded_code.py"}
     # Libraries that start threads when imported, which a fork would lose; they need none here.
     no_threads = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
     with subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/preloaded.py"), *words, *PRELOADED],
+        [sys.executable, str(ROOT / "tests/preloaded.py"), address, *PRELOADED],
         cwd=checkout,
         env=os.environ | no_threads,
         stdin=subprocess.PIPE,
@@ -112,16 +113,20 @@ def preloaded(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert server.stdin is not None
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
-        client = [sys.executable, "-IS", str(ROOT / "tests/preloaded_client.py"), *words]
-        (folder / "core-mri").write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
-        (folder / "core-mri").chmod(0o755)
+        client = [sys.executable, "-IS", str(ROOT / "tests/preloaded_client.py"), address]
+        for name, script in scripts.items():
+            (folder / name).write_text(
+                f'#!/bin/sh\nexec {shlex.join([*client, str(script)])} "$@"\n'
+            )
+            (folder / name).chmod(0o755)
         yield folder
         server.stdin.close()
 
 
 def run(block: Block, folder: Path, *commands: Path) -> None:
     """Run a block in `folder`, with what is in `commands` before the installed commands."""
-    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    python = ["python-code"] if commands else [sys.executable, "-c"]
+    command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": python}
     path = os.pathsep.join([*map(str, commands), str(SCRIPTS), os.environ["PATH"]])
     variables = os.environ | {"PATH": path}
     done = subprocess.run(

@@ -89,14 +89,27 @@ def _bomb(path: Path, stored: int) -> DataError:
     )
 
 
-def _check_deflated(path: Path, file: BinaryIO, size: int) -> None:
+def refuse_bomb(path: Path, file: BinaryIO) -> None:
     """Inflate a deflated data set without keeping it, and stop when it grows beyond belief.
 
-    pydicom inflates the whole at once, whatever comes out.
+    pydicom inflates the whole at once, whatever comes out, and goes through all of it.
+
+    Args:
+        path: Name of the file, for messages.
+        file: The same, open for reading; from its start afterwards.
+
+    Raises:
+        DataError: DATA-02 when the deflated data is damaged, DATA-13 when it would unpack to far
+            more than the file stores.
     """
     from pydicom.filereader import _read_file_meta_info, read_preamble
 
+    size = file.seek(0, 2)
     file.seek(0)
+    deflated = _DEFLATED.encode() in file.read(1024)
+    file.seek(0)
+    if not deflated:
+        return
     read_preamble(file, force=True)
     _read_file_meta_info(file)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -130,12 +143,9 @@ def read_header(path: Path, file: BinaryIO, elements: tuple[str | int, ...]) -> 
     size = file.seek(0, 2)
     file.seek(0)
     start = file.read(4)
-    file.seek(0)
     if not start:
         raise DataError("DATA-02", f"{path}: an empty file.")
-    if _DEFLATED.encode() in file.read(1024):
-        _check_deflated(path, file, size)
-    file.seek(0)
+    refuse_bomb(path, file)
     found: PixelElement | None = None
     last = (0, 0)
 

@@ -18,7 +18,7 @@ import numpy as np
 from core_mri.errors import ConfigError, DataError, GeometryError
 from core_mri.files.dicom import SeriesFiles, group_series
 from core_mri.files.dicom_frames import quiet_pydicom
-from core_mri.files.dicom_header import open_dicom
+from core_mri.files.dicom_header import open_dicom, refuse_bomb
 from core_mri.version import __version__
 from core_mri.volume import Volume, orientation_of
 
@@ -45,6 +45,7 @@ def is_segmentation(path: Path) -> bool:
 
     try:
         with quiet_pydicom(), open_dicom(path) as file:
+            refuse_bomb(path, file)
             found = dcmread(file, specific_tags=["SOPClassUID"], stop_before_pixels=True)
             return str(found.get("SOPClassUID", "")) in SEG_CLASSES
     except Exception:

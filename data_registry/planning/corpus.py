@@ -33,6 +33,7 @@ from data_registry.planning.series_labels import add_labels
 from data_registry.splits import DEFAULT_FRACTIONS, Fractions, split_of
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow
 
 LEVELS = ("region", "sequence", "vendor", "collection", "patient_id")
@@ -131,17 +132,24 @@ class Plan:
         """
         import duckdb
 
-        with duckdb.connect() as connection:
-            connection.register("series", self.series)
-            connection.execute("SET enable_external_access = false")
-            try:
-                kinds = [statement.type for statement in connection.extract_statements(query)]
-                if kinds != [duckdb.StatementType.SELECT]:
-                    raise ConfigError("CONFIG-01", "the query must be one SELECT.")
-                return connection.sql(query).to_arrow_table()
-            except duckdb.Error as error:
-                first = str(error).partition("\n")[0]
-                raise ConfigError("CONFIG-01", f"the query cannot be run: {first}.") from error
+        try:
+            kinds = [statement.type for statement in self._connection.extract_statements(query)]
+            if kinds != [duckdb.StatementType.SELECT]:
+                raise ConfigError("CONFIG-01", "the query must be one SELECT.")
+            return self._connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            first = str(error).partition("\n")[0]
+            raise ConfigError("CONFIG-01", f"the query cannot be run: {first}.") from error
+
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """One for all queries: it takes longer to open than most of them to run."""
+        import duckdb
+
+        connection = duckdb.connect()
+        connection.register("series", self.series)
+        connection.execute("SET enable_external_access = false; SET lock_configuration = true")
+        return connection
 
 
 def plan_corpus(config: PlanConfig) -> Plan:

@@ -181,6 +181,7 @@ def _limited_disk(folder: Path) -> None:
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, {"x": torch.ones(10)})
     checkpoints.wait()
+    sys.dont_write_bytecode = True  # half a .pyc file would break every later import of its module
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
     checkpoints.save(2, {"x": torch.ones(1 << 16)})
     with pytest.raises(DataError, match=str(folder)) as caught:
@@ -251,7 +252,7 @@ def _worker(rank: int, world_size: int, file: Path, body: str, folder: Path) -> 
 
 def run_workers(world_size: int, body: Callable[[Path], None], folder: Path) -> None:
     file = folder.with_name(f"{folder.name}-{body.__name__}")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [
         context.Process(target=_worker, args=(rank, world_size, file, body.__name__, folder))
         for rank in range(world_size)

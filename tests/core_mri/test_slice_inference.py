@@ -71,6 +71,7 @@ class TestWindows:
 
     def test_a_slice_that_fits_is_one_window(self) -> None:
         assert windows((32, 32), 32, 0.25) == [(0, 0)]
+        assert windows((20, 32), 32, 0.25) == [(0, 0)]
 
     def test_batches_do_not_matter(self) -> None:
         for neighbours in (0, 1, 2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pydicom
 import pytest
 
 from core_mri.physics.phantoms import phantom_volume
-from data_registry.deidentify import head_template
+from data_registry.deidentify import head_template, heads
 from data_registry.deidentify.audit import AUDIT
 from data_registry.deidentify.cli import main
 from data_registry.deidentify.faces import HeadFit, fit_head, in_face
@@ -81,10 +82,33 @@ def volume(array: np.ndarray[Any, Any], spacing: float = 2.0) -> Any:
     return image
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _each_fit_once() -> Iterator[None]:
+    """A fit takes seconds: series of equal voxels at equal places share it."""
+    made: dict[tuple[object, ...], HeadFit] = {}
+
+    def fit_once(image: Any) -> HeadFit:
+        place = image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+        key = SimpleITK.Hash(image), *place
+        if key not in made:
+            made[key] = fit_head(image)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "fit_head", fit_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Any, Any, HeadFit]:
+    """A head, the transform from its points to the template's, and what the fit says of it."""
+    image, move = head(1)
+    return image, move, fit_head(image)
+
+
 class TestFit:
-    def test_finds_the_template_again(self) -> None:
-        image, move = head(1)
-        fit = fit_head(image)
+    def test_finds_the_template_again(self, fitted: tuple[Any, Any, HeadFit]) -> None:
+        image, move, fit = fitted
         assert fit.sure
         points = points_of(image)[::997]
         linear = np.array(move.GetMatrix()).reshape(3, 3)
@@ -103,9 +127,10 @@ class TestFit:
         image, _ = head(2)
         assert fit_head(image) == fit_head(image)
 
-    def test_crop_takes_more_than_the_mask_and_leaves_the_top(self) -> None:
-        image, _ = head(3)
-        fit = fit_head(image)
+    def test_crop_takes_more_than_the_mask_and_leaves_the_top(
+        self, fitted: tuple[Any, Any, HeadFit]
+    ) -> None:
+        image, _, fit = fitted
         points = points_of(image)
         crop, mask = (in_face(fit, points, way) for way in ("crop", "deface"))
         head_only = SimpleITK.GetArrayFromImage(image).ravel() > 30
@@ -118,14 +143,13 @@ class TestFit:
         assert crop[eyes].all()
 
 
-def failures() -> dict[str, Any]:
-    """Twenty images that are no whole heads the right way up."""
-    chance = np.random.default_rng(0)
+def headless(chance: np.random.Generator) -> dict[str, Any]:
+    """Eight images of no head."""
     z, y, x = np.ogrid[-1:1:64j, -1:1:80j, -1:1:72j]
     ball = ((x / 0.7) ** 2 + (y / 0.8) ** 2 + (z / 0.8) ** 2 < 1) * 200.0
     box = np.zeros((60, 80, 80))
     box[15:45, 20:60, 20:60] = 200
-    made = {
+    return {
         "noise": volume(chance.normal(100, 10, (40, 64, 64))),
         "flat": volume(np.ones((40, 64, 64))),
         "empty": volume(np.zeros((40, 64, 64))),
@@ -135,6 +159,11 @@ def failures() -> dict[str, Any]:
         "ramp": volume(np.broadcast_to(z, (64, 80, 72)) * 100),
         "thin slab": volume(chance.normal(100, 10, (5, 64, 64))),
     }
+
+
+def failures() -> dict[str, Any]:
+    """Twenty images that are no whole heads the right way up."""
+    made = headless(np.random.default_rng(0))
     for region in ("knee", "prostate", "abdomen", "brain"):
         for sequence in ("T1", "T2"):
             array = np.asarray(phantom_volume(region, 1, sequence, size=96, num_slices=24)[0].array)
@@ -159,7 +188,7 @@ def test_twenty_failures_are_never_passed_silently() -> None:
 
 
 def test_fits_that_are_not_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = failures()
+    made = headless(np.random.default_rng(0))
     for name in ("noise", "flat", "empty", "ball"):
         assert not fit_head(made[name]).sure, name
     matrix = ((1.0, 0, 0, 0), (0, 1.0, 0, 0), (0, 0, 1.0, 0))
@@ -392,7 +421,7 @@ class TestUnusualHeads:
     def test_the_picture_shows_before_and_after(self, tmp_path: Path) -> None:
         from PIL import Image
 
-        image, _ = head(13, spacing=(2.0, 2.0, 3.0))
+        image, _ = head(4, spacing=(2.0, 2.0, 4.0))
         assert self.look(image, tmp_path / "a").outcome == "fit"
         shown = np.asarray(Image.open(tmp_path / "a" / "picture.png")).astype(int)
         before, after = np.split(shown, 2)

@@ -124,6 +124,7 @@ import numpy as np
 from pathlib import Path
 from core_mri.errors import DataError
 from data_registry.shards import ShardWriter
+sys.dont_write_bytecode = True  # half a .pyc file would break every later import of its module
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 noise = np.random.default_rng(0).integers(0, 60_000, (20, 64, 64)).astype(np.uint16)
 try:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.pretrain.kill_runs import EVERY, RunFolder, finish, make_inputs, run_case, start
+import pretrain.train
+from core_mri.config import load_config
+from core_mri.launch import Workers
+from pretrain.config import PretrainConfig
+from tests.pretrain.kill_runs import EVERY, RunFolder, make_inputs, run_case
+from tests.pretrain.test_sharding import start
 
 
 @pytest.mark.timeout(900)
-def test_after_a_killed_worker_the_losses_are_those_of_an_uninterrupted_run(tmp_path):
-    config = make_inputs(tmp_path)
-    words = ("--launcher", "torchrun", "--num-workers", "2")
-    finish(start(config, tmp_path / "whole", *words), tmp_path / "whole")
-    whole = [line["loss_hex"] for line in RunFolder(tmp_path / "whole").lines()]
-    result = run_case("torchrun", config, whole, tmp_path)
+def test_after_a_killed_worker_the_losses_are_those_of_an_uninterrupted_run(tmp_path, monkeypatch):
+    """The uninterrupted run has two workers too, forked here: they start at once."""
+
+    def fork(_entry, payload, workers, *, storage):
+        body = pretrain.train.run_worker
+        start(body, storage, payload, num_workers=workers.num_workers)
+
+    path = make_inputs(tmp_path)
+    config = replace(load_config(PretrainConfig, path), out=tmp_path / "whole")
+    monkeypatch.setattr(pretrain.train, "launch", fork)
+    pretrain.train.train(config, workers=Workers(launcher="torchrun", num_workers=2))
+    whole = [line["loss_hex"] for line in RunFolder(config.out).lines()]
+    assert len(whole) == config.steps
+    result = run_case("torchrun", path, whole, tmp_path)
     assert result.same == "bit by bit"
     assert result.repeated <= 2 * EVERY
