@@ -13,23 +13,29 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from core_mri.errors import WeightsError
-from core_mri.models import MODELS
+from core_mri.models import MODELS, create_sam
 from core_mri.models.adapters import add_adapters, mri_core_places
 from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import PromptableSegmenter
+from core_mri.models.registry import SAM_MODELS, EncoderConfig, SamConfig
+from core_mri.models.sam import SamEncoder
 from core_mri.models.segmenter import Segmenter
 from core_mri.training.layer_decay import layer_multiplier
 from downstream.config import Adaptation
 from downstream.lora import add_lora
 from downstream.recipe import Recipe
 
+Start = Encoder | PromptableSegmenter
+"""What is adapted: an encoder, or SAM with its decoder."""
+StartT = TypeVar("StartT", bound=Start)
 NEW_WEIGHTS = (".adapter.", ".parametrizations.weight.0.")
 """In the names of the tensors that adapters and LoRA add."""
 
@@ -101,19 +107,42 @@ def encoder_of(model: nn.Module) -> Encoder:
     return encoder
 
 
-def random_twin(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same architecture with random weights; torch's random state is kept."""
+def start_of(model: nn.Module, *, prompts: bool) -> Start:
+    """What of a loaded model is adapted: its encoder, or SAM whole where prompts are all there is.
+
+    Raises:
+        WeightsError: WEIGHTS-02 as `encoder_of`.
+    """
+    if prompts and isinstance(getattr(model, "image_encoder", None), SamEncoder):
+        assert isinstance(model, PromptableSegmenter)
+        return model
+    return encoder_of(model)
+
+
+def sizes_of(start: Start) -> EncoderConfig | SamConfig:
+    """The architecture of a model or encoder."""
+    encoder = start.image_encoder if isinstance(start, PromptableSegmenter) else start
+    sizes: EncoderConfig | SamConfig = encoder.config  # type: ignore[assignment]
+    return sizes
+
+
+def random_twin(start: StartT, seed: int) -> StartT:
+    """The same architecture with random weights; torch's random state is kept."""
+    sizes = sizes_of(start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = Encoder(encoder.config)
-    return twin.to(encoder.mask_token.device).eval()
+        twin: nn.Module = create_sam(sizes) if isinstance(sizes, SamConfig) else Encoder(sizes)
+    return cast("StartT", twin.to(next(start.parameters()).device).eval())
 
 
-def architecture(encoder: Encoder) -> str:
+def architecture(start: Start) -> str:
     """Name of the architecture for tables: the one of `core_mri.list_models`, or its sizes."""
     sizes = ("embed_dim", "depth", "num_heads", "patch_size")
-    own = asdict(encoder.config)
-    for name, config in MODELS.items():
+    found = sizes_of(start)
+    known = SAM_MODELS if isinstance(found, SamConfig) else MODELS
+    own = asdict(found)
+    for name, config in known.items():
         if all(asdict(config)[size] == own[size] for size in sizes):
             return name
-    return f"vit_{own['embed_dim']}x{own['depth']}_patch{own['patch_size']}"
+    kind = "sam_vit" if isinstance(found, SamConfig) else "vit"
+    return f"{kind}_{own['embed_dim']}x{own['depth']}_patch{own['patch_size']}"

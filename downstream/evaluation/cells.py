@@ -22,6 +22,7 @@ from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
 from core_mri.models.segmenter import Segmenter
 from core_mri.runs import Run
+from downstream.adapt import Start
 from downstream.classification.cell import classify
 from downstream.classification.examples import Examples, find_examples
 from downstream.classification.features import Tokens
@@ -75,19 +76,25 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Contender:
-    """An encoder in the comparison."""
+    """An encoder, or SAM, in the comparison."""
 
     name: str
     """For tables."""
     against: str
     """Name of its random twin; empty for a twin."""
-    encoder: Encoder
+    start: Start
     fingerprint: str
     """Hash of the weights."""
     pretraining_patients: frozenset[str] | None
     """Pseudonyms the weights' card lists; None when it lists none."""
     card: Mapping[str, Any] | None = None
     """The card of the weights; None for random ones."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """What all but prompts need."""
+        assert isinstance(self.start, Encoder), "SAM is taken for prompts alone"
+        return self.start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,20 +232,22 @@ def _segment(
     cache: FeatureCache | None,
 ) -> tuple[Outcome, Segmenter | PromptableSegmenter]:
     """A segmentation or prompting cell."""
-    check_fits(contender.encoder, cell.recipe)
+    if isinstance(contender.start, Encoder):
+        check_fits(contender.start, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
     generated = generated_shots(cell, pairs, shots)
 
     def make(factor: float) -> Trainer | PromptTrainer:
         own = replace(cell, recipe=scaled(cell.recipe, factor))
-        return make_trainer(own, contender.encoder, shots, validation, registry, generated)
+        return make_trainer(own, contender.start, shots, validation, registry, generated)
 
     trainer, tuned = fit_best(make, cell, run, main=main)
     moving, total = trainer.num_moving
     model = trainer.finish()
     if not is_main():  # one worker tests
         return outcome_of(cell, {}), model
-    if cell.adaptation == "frozen":  # the same for every draw and k
+    if cell.adaptation == "frozen" and isinstance(contender.start, Encoder):
+        # Its features are the same for every draw and k.
         holder: Any = model.image_encoder if isinstance(model, PromptableSegmenter) else model
         holder.encoder = remembering(holder.encoder, contender.fingerprint, cache)
 
@@ -380,7 +389,7 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
 
 def make_trainer(
     cell: Cell,
-    encoder: Encoder,
+    start: Start,
     shots: Sequence[Shot],
     validation: Sequence[Shot],
     registry: Registry,
@@ -412,10 +421,11 @@ def make_trainer(
         "name": cell.task.name,
     }
     if cell.task.kind == "prompting":
-        return PromptTrainer(encoder, *examples, **given)
+        return PromptTrainer(start, *examples, **given)
+    assert isinstance(start, Encoder)
     labels = dict(enumerate(task.labels, start=1))
     return Trainer(
-        encoder,
+        start,
         *examples,
         labels=labels,
         sequences=task.sequences,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from core_mri.devices import select_device
 from core_mri.errors import ConfigError, CoreMRIError
-from core_mri.models.registry import EncoderConfig
+from core_mri.models.registry import EncoderConfig, SamConfig
 from core_mri.weights import load_model
 from core_mri.weights.fingerprint import weights_fingerprint
 from data_registry.catalogue import Registry
-from downstream.adapt import architecture, encoder_of, random_twin
+from downstream.adapt import architecture, random_twin, sizes_of, start_of
 from downstream.classification.examples import Examples
 from downstream.clustering.scores import ClusterData
 from downstream.cohort import fingerprint
@@ -73,34 +73,34 @@ def prepared(config: SuiteConfig, registry: Registry) -> list[TaskData | Failed]
 
 def contenders(config: SuiteConfig) -> Iterator[Contender | Failed]:
     """Each encoder, then the random twin of each architecture, one at a time in memory."""
-    twins: dict[EncoderConfig, Contender] = {}
+    twins: dict[EncoderConfig | SamConfig, Contender] = {}
+    prompts = all(task.kind == "prompting" for task in config.tasks)
     for name, source in config.weights.items():
         try:
             model = load_model(source, device=str(select_device(config.device)))
         except CoreMRIError as error:
             yield Failed(name, error)
             continue
-        encoder = encoder_of(model)
-        twin_name = f"random {architecture(encoder)}"
-        if encoder.config not in twins and any(t.name == twin_name for t in twins.values()):
+        start = start_of(model, prompts=prompts)
+        sizes = sizes_of(start)
+        twin_name = f"random {architecture(start)}"
+        if sizes not in twins and any(t.name == twin_name for t in twins.values()):
             twin_name += f" of {name}"
-        elif encoder.config in twins:
-            twin_name = twins[encoder.config].name
+        elif sizes in twins:
+            twin_name = twins[sizes].name
         card = getattr(model, "card", {})
         patients = card.get("subjects")
         yield Contender(
             name,
             twin_name,
-            encoder,
-            weights_fingerprint(encoder),
+            start,
+            weights_fingerprint(start),
             None if patients is None else frozenset(patients),
             card,
         )
-        if encoder.config not in twins:
-            twin = random_twin(encoder, config.seed)
-            twins[encoder.config] = Contender(
-                twin_name, "", twin, weights_fingerprint(twin), frozenset()
-            )
+        if sizes not in twins:
+            twin = random_twin(start, config.seed)
+            twins[sizes] = Contender(twin_name, "", twin, weights_fingerprint(twin), frozenset())
     yield from twins.values()
 
 

@@ -183,10 +183,8 @@ def rehearse(config: FinetuneConfig | SuiteConfig) -> list[str]:
     for contender in contenders(suite):
         if isinstance(contender, Failed):
             raise contender.error
-        encoder = contender.encoder
-        lines.append(
-            f"weights {contender.name}: {architecture(encoder)} on {encoder.mask_token.device}"
-        )
+        device = next(contender.start.parameters()).device
+        lines.append(f"weights {contender.name}: {architecture(contender.start)} on {device}")
         for data in tasks:
             check_leakage(contender, data, suite.allow_overlap)
             cells = cells_of(suite, contender, data)
@@ -449,7 +447,7 @@ def _step_seconds(cell: Cell, contender: Contender, data: TaskData, registry: Re
     if not isinstance(data.data, Pairs):
         return 0.0
     shots, validation = draw(cell, data.data, registry)
-    trainer = make_trainer(cell, contender.encoder, shots, validation, registry)
+    trainer = make_trainer(cell, contender.start, shots, validation, registry)
     num_steps = min(TIMED_STEPS, cell.steps)
     started = time.perf_counter()
     for index in range(num_steps):

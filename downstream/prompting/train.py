@@ -1,4 +1,4 @@
-"""Fit neck, prompt encoder and mask decoder to labelled slices by simulated prompts.
+"""Fit prompt encoder and mask decoder, and a neck of ours, to labelled slices by simulated prompts.
 
 As SAM was trained (Kirillov et al., "Segment Anything", arXiv 2304.02643, appendix A): a random
 first prompt, a box or a click, then clicks into the error of the last answer, whose logits are a
@@ -7,6 +7,7 @@ prompt too. Shapes: N slices, B of a batch, S side in pixels, h = w = S / patch 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +30,11 @@ from downstream.config import Adaptation
 from downstream.lora import merge_lora
 from downstream.prompting.answers import answer
 from downstream.prompting.clicks import Click, box_of, jittered, random_click, random_target
+from downstream.prompting.embeddings import FrozenEmbeddings
 from downstream.prompting.loss import mask_loss
 from downstream.recipe import Recipe
 from downstream.segmentation.augment import augment
 from downstream.segmentation.examples import LabelledSlices, mixed
-from downstream.segmentation.features import FrozenFeatures
 from downstream.segmentation.train import (
     MAX_GRADIENT_NORM,
     check_fits,
@@ -49,7 +50,8 @@ class PromptTrainer:
     """A promptable model in training; a step depends on (seed, step) only.
 
     Args:
-        encoder: Starting weights; copied, never changed.
+        start: Starting weights; copied, never changed. Of SAM, which is taken whole, prompt encoder
+            and mask decoder go on training and the image encoder with its neck stays.
         training: Labelled examples; slices that show nothing are left out.
         validation: Labelled examples of other patients, which choose the step that is kept; may be
             empty.
@@ -60,13 +62,13 @@ class PromptTrainer:
         name: Of the task, for messages.
 
     Raises:
-        ConfigError: CONFIG-05 when the recipe does not fit the encoder.
+        ConfigError: CONFIG-05 when recipe or adaptation do not fit the weights.
         DataError: DATA-09 when no training slice shows any structure.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
+        start: Encoder | PromptableSegmenter,
         training: Sequence[LabelledSlices],
         validation: Sequence[LabelledSlices],
         *,
@@ -76,11 +78,16 @@ class PromptTrainer:
         seed: int,
         name: str,
     ) -> None:
-        check_fits(encoder, recipe)
         self.recipe, self.adaptation, self.seed, self.steps = recipe, adaptation, seed, steps
-        self.device = encoder.mask_token.device
-        self.model = _build(adapt(encoder, adaptation, recipe, seed), recipe, seed).to(self.device)
-        self.necked: NeckedEncoder = self.model.image_encoder  # type: ignore[assignment]
+        self.device = next(start.parameters()).device
+        if isinstance(start, PromptableSegmenter):
+            self.model = _decoder_moves(start, adaptation, recipe)
+        else:
+            check_fits(start, recipe)
+            adapted = adapt(start, adaptation, recipe, seed)
+            self.model = _build(adapted, recipe, seed).to(self.device)
+        necked = self.model.image_encoder
+        self.encoder = necked.encoder if isinstance(necked, NeckedEncoder) else None
         images = torch.cat([example.images for example in training])
         masks = torch.cat([example.masks for example in training])
         if not masks.any():
@@ -98,7 +105,7 @@ class PromptTrainer:
         self.validation = [self._shown(e.images, e.masks) for e in validation if e.masks.any()]
         limit = recipe.cache_gb * 1e9
         self.frozen = [
-            FrozenFeatures(self.necked.encoder, own, self.necked.depths, limit)
+            FrozenEmbeddings(self.model, own, limit)
             for own, _ in [(self.images, None), *self.validation]
             if adaptation == "frozen"
         ]
@@ -122,7 +129,7 @@ class PromptTrainer:
             the weights are as before.
         """
         self.model.train()
-        self.necked.encoder.train(moves(self.adaptation))
+        (self.encoder or self.model.image_encoder).train(moves(self.adaptation))
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * float(self.schedule[index])
         rng = np.random.default_rng((self.seed, index))
@@ -155,8 +162,7 @@ class PromptTrainer:
         scores = []
         for number, (images, masks) in enumerate(self.validation, start=1):
             if self.frozen:
-                levels = self.frozen[number].levels(torch.arange(len(images)))
-                embedding = self.necked.project(levels)
+                embedding = self.frozen[number].of(torch.arange(len(images)))
             else:
                 embedding = torch.cat([self.model.embed_image(b) for b in images.split(32)])
             classes = masks.cpu().numpy()
@@ -180,7 +186,8 @@ class PromptTrainer:
         LoRA is merged.
         """
         self.model.load_state_dict(self.best.weights, strict=False)
-        merge_lora(self.necked.encoder)
+        if self.encoder is not None:
+            merge_lora(self.encoder)
         return self.model.eval()
 
     def state(self) -> dict[str, Any]:
@@ -211,7 +218,7 @@ class PromptTrainer:
         index = torch.from_numpy(chosen).to(self.device)
         images, masks = self.images[index], self.masks[index]
         if self.frozen:
-            return self.necked.project(self.frozen[0].levels(index)), list(masks.cpu().numpy())
+            return self.frozen[0].of(index), list(masks.cpu().numpy())
         moved_images, moved = augment(images, masks, mixed(self.seed, step))
         kept = moved.flatten(1).any(1)  # a structure at the edge may have left the image
         images = torch.where(kept[:, None, None, None], moved_images, images)
@@ -261,9 +268,10 @@ class PromptTrainer:
         new = [p for name, p in self._moving().items() if not name.startswith(ENCODER)]
         groups: list[dict[str, Any]] = [{"params": new}]
         peaks = [self.recipe.learning_rate]
-        for rate, own in learning_rates(self.necked.encoder, self.adaptation, self.recipe):
-            groups.append({"params": own})
-            peaks.append(rate)
+        if self.encoder is not None:
+            for rate, own in learning_rates(self.encoder, self.adaptation, self.recipe):
+                groups.append({"params": own})
+                peaks.append(rate)
         return torch.optim.AdamW(groups, weight_decay=self.recipe.weight_decay), peaks
 
     def _moving(self) -> dict[str, nn.Parameter]:
@@ -272,6 +280,26 @@ class PromptTrainer:
     def _weights(self) -> dict[str, Tensor]:
         names = self._moving()
         return {name: t for name, t in self.model.state_dict().items() if name in names}
+
+
+def _decoder_moves(
+    sam: PromptableSegmenter, adaptation: Adaptation, recipe: Recipe
+) -> PromptableSegmenter:
+    """A copy of SAM of which only prompt encoder and mask decoder move.
+
+    Raises:
+        ConfigError: CONFIG-05 for images of another size than SAM's, or an encoder that moves.
+    """
+    if moves(adaptation) or recipe.image_size != sam.image_size:
+        raise ConfigError(
+            "CONFIG-05",
+            f"SAM is trained with adaptation frozen or head and recipe.image_size "
+            f"{sam.image_size}, got {adaptation} and {recipe.image_size}.",
+        )
+    model = copy.deepcopy(sam).requires_grad_(False)
+    model.prompt_encoder.requires_grad_(True)
+    model.mask_decoder.requires_grad_(True)
+    return model
 
 
 def _build(encoder: Encoder, recipe: Recipe, seed: int) -> PromptableSegmenter:
