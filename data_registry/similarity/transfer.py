@@ -83,7 +83,8 @@ class Correlation:
     partial_of: str = ""
     """Of which of the two: those that vary and are known."""
     error: float | None = None
-    """Mean absolute error of the gain of a task that is predicted from all other tasks."""
+    """Mean absolute error of the gain of a task that is predicted from all others; of two tasks
+    each is predicted from the other. None for a single task."""
     baseline_error: float | None = None
     """The same when the mean gain of the other tasks is the prediction."""
     refused: str = ""
@@ -257,7 +258,7 @@ def _leave_one_task_out(
     x: Float64s, y: Float64s, task_of: np.ndarray
 ) -> tuple[Float64s, Float64s] | None:
     """Gain of each task from a line through the cells of all others, and from their mean."""
-    if task_of.max() < 2:
+    if task_of.max() < 1:
         return None
     line, mean = np.empty_like(y), np.empty_like(y)
     for task in range(int(task_of.max()) + 1):

@@ -6,6 +6,7 @@ python tests/benchmarks/bench_prompts.py RUN, a folder of `core-mri finetune pro
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -48,13 +49,19 @@ def main(run: Path) -> None:
         if values:
             by_patient.setdefault(patient, []).append(float(np.mean(values)))
     found = bootstrap_interval([float(np.mean(v)) for v in by_patient.values()], seed=config.seed)
-    print(f"ellipse in the box: {found.mean:.3f} ({found.low:.3f}-{found.high:.3f}), n {found.n}")
+    print(f"ellipse in the box: {found.mean:.3f} {_between(found.low, found.high)}, n {found.n}")
     for row in json.loads((run / "results.json").read_text())["summary"]:
         if row["metric"] == "dice_2d":
             print(
                 f"{row['weights']}, {row['method']}: {row['mean']:.3f} "
-                f"({row['ci_low']:.3f}-{row['ci_high']:.3f}), {row['mean'] / found.mean:.2f} of it"
+                f"{_between(row['ci_low'], row['ci_high'])}, {row['mean'] / found.mean:.2f} of it"
             )
+
+
+def _between(low: float | None, high: float | None) -> str:
+    if low is None or high is None or math.isnan(low):
+        return "(-)"
+    return f"({low:.3f}-{high:.3f})"
 
 
 if __name__ == "__main__":

@@ -73,6 +73,10 @@ class TestCorrelation:
         assert found.shown == 24
         assert found.spearman == t.correlate("KID", cells()).spearman
 
+    def test_two_tasks_predict_each_other(self):
+        found = t.correlate("KID", cells(tasks=2, weights=12))
+        assert found.error < found.baseline_error / 3
+
     def test_one_task_alone(self):
         found = t.correlate("KID", cells(tasks=1, weights=12))
         assert found.error is None
