@@ -70,8 +70,8 @@ class TransferReport:
         return (
             f"Of {len(told)} distances {one.distance} goes best with the gain: Spearman "
             f"{one.spearman:.2f} (95 % interval {one.low:.2f} to {one.high:.2f}), p {one.p:.3g}, "
-            f"adjusted by Holm {adjusted[best]:.3g}, from {one.cells} cells of {one.tasks} tasks "
-            f"and {one.weights} weights (effective n {one.effective_n}){better}."
+            f"adjusted by Holm {adjusted[best]:.3g}, from {one.cells} cells (tasks: {one.tasks}, "
+            f"weights: {one.weights}, effective n {one.effective_n}){better}."
         )
 
     def rows(self) -> list[dict[str, Any]]:
