@@ -113,9 +113,8 @@ def start_of(model: nn.Module, *, prompts: bool) -> Start:
     Raises:
         WeightsError: WEIGHTS-02 as `encoder_of`.
     """
-    if prompts and isinstance(getattr(model, "image_encoder", None), SamEncoder):
-        assert isinstance(model, PromptableSegmenter)
-        return model
+    if prompts and isinstance(model, PromptableSegmenter):
+        return model if isinstance(model.image_encoder, SamEncoder) else encoder_of(model)
     return encoder_of(model)
 
 

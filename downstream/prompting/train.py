@@ -24,7 +24,7 @@ from core_mri.models.neck import NeckedEncoder
 from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.models.segmenter import spread_depths
 from core_mri.training.schedules import warmup_cosine
-from downstream.adapt import adapt, learning_rates, moves
+from downstream.adapt import Start, adapt, learning_rates, moves
 from downstream.best_step import BestStep
 from downstream.config import Adaptation
 from downstream.lora import merge_lora
@@ -68,7 +68,7 @@ class PromptTrainer:
 
     def __init__(
         self,
-        start: Encoder | PromptableSegmenter,
+        start: Start,
         training: Sequence[LabelledSlices],
         validation: Sequence[LabelledSlices],
         *,
