@@ -89,8 +89,8 @@ def add_results(
             "that show the structure; `oracle` takes the best cluster of every slice by its "
             "reference, `matched` the one that is best on the training patients; k-means on each "
             "test patient alone or on the set of training patients. Prompting: per slice too; the "
-            "box is the tightest one, a click is the pixel deepest in what the last answer missed "
-            "or added.",
+            "box is the tightest one, the careless box that one with noise on its sides, a click "
+            "is the pixel deepest in what the last answer missed or added.",
             folded=True,
         )
 
