@@ -13,6 +13,7 @@ from pathlib import Path
 
 from core_mri.errors import ConfigError, DataError
 from core_mri.volume import FactValue
+from data_registry.database import connect
 from data_registry.label_report import Item
 from data_registry.labels import LABELS, cast_votes, count_votes
 
@@ -87,7 +88,7 @@ def series_facts(path: Path) -> Iterator[tuple[dict[str, FactValue], int]]:
     """
     import duckdb
 
-    connection = duckdb.connect()
+    connection = connect()
     try:
         table = connection.read_parquet if path.suffix == ".parquet" else connection.read_csv
         source = table(os.fspath(path))

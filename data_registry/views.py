@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.database import connect
 from data_registry.schema import RELABELED, TABLES, arrow_schema
 
 if TYPE_CHECKING:
@@ -141,10 +142,9 @@ class Views:
         listed = self._list()
         if self._connection is not None and listed == self._parts:
             return self._connection
-        import duckdb
         import pyarrow
 
-        connection = duckdb.connect()
+        connection = connect()
         connection.execute("SET enable_progress_bar = false")
         tables: dict[str, pyarrow.Schema] = {n: arrow_schema(row) for n, row in TABLES.items()}
         tables["cohort_members"] = pyarrow.schema(

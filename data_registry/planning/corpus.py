@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core_mri.errors import ConfigError, DataError
+from data_registry.database import connect
 from data_registry.deidentify.identifiers import load_key, pseudonym
 from data_registry.label_words import regions as all_regions
 from data_registry.planning.balance import water_filling_order
@@ -144,9 +145,7 @@ class Plan:
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
         """One for all queries: it takes longer to open than most of them to run."""
-        import duckdb
-
-        connection = duckdb.connect()
+        connection = connect()
         connection.register("series", self.series)
         connection.execute("SET enable_external_access = false; SET lock_configuration = true")
         return connection

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from core_mri.errors import ConfigError, DataError
 from data_registry.catalogue import REGISTRY_FILE, Registry
+from data_registry.database import connect
 from data_registry.deidentify.identifiers import load_key, pseudonym
 from data_registry.deny_list import open_deny_list
 
@@ -189,7 +190,7 @@ def _read(path: Path) -> pyarrow.Table:
     import duckdb
 
     try:
-        with duckdb.connect() as connection:
+        with connect() as connection:
             if path.suffix == ".parquet":
                 return connection.read_parquet(os.fspath(path)).to_arrow_table()
             read = connection.read_csv(os.fspath(path), header=True, all_varchar=True)

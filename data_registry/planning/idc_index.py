@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core_mri.errors import DataError
+from data_registry.database import connect
 from data_registry.label_index import index_file
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def read_index(source: str) -> SeriesIndex:
                 fix="Give --source idc, or the folder of an unpacked idc-index-data.",
             )
     chosen = ", ".join(f"{expression} AS {name}" for name, expression in _COLUMNS.items())
-    connection = duckdb.connect()
+    connection = connect()
     connection.execute("SET enable_progress_bar = false")
     try:
         table = connection.sql(

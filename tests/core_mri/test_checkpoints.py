@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from core_mri.checkpoints import Checkpoints
 from core_mri.checkpoints.state import join, split
 from core_mri.checkpoints.storage import open_storage
 from core_mri.errors import ConfigError, DataError, RunError
+from tests.workers import clean_process, run_workers
 
 
 def make_state(seed: int = 0) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _limited_disk(folder: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_one_before(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_limited_disk, args=(tmp_path,))
+    process = clean_process(_limited_disk, tmp_path)
     process.start()
     process.join()
     assert process.exitcode == 7
@@ -223,10 +223,9 @@ def _dies_at(folder: Path, number: int) -> None:
 
 
 def test_killed_at_any_change_of_the_disk_it_loses_at_most_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
     for number in range(1, 200):
         folder = tmp_path / str(number)
-        process = context.Process(target=_dies_at, args=(folder, number))
+        process = clean_process(_dies_at, folder, number)
         process.start()
         process.join()
         done = folder / "done"
@@ -238,30 +237,6 @@ def test_killed_at_any_change_of_the_disk_it_loses_at_most_one(tmp_path: Path) -
             break
         assert process.exitcode == -signal.SIGKILL
     assert number > 30
-
-
-def _worker(rank: int, world_size: int, file: Path, body: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
-    try:
-        globals()[body](folder)
-        dist.barrier()  # gloo ends a process whose peer has left
-    finally:
-        dist.destroy_process_group()
-
-
-def run_workers(world_size: int, body: Callable[[Path], None], folder: Path) -> None:
-    file = folder.with_name(f"{folder.name}-{body.__name__}")
-    context = multiprocessing.get_context("fork")
-    workers = [
-        context.Process(target=_worker, args=(rank, world_size, file, body.__name__, folder))
-        for rank in range(world_size)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * world_size
 
 
 def save_replicated_and_sharded(folder: Path) -> None:
@@ -295,7 +270,7 @@ def check_loaded(folder: Path) -> None:
 
 def test_two_workers_share_the_writing_and_any_number_reads(tmp_path: Path) -> None:
     folder = tmp_path / "two"
-    run_workers(2, save_replicated_and_sharded, folder)
+    run_workers(save_replicated_and_sharded, tmp_path, folder)
     check_loaded(folder)
     sizes = [path.stat().st_size for path in folder.glob("step_*/*.safetensors")]
     assert len(sizes) == 2
@@ -322,5 +297,5 @@ def save_apart(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_storage_that_is_not_shared_is_said(tmp_path: Path) -> None:
-    run_workers(2, save_apart, tmp_path / "apart")
-    run_workers(2, take_over_apart, tmp_path / "over")
+    run_workers(save_apart, tmp_path, tmp_path / "apart")
+    run_workers(take_over_apart, tmp_path, tmp_path / "over")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from data_registry.export import ExportConfig, export
 from data_registry.governance import audit_log
 from data_registry.governance.audit_log import HEAD, LOG, append, verify
 from data_registry.relabel import relabel
+from tests.workers import clean_process
 
 
 @pytest.fixture
@@ -154,8 +154,7 @@ def _write(path: Path, own: int) -> None:
 
 
 def test_writers_at_once_make_one_chain(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write, args=(tmp_path, own)) for own in range(4)]
+    writers = [clean_process(_write, tmp_path, own) for own in range(4)]
     for writer in writers:
         writer.start()
     for writer in writers:

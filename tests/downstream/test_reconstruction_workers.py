@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import core_mri
 from core_mri.__main__ import main
@@ -26,7 +25,7 @@ from downstream.reconstruction.training.finetune import (
 )
 from downstream.reconstruction.training.trainer import ReconstructionTrainer
 from tests.downstream import test_reconstruction_training as training
-from tests.downstream.test_workers import worker
+from tests.workers import run_workers
 
 make = training.make
 SHARED: dict[str, Any] = {
@@ -53,7 +52,7 @@ def two_workers(
     run: Callable[[Mapping[str, Any]], None] = reconstruction_worker,
 ) -> Path:
     payload = {"config": to_mapping(config), "folder": str(folder)}
-    mp.start_processes(worker, (payload, str(folder / name), 2, run), 2, start_method="fork")
+    run_workers(run, folder / name, payload)
     return config.out
 
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from core_mri.config import to_mapping
 from core_mri.errors import ConfigError
 from core_mri.launch import Workers
 from core_mri.weights import load_model
 from downstream.evaluation.suite import finetune, finetune_worker
+from tests.workers import run_workers
 
 
 def losses(out):
@@ -31,14 +30,6 @@ def check_same(alone, shared):
     )
 
 
-def worker(number, payload, store, num_workers, run=finetune_worker):
-    method = f"file://{store}"
-    dist.init_process_group("gloo", init_method=method, rank=number, world_size=num_workers)
-    run(payload)
-    dist.barrier()  # gloo ends a process whose peer has left
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("adaptation", ["frozen", "full"])
 def test_losses_and_model_are_those_of_one_worker(finetune_config, tmp_path, adaptation):
     """Three share four slices: one of them has two."""
@@ -46,7 +37,7 @@ def test_losses_and_model_are_those_of_one_worker(finetune_config, tmp_path, ada
     alone = finetune(config)
     shared = replace(config, out=tmp_path / "shared")
     payload = {"config": to_mapping(shared), "folder": str(tmp_path)}
-    mp.start_processes(worker, (payload, str(tmp_path / "store"), 3), 3, start_method="fork")
+    run_workers(finetune_worker, tmp_path / "workers", payload, num_workers=3)
     check_same(alone, shared.out)
 
 

@@ -120,31 +120,53 @@ def tiny(tmp_path):
     return partial(tiny_config, tmp_path)
 
 
+def read_from_memory(patch, slices):
+    """Runs of this process read these slices instead of a registry."""
+    patch.setattr(pretrain.train, "open_slices", lambda _config: slices)
+    patch.setattr(pretrain.train, "open_validation", lambda _config: None)
+    patch.setattr(pretrain.train, "check_overlap", lambda *_arguments: "not checked")
+
+
+def leave_at_the_end(patch):
+    """Runs of this process make no weights, probe and report."""
+    patch.setattr(pretrain.train, "finish", lambda *_arguments: None)
+
+
+def in_memory_worker(slices, payload):
+    """`run_worker` for `tests.workers`, whose processes see no fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        read_from_memory(patch, slices)
+        pretrain.train.run_worker(payload)
+
+
+def only_losses_worker(slices, payload):
+    """As `in_memory_worker`, without weights, probe and report at the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        leave_at_the_end(patch)
+        in_memory_worker(slices, payload)
+
+
 @pytest.fixture(scope="class")
 def finished(tmp_path_factory, memory_slices):
     """A finished run and its weights folder."""
     config = tiny_config(tmp_path_factory.mktemp("finished"))
     config.registry.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain.train, "open_slices", lambda _config: memory_slices)
-        patch.setattr(pretrain.train, "open_validation", lambda _config: None)
-        patch.setattr(pretrain.train, "check_overlap", lambda *_arguments: "not checked")
+        read_from_memory(patch, memory_slices)
         yield config, pretrain.train.train(config)
 
 
 @pytest.fixture
 def in_memory(monkeypatch, memory_slices):
     """Runs of this process read the phantoms instead of a registry."""
-    monkeypatch.setattr(pretrain.train, "open_slices", lambda _config: memory_slices)
-    monkeypatch.setattr(pretrain.train, "open_validation", lambda _config: None)
-    monkeypatch.setattr(pretrain.train, "check_overlap", lambda *_arguments: "not checked")
+    read_from_memory(monkeypatch, memory_slices)
     return memory_slices
 
 
 @pytest.fixture
 def only_losses(in_memory, monkeypatch):
     """As `in_memory`, without weights, probe and report at the end."""
-    monkeypatch.setattr(pretrain.train, "finish", lambda *_arguments: None)
+    leave_at_the_end(monkeypatch)
     return in_memory
 
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from core_mri.config import to_mapping
@@ -27,7 +26,9 @@ from pretrain.health.spectrum import FeatureQueue, spectrum
 from pretrain.health_config import HealthConfig
 from pretrain.overlap import OVERLAP_FILE
 from pretrain.prototypes import TargetSums
-from pretrain.train import Trainer, run_worker, train
+from pretrain.train import Trainer, train
+from tests.pretrain.conftest import in_memory_worker
+from tests.workers import run_workers
 
 K = 16
 
@@ -321,12 +322,6 @@ def lines(config):
     return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
 
 
-def _worker(rank, payload, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    run_worker(payload)
-    dist.destroy_process_group()
-
-
 class TestRuns:
     COLLAPSING: ClassVar = {
         "objective": {
@@ -363,17 +358,16 @@ class TestRuns:
         assert last["step"] < 59
         assert last["alarms"] >= 1
 
-    @pytest.mark.usefixtures("in_memory")
-    def test_two_workers_stop_at_the_step_of_one(self, tiny):
+    def test_two_workers_stop_at_the_step_of_one(self, tiny, in_memory, tmp_path):
         alone = tiny(**self.COLLAPSING)
         with pytest.raises(RunError):
             train(alone)
         shared = replace(alone, out=alone.out.with_name("shared"))
         Run.open(shared.out, shared)
         (shared.out / OVERLAP_FILE).write_text("not checked\n")
-        payload = ({"config": to_mapping(shared)}, str(shared.out.with_name("store")))
+        payload = {"config": to_mapping(shared)}
         with pytest.raises(mp.ProcessRaisedException, match="RUN-06"):
-            mp.start_processes(_worker, payload, nprocs=2, start_method="fork")
+            run_workers(in_memory_worker, tmp_path / "workers", in_memory, payload)
         assert len(lines(shared)) == len(lines(alone))
         assert "RUN-06" in (shared.out / "report.html").read_text()
         assert (shared.out / "alarms").exists()

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,7 +22,9 @@ from core_mri.models.registry import MODELS
 from core_mri.training.sharding import local, whole
 from pretrain.memory_need import memory_need, traffic
 from pretrain.sharding import whole_state
-from pretrain.train import Trainer, run_worker
+from pretrain.train import Trainer
+from tests.pretrain.conftest import in_memory_worker
+from tests.workers import run_workers
 
 ONE_VIEW = {"views": {"num_global": 1, "num_local": 0}}
 ANCHOR = {"centering": "softmax", "gram_weight": 2.0, "gram_start": 1, "gram_refresh": 2}
@@ -36,36 +37,6 @@ LATER = (
 def small(part):
     """Sizes of the small transformer of an objective."""
     return {f"{part}_dim": 64, f"{part}_depth": 2, f"{part}_heads": 2}
-
-
-def start(body, folder, *arguments, num_workers=2):
-    """What `body` returns in each of so many workers; they see what a fixture has replaced."""
-    folder.mkdir(exist_ok=True)
-    store = folder / f"store-{len(list(folder.iterdir()))}"
-    queue = mp.get_context("fork").SimpleQueue()
-    processes = mp.start_processes(
-        _worker, (num_workers, store, queue, body, arguments), nprocs=num_workers, join=False,
-        start_method="fork",
-    )  # fmt: skip
-    found = {}
-    while len(found) < num_workers:
-        if queue.empty():
-            processes.join(0.05)  # raises what a worker raised
-        else:
-            rank, value = queue.get()
-            found[rank] = value
-    while not processes.join():
-        pass
-    return [found[rank] for rank in range(num_workers)]
-
-
-def _worker(rank, num_workers, store, queue, body, arguments):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=num_workers
-    )
-    queue.put((rank, body(*arguments)))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def arrays(state):
@@ -123,7 +94,7 @@ class TestLikeOne:
         config = tiny(batch_size=16, sharding="fsdp", **changes)
         one = trained(config, only_losses)
         assert all(own == total for own, total in one[2].values())
-        for two in start(trained, tmp_path / "two", config, only_losses):
+        for two in run_workers(trained, tmp_path / "two", config, only_losses):
             check_equal(one, two)
             for kind, (own, total) in two[2].items():
                 if kind != "teacher" or config.objective.name != "mae":  # which has none
@@ -132,14 +103,16 @@ class TestLikeOne:
     def test_stages(self, tiny, only_losses, tmp_path):
         config = tiny(batch_size=16, sharding="fsdp", stages=LATER, steps=5)
         one = trained(config, only_losses, 5)
-        two = start(trained, tmp_path / "two", config, only_losses, 5)[0]
+        two = run_workers(trained, tmp_path / "two", config, only_losses, 5)[0]
         check_equal(one, two)
         assert two[1]["student.encoder.vit.pos_embed"].shape[1] == 1 + 64
 
     def test_bfloat16_is_that_of_autocast(self, tiny, only_losses, tmp_path):
         config = tiny(batch_size=16, precision="bfloat16", drop_path=0.3, layer_scale=0.1)
         one = trained(config, only_losses, 2)
-        two = start(trained, tmp_path / "two", replace(config, sharding="fsdp"), only_losses, 2)[0]
+        two = run_workers(
+            trained, tmp_path / "two", replace(config, sharding="fsdp"), only_losses, 2
+        )[0]
         for expected, found in zip(one[0], two[0], strict=True):
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
             assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
@@ -148,7 +121,7 @@ class TestLikeOne:
     def test_compiled_blocks(self, tiny, only_losses, tmp_path):
         config = tiny(batch_size=16, sharding="fsdp", drop_path=0.3, layer_scale=0.1)
         one, two = (
-            start(trained, tmp_path / str(c), replace(config, compile=c), only_losses)[0]
+            run_workers(trained, tmp_path / str(c), replace(config, compile=c), only_losses)[0]
             for c in (False, True)
         )
         for expected, found in zip(one[0], two[0], strict=True):
@@ -165,18 +138,18 @@ class TestLikeOne:
 
 
 class TestRuns:
-    @pytest.mark.usefixtures("in_memory")
-    def test_a_lost_run_goes_on_bit_by_bit_and_leaves_weights(self, tiny, tmp_path, monkeypatch):
+    def test_a_lost_run_goes_on_bit_by_bit_and_leaves_weights(self, tiny, tmp_path, memory_slices):
         """Stopped between checkpoints; probes and the report see whole networks."""
-        monkeypatch.setattr(pretrain.report, "_overlap", lambda _run: "not checked")
         whole_run = tiny(sharding="fsdp", drop_path=0.3)
         whole_run.registry.mkdir()
         broken = replace(whole_run, out=whole_run.out.with_name("broken"))
-        start(run_worker, tmp_path / "whole", {"config": to_mapping(whole_run)})
+        run_workers(_whole, tmp_path / "whole", memory_slices, {"config": to_mapping(whole_run)})
         with pytest.raises(mp.ProcessRaisedException, match="lost"):
-            start(_lost_at, tmp_path / "lost", 3, {"config": to_mapping(broken)})
+            run_workers(
+                _lost_at, tmp_path / "lost", 3, memory_slices, {"config": to_mapping(broken)}
+            )
         assert len(_lines(broken)) == 3
-        start(run_worker, tmp_path / "again", {"config": to_mapping(broken)})
+        run_workers(_whole, tmp_path / "again", memory_slices, {"config": to_mapping(broken)})
         one, two = (_lines(config) for config in (whole_run, broken))
         assert [line["loss_hex"] for line in one] == [line["loss_hex"] for line in two]
         assert [line["knn_region"] for line in one if "knn_region" in line]
@@ -200,13 +173,19 @@ class TestRuns:
         expected = trained(config, only_losses)
         for body, (number, sharding) in ((_saved, before), (_continued, after)):
             arguments = (replace(config, sharding=sharding), only_losses, tmp_path / "checkpoints")
-            found = start(body, tmp_path / body.__name__, *arguments, num_workers=number)[0]
+            found = run_workers(body, tmp_path / body.__name__, *arguments, num_workers=number)[0]
         numbers, weights, same = found
         assert same
         check_equal((expected[0][2:], expected[1]), (numbers, weights))
 
 
-def _lost_at(step, payload):
+def _whole(slices, payload):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain.report, "_overlap", lambda _run: "not checked")
+        in_memory_worker(slices, payload)
+
+
+def _lost_at(step, slices, payload):
     original = Trainer.step
 
     def lost(self, number):
@@ -215,7 +194,7 @@ def _lost_at(step, payload):
         return original(self, number)
 
     Trainer.step = lost
-    run_worker(payload)
+    _whole(slices, payload)
 
 
 def _lines(config):
@@ -273,7 +252,9 @@ class TestReduction:
         """Each worker's gradient is rounded, and so is the sum: 2^-9 of the largest terms twice."""
         config = tiny(batch_size=16, sharding=sharding, health={"every": 6, "probe_every": 0})
         (exact, full), (rounded, half) = (
-            start(_gradients, tmp_path / kind, replace(config, reduce_dtype=kind), only_losses)[0]
+            run_workers(
+                _gradients, tmp_path / kind, replace(config, reduce_dtype=kind), only_losses
+            )[0]
             for kind in ("float32", "bfloat16")
         )
         kind = "allreduce_" if sharding == "none" else "_reduce_scatter_base_"
@@ -290,7 +271,7 @@ class TestReduction:
         """Tensors of one row are padded to as many rows as there are workers: 3 % here."""
         config = tiny(batch_size=16, sharding="fsdp", micro_batch=micro_batch)
         config = replace(config, health=replace(config.health, probe_every=0))
-        _, sent = start(_gradients, tmp_path / "two", config, only_losses)[0]
+        _, sent = run_workers(_gradients, tmp_path / "two", config, only_losses)[0]
         found = sent["_allgather_base_"] + sent["_reduce_scatter_base_"]
         assert found == pytest.approx(
             traffic(replace(config, batch_size=8), "float32", 2), rel=0.03
@@ -315,8 +296,12 @@ class TestBill:
 
 
 class TestOldTorch:
-    def test_what_it_cannot_do_is_said(self, tiny, only_losses, tmp_path, monkeypatch):
-        monkeypatch.setattr(pretrain.sharding, "fields", lambda _policy: ())
+    def test_what_it_cannot_do_is_said(self, tiny, only_losses, tmp_path):
         config = tiny(batch_size=16, sharding="fsdp", precision="bfloat16")
         with pytest.raises(mp.ProcessRaisedException, match=r"RUN-10.*--sharding none"):
-            start(trained, tmp_path / "two", config, only_losses)
+            run_workers(_on_old_torch, tmp_path / "two", config, only_losses)
+
+
+def _on_old_torch(config, slices):
+    pretrain.sharding.fields = lambda _policy: ()
+    trained(config, slices)

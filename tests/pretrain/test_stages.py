@@ -6,8 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import core_mri
 from core_mri.config import to_mapping
@@ -15,7 +13,9 @@ from core_mri.errors import ConfigError
 from core_mri.models import create_model
 from pretrain.data import batches
 from pretrain.stages import resize, samples_at, stage_at, stages_of
-from pretrain.train import Trainer, run_worker, train
+from pretrain.train import Trainer, train
+from tests.pretrain.conftest import only_losses_worker
+from tests.workers import run_workers
 
 LATER = (
     {"steps": 3, "global_size": 48, "local_size": 24, "batch_size": 4},
@@ -160,15 +160,13 @@ class TestRuns:
         train(broken)
         assert hexes(broken) == hexes(whole)
 
-    def test_two_processes_have_the_losses_of_one(self, tiny):
+    def test_two_processes_have_the_losses_of_one(self, tiny, only_losses, tmp_path):
         stages = [LATER[0] | {"batch_size": 16}]
         alone = tiny(steps=6, stages=stages)
         train(alone)
         shared = replace(alone, out=alone.out.with_name("shared"))
         payload = {"config": to_mapping(shared)}
-        mp.start_processes(
-            _worker, (payload, str(shared.out.with_name("store"))), nprocs=2, start_method="fork"
-        )
+        run_workers(only_losses_worker, tmp_path / "workers", only_losses, payload)
         one, two = ([line["loss"] for line in lines(config)] for config in (alone, shared))
         np.testing.assert_allclose(two, one, rtol=1e-4)
 
@@ -182,9 +180,3 @@ class TestWeights:
     def test_released_encoder_has_the_last_size(self, tiny):
         weights = train(tiny(steps=8, stages=LATER))
         assert core_mri.load_model(weights).config.image_size == 64
-
-
-def _worker(rank, payload, store):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    run_worker(payload)
-    dist.destroy_process_group()

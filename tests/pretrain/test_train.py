@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import core_mri
 import pretrain
@@ -25,7 +23,9 @@ from pretrain.cli import main
 from pretrain.dry_run import dry_run
 from pretrain.objectives import create_objective
 from pretrain.optimization import parameter_groups, schedules
-from pretrain.train import Trainer, run_worker, train
+from pretrain.train import Trainer, train
+from tests.pretrain.conftest import only_losses_worker
+from tests.workers import run_workers
 
 
 def lines(config):
@@ -179,7 +179,6 @@ class TestParts:
 
 
 class TestWorkers:
-    @pytest.mark.usefixtures("only_losses")
     @pytest.mark.parametrize(
         ("centering", "num_workers", "drop_path"),
         [
@@ -189,15 +188,16 @@ class TestWorkers:
             ("sinkhorn", 4, 0.3),
         ],
     )
-    def test_processes_have_the_losses_of_one(self, tiny, centering, num_workers, drop_path):
+    def test_processes_have_the_losses_of_one(
+        self, tiny, only_losses, tmp_path, centering, num_workers, drop_path
+    ):
         """Three share four groups: one of them has two."""
         alone = tiny(batch_size=16, drop_path=drop_path, objective={"centering": centering})
         train(alone)
         shared = replace(alone, out=alone.out.with_name("shared"))
         payload = {"config": to_mapping(shared)}
-        store = str(shared.out.with_name("store"))
-        mp.start_processes(
-            _worker, (payload, store, num_workers), nprocs=num_workers, start_method="fork"
+        run_workers(
+            only_losses_worker, tmp_path / "workers", only_losses, payload, num_workers=num_workers
         )
         for name in ("loss", "dino", "ibot", "koleo", "grad_norm", "ibot_information"):
             one, two = ([line[name] for line in lines(config)] for config in (alone, shared))
@@ -219,12 +219,6 @@ class TestWorkers:
         workers = json.loads((shared.out / "environment.json").read_text())["workers"]
         assert len({worker["pid"] for worker in workers} - {os.getpid()}) == 2
         assert (shared.out / "weights" / "model.safetensors").exists()
-
-
-def _worker(rank, payload, store, world_size):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    run_worker(payload)
-    dist.destroy_process_group()
 
 
 class TestBadInput:
