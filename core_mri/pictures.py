@@ -29,6 +29,8 @@ CONVENTION = (
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 _ROLE_COLORS = {"reference": OUTLINE_COLORS[0], "estimate": OUTLINE_COLORS[1]}
 _ROLE_DASHES: dict[str, _Dashes] = {"reference": (0.0, ()), "estimate": (0.0, (3.0, 2.0))}
+_SAMPLE, _PAD, _BETWEEN = 1.8, 0.8, 1.2
+"""Of a legend, in letter heights: a sample of the line, its distance to the text, columns."""
 
 
 def overlay(
@@ -68,7 +70,8 @@ def overlay(
         Line2D([], [], color=cycle(OUTLINE_COLORS, i), marker="s", linestyle="", label=name)
         for i, name in enumerate((names or {}).values())
     ]
-    width, legend_columns = 3.0, 3  # inches, entries
+    width, size = 3.0, SMALL_PT - 1  # inches, points
+    legend_columns = _legend_columns([str(h.get_label()) for h in handles], 72 * width, size)
     height = width * image.shape[0] * spacing_mm[0] / (image.shape[1] * spacing_mm[1])
     above = 0.28 if title else 0.02
     below = 0.1 + 0.18 * math.ceil(len(handles) / legend_columns)
@@ -89,15 +92,29 @@ def overlay(
             bbox_to_anchor=(0.0, 0.0),
             ncols=legend_columns,
             frameon=False,
-            fontsize=SMALL_PT - 1,
+            fontsize=size,
             labelcolor=INK,
-            handlelength=1.8,
-            columnspacing=1.2,
+            handlelength=_SAMPLE,
+            handletextpad=_PAD,
+            columnspacing=_BETWEEN,
             labelspacing=0.3,
             borderaxespad=0,
             borderpad=0.1,
         )
     return figure
+
+
+def _legend_columns(labels: Sequence[str], width: float, size: float) -> int:
+    """The most columns, up to 3, that fit the width in points; columns are filled one by one."""
+    from matplotlib.textpath import TextPath
+
+    texts = [TextPath((0, 0), label, size=size).get_extents().width for label in labels]
+    entries = [(_SAMPLE + _PAD) * size + text for text in texts]
+    for columns in range(min(3, len(entries)), 1, -1):
+        widest = (max(part) for part in np.array_split(entries, columns))
+        if sum(widest) + (columns - 1) * _BETWEEN * size <= width:
+            return columns
+    return 1
 
 
 def contact_sheet(

@@ -94,6 +94,23 @@ class TestOverlay:
         both = pixels(overlay(IMAGE, square(2, 2), square(14, 20)))
         assert num_pixels_of(both, reference) > num_pixels_of(both, estimate) > 100
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["left ventricle"],
+            ["anterior hippocampus", "posterior hippocampus"],
+            [f"a structure of the upper abdomen {i}" for i in range(5)],
+        ],
+    )
+    def test_legends_stay_within_the_picture(self, names: list[str]) -> None:
+        figure = overlay(IMAGE, square(2, 2), square(4, 4), names=dict(enumerate(names, 1)))
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        place, whole = legend.get_window_extent(), figure.bbox
+        assert 0 <= place.x0 < place.x1 <= whole.x1
+        assert 0 <= place.y0 < place.y1 <= figure.axes[0].get_window_extent().y0
+        assert [text.get_text() for text in legend.get_texts()] == ["reference", "estimate", *names]
+
     def test_lines_differ_without_color(self) -> None:
         figure = overlay(IMAGE, square(2, 2), square(4, 4))
         dashes = [c.get_linestyles()[0][1] for c in figure.axes[0].collections]  # type: ignore[attr-defined]
