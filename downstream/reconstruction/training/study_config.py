@@ -81,7 +81,8 @@ class ReconstructionStudy:
     """Reason why test patients may have been pretraining patients of an encoder."""
     reuse: tuple[Path, ...] = ()
     """Folders of other studies whose finished cells count where their settings are the same, so
-    that seeds or contenders may run on several machines."""
+    that seeds or contenders may run on several machines. A study keeps only the cells it computed:
+    name the folders that those studies reused as well."""
 
     def __post_init__(self) -> None:
         if not self.contenders or not self.seeds or not self.labelled or not self.tuning:
