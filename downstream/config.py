@@ -264,8 +264,8 @@ class SuiteConfig:
     """Reason why test patients may also have been pretraining patients; empty refuses such a
     suite."""
     reuse: tuple[Path, ...] = ()
-    """Folders of earlier runs; their finished cells count where nothing they depend on differs. A run keeps
-    only the cells it computed: name the folders that those runs reused as well."""
+    """Folders of earlier runs; their finished cells count where nothing they depend on differs.
+    A run keeps only the cells it computed: name the folders that those runs reused as well."""
 
     def __post_init__(self) -> None:
         _check_counts(
