@@ -19,11 +19,10 @@ from downstream.evaluation.cells import (
     Cell,
     Contender,
     TaskData,
-    draw,
     measured_scores,
     outcome_of,
-    seed_of,
 )
+from downstream.evaluation.draws import draw, seed_of
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept
 from downstream.evaluation.results import Outcome
 from downstream.evaluation.setup import cells_of

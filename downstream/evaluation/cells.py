@@ -8,15 +8,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from core_mri.config import to_mapping
 from core_mri.devices import is_main
-from core_mri.errors import DataError
 from core_mri.models.classifier import Classifier
 from core_mri.models.encoder import Encoder
 from core_mri.models.promptable import PromptableSegmenter
@@ -30,6 +27,7 @@ from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
 from downstream.config import Adaptation, Protocol, Task, training_task
 from downstream.evaluation.cases import save_cases
+from downstream.evaluation.draws import draw, make_trainer, seed_of
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled, train
 from downstream.evaluation.generated import generated_note, generated_shots
 from downstream.evaluation.results import ALL_PATIENTS, Outcome, Score, finite
@@ -39,19 +37,13 @@ from downstream.prompting.answers import check_shown, score_prompts
 from downstream.prompting.train import PromptTrainer
 from downstream.recipe import Recipe
 from downstream.segmentation.data import (
-    Pair,
     Pairs,
-    Shot,
     count_examples,
-    draw_shots,
     name_labels,
     pair_labels,
-    read_mask,
 )
-from downstream.segmentation.examples import LabelledSlices, labelled_slices
-from downstream.segmentation.paper import PAPER_ENDING, paper_shots
+from downstream.segmentation.paper import PAPER_ENDING
 from downstream.segmentation.predict import predict_pairs
-from downstream.segmentation.sequences import read_channels
 from downstream.segmentation.structures import values_in
 from downstream.segmentation.train import Trainer, check_fits
 
@@ -349,88 +341,6 @@ def _cluster(
         ),
         cases=save_cases(found.pictures, run.out / "cells", cell.key),
         notes=found.notes,
-    )
-
-
-def seed_of(cell: Cell) -> int:
-    """One seed of the run and the draw; the same for all contenders."""
-    return int(np.random.SeedSequence((cell.seed, cell.draw)).generate_state(1)[0])
-
-
-def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list[Shot]]:
-    """Training and validation examples of a cell; an encoder and its twin get the same ones."""
-    task = training_task(cell.task)
-
-    def foreground(pair: Pair) -> list[int]:
-        mask = read_mask(registry, pair, task)
-        return np.flatnonzero(mask.any(axis=(1, 2))).tolist()
-
-    unit = cell.recipe.shots_unit
-    choose = partial(
-        paper_shots if cell.protocol == "paper" else partial(draw_shots, unit=unit),
-        seed=cell.seed,
-        draw=cell.draw,
-        foreground=foreground,
-    )
-    try:
-        shots = choose(pairs.train, cell.k)
-    except DataError as error:
-        raise DataError(
-            error.code, f"task {cell.task.name}, training split: {error.message}", fix=error.fix
-        ) from None
-    validation = choose(pairs.val, cell.recipe.num_validation, fewer=True)
-    if (found := count_examples(validation, unit)) < cell.recipe.num_validation:
-        log.warning(
-            "task %s: %d validation %s instead of %d",
-            cell.task.name, found, unit, cell.recipe.num_validation,
-        )  # fmt: skip
-    return shots, validation
-
-
-def make_trainer(
-    cell: Cell,
-    start: Start,
-    shots: Sequence[Shot],
-    validation: Sequence[Shot],
-    registry: Registry,
-    generated: Sequence[Shot] = (),
-) -> Trainer | PromptTrainer:
-    """Read the examples and set up their training.
-
-    Raises:
-        DataError: DATA-06 for a label value outside the list, DATA-09 when no training example
-            shows any structure.
-    """
-    task = training_task(cell.task)
-
-    def read(shots: Sequence[Shot]) -> list[LabelledSlices]:
-        found: list[LabelledSlices] = []
-        for shot in shots:
-            channels = read_channels(registry, shot.pair.images)
-            mask = read_mask(registry, shot.pair, task)
-            spacing = shot.pair.image.spacing_mm
-            found += labelled_slices(channels, mask, spacing, cell.recipe, shot.slices)
-        return found
-
-    examples = read(shots), read(validation)
-    given: dict[str, Any] = {
-        "adaptation": cell.adaptation,
-        "recipe": cell.recipe,
-        "steps": cell.steps,
-        "seed": seed_of(cell),
-        "name": cell.task.name,
-    }
-    if cell.task.kind == "prompting":
-        return PromptTrainer(start, *examples, **given)
-    assert isinstance(start, Encoder)
-    labels = dict(enumerate(task.labels, start=1))
-    return Trainer(
-        start,
-        *examples,
-        labels=labels,
-        sequences=task.sequences,
-        generated=read(generated),
-        **given,
     )
 
 

@@ -36,11 +36,10 @@ from downstream.evaluation.cells import (
     Cell,
     Contender,
     TaskData,
-    draw,
-    make_trainer,
     outcome_of,
     run_cell,
 )
+from downstream.evaluation.draws import draw, make_trainer
 from downstream.evaluation.release import card_facts, trained_on, update_cards
 from downstream.evaluation.remote import Job, cells_on_ray
 from downstream.evaluation.report import build_report

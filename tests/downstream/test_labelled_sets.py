@@ -19,7 +19,7 @@ from data_registry.layouts.detect import Asked, sources_in
 from data_registry.source_cards import load_card
 from downstream.cohort import load_cohort
 from downstream.config import SuiteConfig, Task
-from downstream.evaluation import cells as cells_module
+from downstream.evaluation import draws
 from downstream.evaluation.cells import Cell, prepare
 from downstream.evaluation.suite import evaluate, finetune
 from downstream.segmentation.data import Shot, name_labels, pair_labels, read_mask
@@ -110,19 +110,19 @@ class TestSequences:
         def spy(*given, **_):
             taken["training"] = given[1]
 
-        monkeypatch.setattr(cells_module, "Trainer", spy)
+        monkeypatch.setattr(draws, "Trainer", spy)
         cell = Cell(
             task=named, weights="w", against="t", fingerprint="f", scans="s", k=1, seed=0,
             recipe=recipe,
         )  # fmt: skip
         shot = Shot(pairs.train[0], (1, 2))
-        cells_module.make_trainer(cell, micro, [shot], [], brains)
+        draws.make_trainer(cell, micro, [shot], [], brains)
         (slices,) = taken["training"]
         assert slices.images.shape == (2, 2, 32, 32)
         single = replace(cell, task=replace(named, sequences=("FLAIR",)))
         second = replace(pairs.train[0], image=pairs.train[0].images[1], other_sequences=())
         alone = Shot(second, (1, 2))
-        cells_module.make_trainer(single, micro, [alone], [], brains)
+        draws.make_trainer(single, micro, [alone], [], brains)
         assert torch.equal(slices.images[:, 1:], taken["training"][0].images)
 
     def test_mixed_channels(self, brains):
