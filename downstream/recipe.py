@@ -97,6 +97,9 @@ class Recipe:
     synthetic_share: float = 0.0
     """Segmentation: share of a batch that are slices of generated pairs of the registry, made from
     none but the k patients of the draw; 1 trains on those alone, 0 never."""
+    regions: int = 0
+    """Prompting: slices of training scans, labelled or not, whose regions of even brightness are
+    structures too, beside the labelled slices; fewer where there are not as many."""
     slices_per_example: int = 16
     """Classification by attention with fresh augmentation or a moving encoder: slices drawn from
     each example at each step."""
@@ -128,6 +131,7 @@ class Recipe:
             "patience": self.patience,
             "pixel_mm": self.pixel_mm,
             "neighbours": self.neighbours,
+            "regions": self.regions,
         }
         wrong = [f"recipe.{name} = {value}" for name, value in not_negative.items() if value < 0]
         if wrong:

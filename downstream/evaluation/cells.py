@@ -27,13 +27,14 @@ from downstream.clustering.scores import ClusterData, Clustering
 from downstream.cohort import Cohort, check_disjoint, fingerprint, load_cohort, subjects
 from downstream.config import Adaptation, Protocol, Task, training_task
 from downstream.evaluation.cases import save_cases
-from downstream.evaluation.draws import draw, make_trainer, seed_of
+from downstream.evaluation.draws import draw, draw_unlabelled, make_trainer, seed_of
 from downstream.evaluation.fitting import drop_checkpoints, fit_best, kept, scaled, train
 from downstream.evaluation.generated import generated_note, generated_shots
 from downstream.evaluation.results import ALL_PATIENTS, Outcome, Score, finite
 from downstream.evaluation.testing import Tested, score_answers, score_predictions
 from downstream.feature_cache import FeatureCache, remembering
 from downstream.prompting.answers import check_shown, score_prompts
+from downstream.prompting.regions import Slices
 from downstream.prompting.train import PromptTrainer
 from downstream.recipe import Recipe
 from downstream.segmentation.data import (
@@ -114,6 +115,8 @@ class Cell:
     tuning: tuple[float, ...] = (1.0,)
     synthetic: str = ""
     """Hash of the generated pairs, where the recipe trains on some."""
+    images: str = ""
+    """Hash of the images that regions are drawn in, where the recipe wants regions."""
     baseline: str = ""
     """Name of a baseline, which has neither weights nor a twin."""
     recipe: Recipe
@@ -154,6 +157,7 @@ def prepare(registry: Registry, task: Task) -> TaskData:
     found = pair_labels(registry, cohort, task)
     if task.kind == "prompting":
         check_shown(registry, found.test, task)
+        found = replace(found, images=cohort.train)
     pairs = found.train + found.val + found.test
     rows = tuple(pair.image for pair in pairs)
     labels = [label for pair in pairs for label in pair.label_volumes]
@@ -206,9 +210,12 @@ def run_cell(
         outcome, model = _segment(cell, contender, data.data, registry, run, main, cache)
     if not main and is_main():
         drop_checkpoints(run, cell)
+    rows = data.rows
+    if isinstance(data.data, Pairs) and cell.images:
+        rows += data.data.images
     common = {
-        "sources": tuple(sorted({f"{row.source} ({row.licence})" for row in data.rows})),
-        "synthetic": all(row.synthetic for row in data.rows),
+        "sources": tuple(sorted({f"{row.source} ({row.licence})" for row in rows})),
+        "synthetic": all(row.synthetic for row in rows),
         "cpu_seconds": round(time.process_time() - started, 2),
     }
     return replace(outcome, **common), model  # type: ignore[arg-type]
@@ -228,10 +235,13 @@ def _segment(
         check_fits(contender.start, cell.recipe)
     shots, validation = draw(cell, pairs, registry)
     generated = generated_shots(cell, pairs, shots)
+    unlabelled = draw_unlabelled(cell, pairs)
 
     def make(factor: float) -> Trainer | PromptTrainer:
         own = replace(cell, recipe=scaled(cell.recipe, factor))
-        return make_trainer(own, contender.start, shots, validation, registry, generated)
+        return make_trainer(
+            own, contender.start, shots, validation, registry, generated, unlabelled
+        )
 
     trainer, tuned = fit_best(make, cell, run, main=main)
     moving, total = trainer.num_moving
@@ -245,7 +255,7 @@ def _segment(
 
     tested = _test(model, cell, pairs, registry, run, main)
     used = {
-        "train": [shot.pair.image for shot in shots],
+        "train": [*(shot.pair.image for shot in shots), *(own.row for own in unlabelled)],
         "val": [shot.pair.image for shot in validation],
         "test": [pair.image for pair in pairs.test],
     }
@@ -266,6 +276,7 @@ def _segment(
                 f"{kept(trainer, cell)}, {chosen}",
                 f"{moving:,} of {total:,} parameters moved",
                 *generated_note(cell, generated),
+                *_regions_note(unlabelled),
                 *tuned,
                 *_absent(trainer, cell),
             ),
@@ -394,6 +405,13 @@ def _score(
         value=finite(value),
         unit=unit,
     )
+
+
+def _regions_note(drawn: Sequence[Slices]) -> list[str]:
+    if not drawn:
+        return []
+    count = sum(len(own.indices) for own in drawn)
+    return [f"regions of even brightness in {count} slices of {len(drawn)} training scans"]
 
 
 def _absent(trainer: Trainer | PromptTrainer, cell: Cell) -> list[str]:

@@ -13,6 +13,7 @@ from core_mri.errors import DataError
 from core_mri.models.encoder import Encoder
 from downstream.adapt import Start
 from downstream.config import training_task
+from downstream.prompting.regions import Slices, drawn_slices, region_slices
 from downstream.prompting.train import PromptTrainer
 from downstream.segmentation.data import (
     Pair,
@@ -69,6 +70,13 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
     return shots, validation
 
 
+def draw_unlabelled(cell: Cell, pairs: Pairs) -> list[Slices]:
+    """The slices whose regions a prompting cell trains on, equal for an encoder and its twin."""
+    if cell.task.kind != "prompting":
+        return []
+    return drawn_slices(pairs.images, cell.recipe.regions, seed_of(cell))
+
+
 def make_trainer(
     cell: Cell,
     start: Start,
@@ -76,8 +84,18 @@ def make_trainer(
     validation: Sequence[Shot],
     registry: Registry,
     generated: Sequence[Shot] = (),
+    unlabelled: Sequence[Slices] = (),
 ) -> Trainer | PromptTrainer:
     """Read the examples and set up their training.
+
+    Args:
+        cell: What to fit.
+        start: Weights it begins with.
+        shots: Labelled examples.
+        validation: Those that choose the step that is kept.
+        registry: Where the scans are.
+        generated: Synthetic examples, for segmentation.
+        unlabelled: Slices whose regions are prompted, as `draw_unlabelled` gives them.
 
     Raises:
         DataError: DATA-06 for a label value outside the list, DATA-09 when no training example
@@ -103,7 +121,9 @@ def make_trainer(
         "name": cell.task.name,
     }
     if cell.task.kind == "prompting":
-        return PromptTrainer(start, *examples, **given)
+        last = len(task.labels)
+        regions = region_slices(registry, unlabelled, cell.recipe, seed_of(cell), after=last)
+        return PromptTrainer(start, [*examples[0], *regions], examples[1], **given)
     assert isinstance(start, Encoder)
     labels = dict(enumerate(task.labels, start=1))
     return Trainer(

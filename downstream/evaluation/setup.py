@@ -134,7 +134,10 @@ def cells_of(config: SuiteConfig, contender: Contender, data: TaskData) -> list[
         given |= {"steps": config.steps, "adaptation": config.adaptation, "tuning": config.tuning}
         if data.task.kind == "prompting":  # whole single slices, as users prompt them
             recipe = replace(recipe, pixel_mm=0.0, neighbours=0)
+            if recipe.regions and isinstance(data.data, Pairs):
+                given["images"] = fingerprint(data.data.images)
         else:
+            recipe = replace(recipe, regions=0)
             given["protocol"] = config.protocol
         if recipe.synthetic_share and isinstance(data.data, Pairs):
             pairs = data.data.generated

@@ -39,7 +39,7 @@ from downstream.evaluation.cells import (
     outcome_of,
     run_cell,
 )
-from downstream.evaluation.draws import draw, make_trainer
+from downstream.evaluation.draws import draw, draw_unlabelled, make_trainer
 from downstream.evaluation.release import card_facts, trained_on, update_cards
 from downstream.evaluation.remote import Job, cells_on_ray
 from downstream.evaluation.report import build_report
@@ -446,7 +446,10 @@ def _step_seconds(cell: Cell, contender: Contender, data: TaskData, registry: Re
     if not isinstance(data.data, Pairs):
         return 0.0
     shots, validation = draw(cell, data.data, registry)
-    trainer = make_trainer(cell, contender.start, shots, validation, registry)
+    unlabelled = draw_unlabelled(cell, data.data)
+    trainer = make_trainer(
+        cell, contender.start, shots, validation, registry, unlabelled=unlabelled
+    )
     num_steps = min(TIMED_STEPS, cell.steps)
     started = time.perf_counter()
     for index in range(num_steps):

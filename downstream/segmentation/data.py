@@ -71,6 +71,9 @@ class Pairs:
     test: tuple[Pair, ...]
     generated: tuple[Pair, ...] = ()
     """Synthetic pairs; only a recipe with `synthetic_share` trains on them."""
+    images: tuple[VolumeRow, ...] = ()
+    """Images of the training split, labelled or not; only a recipe with `regions` trains on those
+    without labels."""
 
     def generated_from(self, patients: Collection[str]) -> list[Pair]:
         """Synthetic pairs that were made from none but these patients."""

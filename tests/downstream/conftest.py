@@ -108,6 +108,19 @@ def organs() -> Task:
 
 
 @pytest.fixture
+def prompting(organs: Task) -> Task:
+    """The liver is tested; it is never prompted in training."""
+    return Task(
+        name="liver",
+        kind="prompting",
+        where=organs.where,
+        labels={"liver": organs.labels["liver"]},
+        train_labels={name: organs.labels[name] for name in ("spleen", "right kidney", "aorta")},
+        other_labels="background",
+    )
+
+
+@pytest.fixture
 def sequences() -> Task:
     return Task(name="sequence", kind="classification", target="sequence")
 

@@ -17,7 +17,7 @@ from core_mri.models.promptable import Masks, PromptableSegmenter
 from core_mri.prompting import PromptedVolume
 from core_mri.slice_grid import image_to_square
 from core_mri.volume import Volume
-from downstream.config import Task, training_task
+from downstream.config import training_task
 from downstream.evaluation.suite import finetune, rehearse
 from downstream.prompting import answers, clicks
 from downstream.prompting.loss import mask_loss
@@ -314,19 +314,6 @@ class TestTraining:
     def test_a_width_that_sams_decoder_cannot_have(self, trainer, recipe) -> None:
         with pytest.raises(ConfigError, match="multiple of 16"):
             trainer(recipe=replace(recipe, head_width=24))
-
-
-@pytest.fixture
-def prompting(organs: Task) -> Task:
-    """The liver is tested; it is never prompted in training."""
-    return Task(
-        name="liver",
-        kind="prompting",
-        where=organs.where,
-        labels={"liver": organs.labels["liver"]},
-        train_labels={name: organs.labels[name] for name in ("spleen", "right kidney", "aorta")},
-        other_labels="background",
-    )
 
 
 class TestTask:
