@@ -11,7 +11,6 @@ import torch
 from scipy import ndimage
 
 import core_mri
-from core_mri.metrics import dice
 from downstream.cohort import read_image
 from downstream.evaluation.cells import prepare
 from downstream.evaluation.setup import cells_of, contenders
@@ -36,12 +35,14 @@ def discs() -> tuple[np.ndarray, list[np.ndarray]]:
 class TestRegions:
     @pytest.mark.parametrize("seed", range(10))
     def test_a_disc_is_one_and_air_and_what_the_edge_cuts_are_none(self, seed: int) -> None:
+        """To the blur of the smoothing, whose slopes may be regions of their own."""
         image, (whole, cut) = discs()
         found = even_regions(image, np.random.default_rng(seed))
         number = found[20, 20]
         assert number > 0
-        assert dice(found == number, whole) > 0.8
-        assert not found[cut & ndimage.binary_erosion(cut, iterations=3)].any()
+        assert (found[ndimage.binary_erosion(whole, iterations=5)] == number).all()
+        assert not (found == number)[~ndimage.binary_dilation(whole, iterations=4)].any()
+        assert not found[ndimage.binary_erosion(cut, iterations=5, border_value=1)].any()
         assert found[0, 0] == found[60, 5] == 0
 
     @pytest.mark.parametrize("seed", range(10))
