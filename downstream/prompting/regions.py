@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 SCALES = (20.0, 400.0)
 """Drawn evenly on a logarithmic axis: larger ones give larger regions."""
-SMOOTHING = (0.5, 1.5)
+SMOOTHING = (0.2, 0.8)
 """Standard deviation of the Gaussian before, pixels."""
 FEWEST = (12, 60)
 """Pixels below which a region is joined to a neighbour."""
+NARROWEST = 3
+"""Side in pixels of a square that must fit in: slopes of smoothed borders are no structures."""
 LARGEST = 0.4
 """Share of a slice; larger regions are no structures."""
 DARKEST = 0.1
@@ -88,6 +90,7 @@ def even_regions(image: npt.NDArray[np.float32], rng: np.random.Generator) -> np
     Returns:
         [H, W].
     """
+    from scipy import ndimage
     from skimage.segmentation import felzenszwalb
 
     pieces = felzenszwalb(
@@ -100,9 +103,12 @@ def even_regions(image: npt.NDArray[np.float32], rng: np.random.Generator) -> np
     brightness = np.bincount(pieces.ravel(), image.ravel()) / size
     edge = np.concatenate([pieces[0], pieces[-1], pieces[1:-1, 0], pieces[1:-1, -1]])
     at_edge = np.bincount(edge, minlength=len(size))
+    low, high = (f(pieces, NARROWEST) for f in (ndimage.minimum_filter, ndimage.maximum_filter))
+    inner = np.bincount(pieces[low == high], minlength=len(size))
     fit = (
         (size >= FEWEST[0])
         & (size <= LARGEST * image.size)
+        & (inner > 0)
         & (brightness >= DARKEST)
         & (at_edge <= MOST_AT_EDGE * np.sqrt(size))
     )
