@@ -14,7 +14,7 @@ import core_mri
 from downstream.cohort import read_image
 from downstream.evaluation.cells import prepare
 from downstream.evaluation.setup import cells_of, contenders
-from downstream.evaluation.suite import finetune
+from downstream.evaluation.suite import finetune, rehearse
 from downstream.prompting import regions
 from downstream.prompting.clicks import random_target
 from downstream.prompting.regions import drawn_slices, even_regions, region_slices
@@ -105,8 +105,10 @@ class TestCells:
 
         monkeypatch.setattr("downstream.prompting.train.random_target", spy)
         wanted = replace(recipe, prompt_rounds=1, regions=40, batch_size=16)
-        out = finetune(finetune_config(task=prompting, recipe=wanted, k=1, steps=2))
-        assert max(prompted) > 4
+        config = finetune_config(task=prompting, recipe=wanted, k=1, steps=2)
+        assert any("training steps" in line for line in rehearse(config))
+        out = finetune(config)
+        assert max(prompted) > 3  # beyond spleen, right kidney, aorta
         results = json.loads((out / "results.json").read_text())
         card = core_mri.load_model(out, device="cpu").card
         rows = prepare(registry, prompting).data.images
