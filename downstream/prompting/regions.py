@@ -48,11 +48,13 @@ class Slices(NamedTuple):
 
 def drawn_slices(rows: Sequence[VolumeRow], count: int, seed: int) -> list[Slices]:
     """At most `count` slices of volumes, all equally likely; in the order of `rows`."""
-    places = [(number, index) for number, row in enumerate(rows) for index in range(row.num_slices)]
-    chosen = np.random.default_rng(seed).permutation(len(places))[:count]
+    ends = np.cumsum([row.num_slices for row in rows], dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.sort(np.random.default_rng(seed).permutation(total)[:count])
     own: dict[int, list[int]] = {}
-    for number, index in sorted(places[position] for position in chosen):
-        own.setdefault(number, []).append(index)
+    for position, number in zip(chosen, np.searchsorted(ends, chosen, "right"), strict=True):
+        first = ends[number] - rows[number].num_slices
+        own.setdefault(int(number), []).append(int(position - first))
     return [Slices(rows[number], indices) for number, indices in own.items()]
 
 
