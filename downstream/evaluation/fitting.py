@@ -103,6 +103,8 @@ def train(trainer: Training, cell: Cell, run: Run, *, main: bool = False, part: 
         _fit(trainer, run, cell)
         return
     with Run.open(run.out / "cells" / cell.key / part, cell, main=is_main()) as own:
+        if run.stop_requested:  # while the examples were read
+            own.request_stop()
         _fit(trainer, own, cell)
     if own.stop_requested:  # a signal during the last step
         run.request_stop()

@@ -18,7 +18,7 @@ from data_registry.governance.uses import uses_of
 from downstream.adapt import random_twin
 from downstream.cohort import load_cohort
 from downstream.config import FinetuneConfig, Task
-from downstream.evaluation import suite
+from downstream.evaluation import cells, suite
 from downstream.evaluation.cells import Cell
 from downstream.evaluation.setup import contenders
 from downstream.evaluation.suite import evaluate, finetune, rehearse
@@ -214,6 +214,31 @@ class TestReproducibility:
         finetune(config, resume=True)
         assert results(config.out) == results(whole)
         assert len((config.out / "metrics.jsonl").read_text().splitlines()) == 6
+
+    def test_asked_to_stop_while_examples_are_read_it_does_one_step(
+        self, finetune_config, monkeypatch
+    ):
+        """The twin is the second cell; its training would go on for its six steps."""
+        runs, made = [], []
+        enter, make = Run.__enter__, cells.make_trainer
+
+        def entered(run):
+            runs.append(run)
+            return enter(run)
+
+        def asked(*given):
+            made.append(given)
+            if len(made) == 2:
+                runs[0].request_stop()
+            return make(*given)
+
+        monkeypatch.setattr(Run, "__enter__", entered)
+        monkeypatch.setattr(cells, "make_trainer", asked)
+        config = finetune_config(steps=6)
+        with pytest.raises(Interrupted, match="--resume"):
+            finetune(config)
+        (metrics,) = config.out.glob("cells/*twin*/metrics.jsonl")
+        assert len(metrics.read_text().splitlines()) == 1
 
 
 class TestTooFew:
