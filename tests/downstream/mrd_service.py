@@ -138,6 +138,6 @@ def alive(server: MrdServer, scan: Path, tmp_path: Path) -> None:
 
 
 def wait_for_room(server: MrdServer) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while streams_open(server) and time.monotonic() < deadline:
         time.sleep(0.1)

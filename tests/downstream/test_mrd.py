@@ -99,7 +99,7 @@ class TestStreams:
         before = files_below(mrd_server.data)
         stream(mrd_scan, mrd_server, tmp_path, "--config", "zero-filled")
         assert files_below(mrd_server.data) == before
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 5
         while streams_open(mrd_server) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not streams_open(mrd_server)
