@@ -21,7 +21,7 @@ from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from core_mri.config import config_hash, differences, save_config, to_mapping
-from core_mri.devices import environment, world_size
+from core_mri.devices import environment, is_main, world_size
 from core_mri.errors import ConfigError, CoreMRIError, DataError, Interrupted, RunError
 
 if TYPE_CHECKING:
@@ -115,6 +115,25 @@ class Run:
             facts = json.dumps(environment(), indent=2)
             write_atomically(out / "environment.json", (facts + "\n").encode())
         return run
+
+    @contextlib.contextmanager
+    def part(self, name: str, config: object) -> Iterator[Run]:
+        """A run in the folder `name` of this one; a stop asked of one is asked of both.
+
+        Args:
+            name: Folder, relative to that of this run.
+            config: The resolved configuration of the part (dataclass).
+
+        Raises:
+            ConfigError: As :meth:`open`.
+            DataError: As :meth:`open`.
+        """
+        with Run.open(self.out / name, config, main=is_main()) as own:
+            if self.stop_requested:  # before the part took the signals over
+                own.request_stop()
+            yield own
+        if own.stop_requested:  # by a signal during its last step
+            self.request_stop()
 
     def __enter__(self) -> Run:
         if self.main:

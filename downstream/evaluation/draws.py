@@ -72,8 +72,6 @@ def draw(cell: Cell, pairs: Pairs, registry: Registry) -> tuple[list[Shot], list
 
 def draw_unlabelled(cell: Cell, pairs: Pairs) -> list[Slices]:
     """The slices whose regions a prompting cell trains on, equal for an encoder and its twin."""
-    if cell.task.kind != "prompting":
-        return []
     return drawn_slices(pairs.images, cell.recipe.regions, seed_of(cell))
 
 

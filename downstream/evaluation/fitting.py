@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from core_mri.devices import is_main
 from core_mri.errors import ConfigError
 from core_mri.launch import preemption_due
 from core_mri.runs import Run
@@ -102,12 +101,8 @@ def train(trainer: Training, cell: Cell, run: Run, *, main: bool = False, part: 
     if main:
         _fit(trainer, run, cell)
         return
-    with Run.open(run.out / "cells" / cell.key / part, cell, main=is_main()) as own:
-        if run.stop_requested:  # while the examples were read
-            own.request_stop()
+    with run.part(f"cells/{cell.key}/{part}", cell) as own:
         _fit(trainer, own, cell)
-    if own.stop_requested:  # a signal during the last step
-        run.request_stop()
 
 
 def kept(trainer: Training, cell: Cell) -> str:

@@ -133,6 +133,21 @@ class TestInterrupt:
         assert run.load_checkpoint() is None
 
 
+class TestPart:
+    def test_a_stop_asked_of_one_is_asked_of_both(self, tmp_path: Path) -> None:
+        with open_run(tmp_path) as run:
+            with run.part("cells/first", Config(seed=1)) as own:
+                assert own.out == run.out / "cells" / "first"
+                assert not own.stop_requested
+            assert not run.stop_requested
+            with run.part("cells/second", Config(seed=2)):
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert not run.stop_requested
+            assert run.stop_requested
+            with run.part("cells/third", Config(seed=3)) as own:
+                assert own.stop_requested
+
+
 class TestWriting:
     def test_readers_never_see_a_part(self, tmp_path: Path) -> None:
         target = tmp_path / "file"

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from core_mri.config import to_mapping
-from core_mri.devices import is_main
 from core_mri.errors import CoreMRIError, Interrupted
 from core_mri.metrics import psnr
 from core_mri.runs import Run
@@ -268,10 +267,8 @@ def _outcome(
 def _trained(cell: Cell, config: ReconstructionConfig, run: Run) -> tuple[Way, tuple[str, ...]]:
     job = Job(config)
     trainer = job.trainer()
-    with Run.open(run.out / "cells" / cell.key, config, main=is_main()) as own:
+    with run.part(f"cells/{cell.key}", config) as own:
         train(trainer, own, f"{cell.name}, seed {config.seed}")
-    if own.stop_requested:
-        run.request_stop()
     moving, _ = trainer.num_moving
     told = f"{cell.name}, {_patients(config.labelled)}, seed {config.seed}: "
     told += f"step {trainer.best.step} of {trainer.steps} kept, {moving:,} parameters moved"
